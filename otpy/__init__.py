@@ -1,0 +1,81 @@
+"""otpy: Erlang/OTP's supervision trees for programs made of threads.
+
+Reports are in ``otpy.reports``; the ports for new kinds of children, clocks and handlers in ``otpy.abc``.
+"""
+
+from otpy import abc, reports
+from otpy.children.thread import Service, thread
+from otpy.context import Context, current
+from otpy.exceptions import (
+    AlreadyPresent,
+    AlreadyStarted,
+    CallTimeout,
+    Fatal,
+    Fenced,
+    Ignore,
+    InternalError,
+    Killed,
+    MaxChildren,
+    NotAlive,
+    NotFound,
+    Refusal,
+    Shutdown,
+    SpecError,
+    StartError,
+    StillRestarting,
+    StillRunning,
+    TreeFailed,
+    WouldDeadlock,
+)
+from otpy.reports import ChildInfo, ChildState, Counts, Escalation, ExitKind, ExitReason, Snapshot, StopReport
+from otpy.specs import AutoShutdown, Budget, ChildSpec, ChildType, OnUnstopped, Restart, Strategy, SupervisorSpec
+from otpy.supervisor import Supervisor, dynamic_supervisor, run, start, supervisor
+
+__all__ = [
+    "AlreadyPresent",
+    "AlreadyStarted",
+    "AutoShutdown",
+    "Budget",
+    "CallTimeout",
+    "ChildInfo",
+    "ChildSpec",
+    "ChildState",
+    "ChildType",
+    "Context",
+    "Counts",
+    "Escalation",
+    "ExitKind",
+    "ExitReason",
+    "Fatal",
+    "Fenced",
+    "Ignore",
+    "InternalError",
+    "Killed",
+    "MaxChildren",
+    "NotAlive",
+    "NotFound",
+    "OnUnstopped",
+    "Refusal",
+    "Restart",
+    "Service",
+    "Shutdown",
+    "Snapshot",
+    "SpecError",
+    "StartError",
+    "StillRestarting",
+    "StillRunning",
+    "StopReport",
+    "Strategy",
+    "Supervisor",
+    "SupervisorSpec",
+    "TreeFailed",
+    "WouldDeadlock",
+    "abc",
+    "current",
+    "dynamic_supervisor",
+    "reports",
+    "run",
+    "start",
+    "supervisor",
+    "thread",
+]

@@ -1,0 +1,83 @@
+"""The ports: what outsiders may provide, and what they are given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
+
+import attrs
+
+from otpy.messages import Message
+from otpy.reports import ExitReason, Report
+from otpy.specs import ChildSpec
+
+ReportHandler = Callable[[Report], object]
+"""What gets the reports. It runs on a thread of its own; what it raises is logged."""
+
+Deliver = Callable[[Message], None]
+"""How a child talks to its supervisor. May be called from any thread; never blocks."""
+
+
+class Clock(Protocol):
+    """Where time comes from."""
+
+    def monotonic(self) -> float:
+        """Return seconds that never step; all deadlines are in these."""
+
+    def wall(self) -> float:
+        """Return seconds since the epoch; for reports only."""
+
+
+@runtime_checkable
+class Puttable(Protocol):
+    """A queue, as far as a report handler is concerned."""
+
+    def put(self, item: Any, /) -> object:
+        """Take *item*."""
+
+
+@attrs.frozen(kw_only=True)
+class Birth:
+    """What a kind of child gets to make one incarnation of it.
+
+    Attributes:
+        ref: The number that its news must carry.
+        path, spec, incarnation: Who it is.
+        last_exit: Why the incarnation before ended, None if there was none.
+        supervisor: The handle of its supervisor, None at the root.
+        tree: What all supervisors of the running tree share.
+    """
+
+    ref: int
+    path: str
+    spec: ChildSpec
+    incarnation: int
+    last_exit: ExitReason | None
+    supervisor: Any
+    tree: Any
+
+
+class Child(Protocol):
+    """One incarnation of something that a supervisor can run.
+
+    No method blocks or raises; all news goes to *deliver*. All methods are called from the supervisor's thread.
+    """
+
+    def start(self, deliver: Deliver) -> None:
+        """Start. ChildStarted once it is up; in the end, always, exactly one ChildExited."""
+
+    def stop(self) -> None:
+        """Ask it politely to stop. Idempotent; a late call is harmless."""
+
+    def kill(self) -> bool:
+        """Stop it by force; False: this kind cannot be killed."""
+
+    def abandon(self) -> None:
+        """Fence it off: it could not be stopped, and nothing that it does counts any more."""
+
+    def stack(self) -> str:
+        """Return what it is doing now, formatted like a traceback; "" if nothing runs."""
+
+    @property
+    def alive(self) -> bool:
+        """Whether something of it still runs."""

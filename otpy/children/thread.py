@@ -1,0 +1,268 @@
+"""Children that are threads.
+
+A thread cannot be killed, only interrupted: CPython can be told to raise an exception inside it, which happens the next
+time that it runs Python code. That must not happen outside the user's code, where it would swallow the exit report, nor
+after the thread has ended, when its number may belong to another thread. ``Gate`` sees to both.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from typing import Any, Unpack
+
+import attrs
+
+from otpy import registry
+from otpy.abc import Birth, Deliver
+from otpy.context import Context
+from otpy.exceptions import Fenced, Ignore, Killed, Shutdown, SpecError
+from otpy.messages import ChildExited, ChildStarted
+from otpy.registry import Role
+from otpy.reports import ExitKind, ExitReason
+from otpy.specs import ChildSpec, Common
+
+
+class Service:
+    """A child with a life of its own: init, run, stop, terminate.
+
+    Pass a subclass to ``thread``. Each incarnation is a fresh object, made without arguments; ``self.ctx`` is there
+    before ``init`` is called. (OTP: the callbacks of a behaviour.)
+    """
+
+    ctx: Context
+
+    def init(self, *args: Any) -> None:
+        """Prepare, with the arguments of ``thread``. Ready when this returns; what this raises is a failed start."""
+
+    def run(self) -> None:
+        """Work until ``self.ctx.running`` is false. Must be overridden."""
+        raise NotImplementedError
+
+    def stop(self) -> None:
+        """Called on a helper thread when the service is asked to stop: wake ``run``, close what it waits for."""
+
+    def terminate(self, reason: ExitReason) -> None:
+        """Clean up; called in the service's thread after ``run``, however it ended, if ``init`` had returned."""
+
+
+def thread(target: Callable[..., object], *args: Any, id: str | None = None, **common: Unpack[Common]) -> ChildSpec:
+    """Describe a child that runs in a thread.
+
+    Args:
+        target: Called as ``target(ctx, *args)``, or a subclass of ``Service``, whose ``init`` gets *args*.
+        args: Its arguments, the same at each start.
+        id: Its name among its siblings; default: the name of *target*.
+        **common: ``restart``, ``shutdown``, ``significant``, ``ready``, ``start_timeout``, ``interrupt``,
+            ``unstopped``, ``purpose``: see ``ChildSpec``. A ``Service`` is always ``ready=True``.
+
+    Raises:
+        SpecError: A field is wrong, or *target* cannot be called with these arguments.
+    """
+    name = id if id is not None else getattr(target, "__name__", "")
+    _check(name, target, args)
+    if _is_service(target):
+        common["ready"] = True
+    return ChildSpec(id=name, start=ThreadStart(target, args), **common)
+
+
+def _is_service(target: object) -> bool:
+    return isinstance(target, type) and issubclass(target, Service)
+
+
+def _check(name: str, target: Any, args: tuple[Any, ...]) -> None:
+    path = name if isinstance(name, str) and name else "<thread>"
+    if not callable(target):
+        raise SpecError(path, "target", target, "a callable or a subclass of Service")
+    if inspect.iscoroutinefunction(target) or inspect.isgeneratorfunction(target) or inspect.isasyncgenfunction(target):
+        raise SpecError(path, "target", target, "a plain function: calling this one would run nothing")
+    if _is_service(target):
+        _check_service(path, target, args)
+    else:
+        _check_call(path, target, ("ctx", *args), "a callable that takes (ctx, *args)")
+
+
+def _check_service(path: str, target: type[Service], args: tuple[Any, ...]) -> None:
+    if target.run is Service.run:
+        raise SpecError(path, "target", target, "a Service with a run method")
+    _check_call(path, target, (), "a Service that can be made without arguments; init gets them")
+    _check_call(path, target.init, ("self", *args), "a Service whose init takes (*args)")
+
+
+def _check_call(path: str, target: Callable[..., object], args: tuple[Any, ...], expected: str) -> None:
+    try:
+        inspect.signature(target).bind(*args)
+    except TypeError as error:
+        raise SpecError(path, "target", target, f"{expected} ({error})") from None
+    except ValueError:
+        pass  # a builtin that does not tell its signature
+
+
+@attrs.frozen
+class ThreadStart:
+    """Makes a thread child; the ``start`` of its spec."""
+
+    target: Callable[..., object]
+    args: tuple[Any, ...]
+
+    def __call__(self, birth: Birth) -> ThreadChild:
+        return ThreadChild(birth, self.run)
+
+    def run(self, ctx: Context) -> None:
+        if _is_service(self.target):
+            _run_service(self.target, self.args, ctx)  # type: ignore[arg-type]
+        else:
+            self.target(ctx, *self.args)
+
+
+def _run_service(kind: type[Service], args: tuple[Any, ...], ctx: Context) -> None:
+    service = kind()
+    service.ctx = ctx
+    service.init(*args)
+    if kind.stop is not Service.stop:
+        ctx.on_stop(service.stop)
+    ctx.ready()
+    try:
+        service.run()
+    except BaseException as error:
+        service.terminate(reason_of(error, ctx))
+        raise
+    service.terminate(reason_of(None, ctx))
+
+
+class Gate:
+    """Lets at most one ``Killed`` into a thread, and only between ``open`` and ``close``.
+
+    ``close`` may itself be hit by the one that is on its way; so may everything between the user's last line and it.
+    Whoever calls it must expect that. Nothing can hit after it. If a lock is left locked by such a hit, nobody minds:
+    the only other one to take it is ``interrupt``, which has been there.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._ident = 0
+        self._is_shut = self._is_hit = False
+
+    def open(self) -> None:
+        """Let an interrupt in from now on; raise it here if it came too early."""
+        with self._lock:
+            self._ident = threading.get_ident()
+            if self._is_shut:
+                raise Killed
+
+    def interrupt(self) -> bool:
+        """Raise ``Killed`` in the thread, once; False: this Python cannot."""
+        if self._is_shut:
+            return True
+        with self._lock:
+            if not self._is_shut:
+                self._is_shut = True
+                self._is_hit = bool(self._ident)
+                return not self._is_hit or raise_in(self._ident, Killed)
+        return True
+
+    def close(self) -> None:
+        """Keep interrupts out, and take back one that has been sent and not arrived."""
+        if not self._is_shut:
+            with self._lock:
+                self._is_shut = True
+        if self._is_hit:
+            raise_in(threading.get_ident(), None)
+
+
+def raise_in(ident: int, exception: type[BaseException] | None) -> bool:
+    """Have *exception* raised in the thread *ident* when it next runs Python code; None takes one back.
+
+    False: it cannot be done.
+    """
+    try:
+        import ctypes
+    except ImportError:
+        return False
+    argument = ctypes.py_object(exception) if exception is not None else None
+    return ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(ident), argument) > 0 or exception is None
+
+
+@attrs.define(eq=False)
+class ThreadChild:
+    """One incarnation: a thread that runs *life* and then says why it ended. Meets ``Child``."""
+
+    birth: Birth
+    life: Callable[[Context], None]
+    _gate: Gate = attrs.field(factory=Gate, init=False)
+    _ctx: Context = attrs.field(init=False)
+    _thread: threading.Thread | None = attrs.field(default=None, init=False)
+    _deliver: Deliver = attrs.field(init=False)
+
+    def start(self, deliver: Deliver) -> None:
+        birth = self.birth
+        self._deliver, self._ctx = deliver, Context(birth, deliver)
+        purpose = birth.spec.purpose or f"runs {birth.spec.id}"
+        try:
+            self._thread = registry.spawn(
+                self._main, name=birth.path, role=Role.CHILD, purpose=purpose, owner=birth.tree
+            )
+        except (RuntimeError, MemoryError) as error:  # can't start new thread
+            deliver(ChildExited(birth.ref, ExitReason(ExitKind.CRASHED, error)))
+        else:
+            if not birth.spec.ready:
+                deliver(ChildStarted(birth.ref, birth.path))
+
+    def stop(self) -> None:
+        self._ctx.ask()
+
+    def kill(self) -> bool:
+        self._ctx.ask()
+        return self._gate.interrupt()
+
+    def abandon(self) -> None:
+        self._ctx.ask()
+        self._ctx.fence()
+
+    def stack(self) -> str:
+        frame = sys._current_frames().get(self._thread.ident or 0) if self._thread else None
+        return "".join(traceback.format_stack(frame)) if frame else ""
+
+    @property
+    def alive(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
+    def _main(self) -> None:
+        try:
+            reason = self._live()
+            self._gate.close()
+        except Killed as late:  # it came between the user's last line and the closing of the gate
+            reason = ExitReason(ExitKind.KILLED, late)
+        self._deliver(ChildExited(self.birth.ref, reason))
+
+    def _live(self) -> ExitReason:
+        try:
+            self._ctx.enter()
+            self._gate.open()
+            self.life(self._ctx)
+        except BaseException as error:
+            return reason_of(error, self._ctx)
+        return reason_of(None, self._ctx)
+
+
+EXIT_KINDS: tuple[tuple[type[BaseException], ExitKind], ...] = (
+    # what a child raised, and nobody had asked it to stop: how it ended; whatever is not here is CRASHED
+    (Shutdown, ExitKind.SHUTDOWN),
+    (Ignore, ExitKind.NORMAL),
+)
+
+
+def reason_of(error: BaseException | None, ctx: Context) -> ExitReason:
+    """Return the exit reason of a child that returned, or raised *error*."""
+    if isinstance(error, Killed | Fenced):
+        return ExitReason(ExitKind.KILLED, error)
+    if isinstance(error, SystemExit) and error.code in (0, None):
+        error = None
+    if not ctx.running:
+        return ExitReason(ExitKind.SHUTDOWN, error)
+    if error is None:
+        return ExitReason(ExitKind.NORMAL, detail=None if ctx.is_ready else "it returned before it was ready")
+    return ExitReason(next((kind for type, kind in EXIT_KINDS if isinstance(error, type)), ExitKind.CRASHED), error)

@@ -1,0 +1,210 @@
+"""What a child sees of its tree: ``ctx``.
+
+Who runs what: a context is used by the threads of its child; ``ask`` and ``fence`` are called by the supervisor's
+thread. There is no lock between them: each flag is written by one side only, and a callback is taken from the deque by
+exactly one of the threads that try.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextvars
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from otpy import registry, telemetry
+from otpy.abc import Birth, Deliver
+from otpy.exceptions import Fenced, NotFound
+from otpy.mailbox import bounded
+from otpy.messages import ChildStarted
+from otpy.registry import Role
+from otpy.reports import ExitReason
+
+
+class Context:
+    """A child's window on its tree; the first argument of every target.
+
+    When the child has been given up as unstopped, ``running`` stays False and every other use raises ``Fenced``.
+
+    Attributes:
+        running: True until the child is asked to stop.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_birth",
+        "_callbacks",
+        "_deliver",
+        "_fenced",
+        "_is_ready",
+        "_stop",
+        "_thread",
+        "running",
+    )
+
+    def __init__(self, birth: Birth, deliver: Deliver) -> None:
+        self.running = True
+        self._birth, self._deliver = birth, deliver
+        self._stop = threading.Event()
+        self._callbacks: collections.deque[Callable[[], object]] = collections.deque()
+        self._is_ready = not birth.spec.ready
+        self._fenced = False
+        self._thread: int | None = None
+
+    @property
+    def id(self) -> str:
+        """Its id among its siblings."""
+        return self._use().spec.id
+
+    @property
+    def path(self) -> str:
+        """Its ids from the root, joined by "/"."""
+        return self._use().path
+
+    @property
+    def incarnation(self) -> int:
+        """How often this child has been started, this time included."""
+        return self._use().incarnation
+
+    @property
+    def last_exit(self) -> ExitReason | None:
+        """Why the incarnation before this one ended; None: there was none."""
+        return self._use().last_exit
+
+    @property
+    def supervisor(self) -> Any:
+        """The handle of its supervisor."""
+        return self._use().supervisor
+
+    @property
+    def log(self) -> Any:
+        """A structlog logger, bound to path and incarnation."""
+        birth = self._use()
+        return telemetry.logger(path=birth.path, incarnation=birth.incarnation)
+
+    def sleep(self, seconds: float) -> None:
+        """Sleep, or return early when asked to stop.
+
+        Args:
+            seconds: How long, >= 0.
+        """
+        self.wait_stop(seconds)
+
+    def wait_stop(self, timeout: float | None = None) -> bool:
+        """Wait until asked to stop, or *timeout* seconds; return whether asked to stop.
+
+        Raises:
+            ValueError: *timeout* is negative or not a number.
+        """
+        self._use()
+        if timeout is not None and not timeout >= 0:
+            raise ValueError(f"timeout = {timeout!r}: expected a number of seconds >= 0")
+        asked = self._stop.wait(bounded(timeout))
+        self._use()  # it may have been fenced in its sleep
+        return asked
+
+    def on_stop(self, callback: Callable[[], object]) -> None:
+        """Have *callback* called once, on a helper thread, when the child is asked to stop.
+
+        For what wakes a blocked child: close the socket, shut the server down. Called at once if the child has been
+        asked already. What it raises is logged.
+
+        Raises:
+            TypeError: *callback* cannot be called.
+        """
+        self._use()
+        if not callable(callback):
+            raise TypeError(f"callback = {callback!r}: expected a callable")
+        self._callbacks.append(callback)
+        if not self.running:  # asked before or since: ask() may have found the deque empty
+            self._call_back()
+
+    def ready(self) -> None:
+        """Say that the start is complete; for a child with ``ready=True``. Calling it again does nothing."""
+        birth = self._use()
+        if not self._is_ready:
+            self._is_ready = True
+            self._deliver(ChildStarted(birth.ref, threading.current_thread().name))
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the start is complete."""
+        self._use()
+        return self._is_ready
+
+    def __repr__(self) -> str:
+        return f"<Context of {self._birth.path}, incarnation {self._birth.incarnation}>"
+
+    # What the kinds of children do with it, not the children themselves
+
+    def enter(self) -> None:
+        """Make this the context of the code that runs in this thread."""
+        self._thread = threading.get_ident()
+        _current.set(self)
+
+    def hangs_on(self, tree: object, path: str) -> str | None:
+        """Return the child of the supervisor *path* through which this child hangs in its tree.
+
+        None if it does not, or if this is not the child's own thread: then a call does not keep the child from ending.
+        """
+        birth = self._use()
+        if birth.tree is not tree or self._thread != threading.get_ident() or not birth.path.startswith(path + "/"):
+            return None
+        return birth.path[len(path) + 1 :].partition("/")[0]
+
+    def ask(self) -> None:
+        """Ask the child to stop. Idempotent."""
+        if self.running:
+            self.running = False
+            self._stop.set()
+            if self._callbacks:
+                self._call_back()
+
+    def fence(self) -> None:
+        """Make this context useless."""
+        self._fenced = True
+
+    def _use(self) -> Birth:
+        if self._fenced:
+            raise Fenced(self._birth.path)
+        return self._birth
+
+    def _call_back(self) -> None:
+        birth = self._birth
+        try:
+            registry.spawn(
+                self._drain, name=f"{birth.path} (on_stop)", role=Role.HELPER, purpose="calls on_stop", owner=birth.tree
+            )
+        except RuntimeError:  # no more threads, or the interpreter exits
+            birth.tree.telemetry.run_soon(lambda _: self._drain())
+
+    def _drain(self) -> None:
+        _current.set(self)
+        while self._callbacks:
+            try:
+                callback = self._callbacks.popleft()
+            except IndexError:
+                return  # another helper was faster
+            self._call(callback)
+
+    def _call(self, callback: Callable[[], object]) -> None:
+        try:
+            callback()
+        except BaseException as error:
+            telemetry.complain("on_stop_failed", error, path=self._birth.path)
+
+
+_current: contextvars.ContextVar[Context] = contextvars.ContextVar("otpy.current")
+
+
+def current() -> Context:
+    """Return the context of the child whose code is running.
+
+    Raises:
+        NotFound: This is not the code of a child.
+    """
+    try:
+        return _current.get()
+    except LookupError:
+        raise NotFound("<current>", "no child's code is running here") from None

@@ -1,0 +1,178 @@
+"""Every exception of otpy, sorted by who must act on it.
+
+* ``SpecError``: you described a tree that cannot be.
+* ``Refusal`` and its kin: not now; the call changed nothing.
+* ``StartError``, ``TreeFailed``: the tree did not come up, or gave up.
+* ``Shutdown``, ``Ignore``, ``Fatal``: what a child may raise to say something.
+* ``Killed``, ``Fenced``: what otpy raises inside a child.
+* ``InternalError``: ours; please report it.
+
+A child's crash is none of these: it is data, an ``ExitReason``, and never an exception in a supervisor.
+"""
+
+from __future__ import annotations
+
+import reprlib
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 80
+
+
+def show(value: object) -> str:
+    """Return a short text for *value*, whatever its ``__repr__`` does."""
+    try:
+        return printable(_SHORT.repr(value))
+    except Exception as error:
+        return f"<{type(value).__name__} whose repr raised {type(error).__name__}>"
+
+
+def printable(text: str) -> str:
+    """Return *text* with lone surrogates escaped, so that every stream can print it."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+class SpecError(ValueError):
+    """Raised when a tree is described that cannot be; nothing has been started.
+
+    Attributes:
+        path: Where in the tree, as far as it is known where the error is found.
+        field: The field of the spec that is wrong.
+        value: What was given.
+        expected: What would be right.
+    """
+
+    def __init__(self, path: str, field: str, value: object, expected: str) -> None:
+        super().__init__(path, field, value, expected)
+        self.path, self.field, self.value, self.expected = path, field, value, expected
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.field} = {show(self.value)}: expected {self.expected}"
+
+
+class Refusal(Exception):
+    """Base of all refusals: the call could not be served now, and changed nothing.
+
+    Attributes:
+        path: The child or the supervisor that the call was about.
+    """
+
+    why = "refused"
+
+    def __init__(self, path: str, detail: str = "") -> None:
+        super().__init__(path, detail)
+        self.path, self.detail = path, detail
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.detail or self.why}"
+
+
+class NotFound(Refusal, LookupError):
+    """Raised when there is no such child, supervisor or context (OTP: not_found)."""
+
+    why = "there is no such child"
+
+
+class AlreadyStarted(Refusal):
+    """Raised when a child of this id is running or starting (OTP: already_started)."""
+
+    why = "a child of this id is already started"
+
+
+class AlreadyPresent(Refusal):
+    """Raised when a child of this id is specified but not running (OTP: already_present)."""
+
+    why = "a child of this id is present; restart_child or delete_child it"
+
+
+class StillRunning(Refusal):
+    """Raised when the child must be terminated first (OTP: running)."""
+
+    why = "the child is still running; terminate_child it first"
+
+
+class StillRestarting(Refusal):
+    """Raised when the child waits for its next restart; terminate_child cancels that (OTP: restarting)."""
+
+    why = "the child is being restarted; terminate_child cancels that"
+
+
+class MaxChildren(Refusal):
+    """Raised when a dynamic supervisor has ``max_children`` children (Elixir: max_children)."""
+
+    why = "the supervisor has as many children as max_children allows"
+
+
+class NotAlive(Refusal):
+    """Raised when the supervisor has ended, is ending, or is just being restarted (OTP: noproc)."""
+
+    why = "the supervisor is not alive"
+
+
+class CallTimeout(Refusal, TimeoutError):
+    """Raised when a call was not answered in time; it stays on the queue and may still be served."""
+
+    why = "no answer in time; the call may still be served"
+
+
+class WouldDeadlock(Refusal):
+    """Raised when a child calls for something that cannot happen before the child itself has ended or started."""
+
+    why = "a child cannot wait for this from its own thread"
+
+
+class StartError(Exception):
+    """Raised when a tree or a child did not come up; what had been started was stopped again.
+
+    The original exception, if there is one, is the ``__cause__``.
+
+    Attributes:
+        path: The child that failed, however deep in the tree.
+    """
+
+    def __init__(self, path: str, detail: str) -> None:
+        super().__init__(path, detail)
+        self.path, self.detail = path, detail
+
+    def __str__(self) -> str:
+        return f"{self.path} did not start: {self.detail}"
+
+
+class TreeFailed(Exception):
+    """Raised by ``run`` when the root supervisor gave up.
+
+    Attributes:
+        path: The root.
+        reason: Its ``ExitReason``; ``reason.detail`` is the ``Escalation``, with its chain from leaf to root.
+        report: The ``StopReport`` of the tree.
+    """
+
+    def __init__(self, path: str, reason: object, report: object) -> None:
+        super().__init__(path, reason, report)
+        self.path, self.reason, self.report = path, reason, report
+
+    def __str__(self) -> str:
+        return f"{self.path} gave up: {self.reason}"
+
+
+class Shutdown(Exception):
+    """Raise this in a child to end it in the normal class, with a reason (OTP: exit({shutdown, Reason}))."""
+
+
+class Ignore(Exception):
+    """Raise this in a child to decline the start: its spec stays, nothing runs (OTP: ignore)."""
+
+
+class Fatal(Exception):
+    """Raise this in a child to make its supervisor give up now, whatever restarts are left."""
+
+
+class Killed(BaseException):
+    """Raised by otpy inside a child that did not stop when asked; let it pass."""
+
+
+class Fenced(BaseException):
+    """Raised by every use of a context whose child was given up as unstopped; let it pass."""
+
+
+class InternalError(Exception):
+    """Raised when otpy itself is wrong. This should never happen; please report it."""

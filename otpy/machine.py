@@ -1,0 +1,877 @@
+"""The supervisor's decisions: one message and the time in, a list of actions out.
+
+Laws:
+1. Everything that decides about children lives here, in restarts.py or in strategy.py. Nothing here starts, waits,
+   logs, reads a clock or holds a lock. Whoever drives the machine performs its actions in order and reports back.
+2. A child has one state and one number (``ref``). The tables below say what each message means in each state.
+   A message about a number that is not in ``_live`` is about the past, and is dropped.
+3. Every Start is followed by exactly one ChildExited, sooner or later; the machine never asks twice for it.
+4. Every call is answered exactly once.
+5. Ending overtakes everything: once ``phase`` is ENDING nothing is started any more.
+
+Theory of operation. There are three things to keep apart:
+
+* A *slot* is a child: its spec, its state, its current number. Slots are kept in start order.
+* A *plan* is the one long operation that goes on: stop these one after another, then start those one after another.
+  Booting is a plan (start all), a group restart is a plan (stop some, start some), ending is a plan (stop all).
+  A one_for_one restart needs no plan: it starts one child and disturbs nobody, so many can go on side by side.
+* The *waiting* calls are those that would meddle with a plan. They are served when it is over. Queries never wait.
+
+``receive`` lets one clause handle the message and then moves plan and waiting calls on until nothing moves any more.
+No clause moves the plan itself, so no clause can be overtaken by another one half-way.
+
+Where OTP blocks, we keep what can be observed and let messages in:
+
+* A crash during a group restart makes a new plan that contains the rest of the old one, and spends a unit. OTP would
+  finish the pointless start first; here nobody waits for it.
+* During boot, crashes of children that are already up are kept for later, as OTP's mailbox would.
+* A failed start in a plan ends the plan; the child is RESTARTING, and a Retry goes to the end of the queue, so that
+  calls and a shutdown come first (OTP: otp_semantics section 9). Whoever takes the child out of RESTARTING cancels the retry.
+
+What this file must not know: threads, queues, kinds of children, wall-clock time.
+
+Not proud of: a slot has several fields that matter in one state only (``why``, ``killed``, ``failure``, ``wanted``).
+"""
+
+from __future__ import annotations
+
+import collections
+import enum
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+import attrs
+
+from otpy import exceptions, reports
+from otpy.exceptions import NotAlive, NotFound, Refusal, SpecError, WouldDeadlock
+from otpy.messages import (
+    SUPERVISOR,
+    Abandon,
+    Action,
+    Again,
+    Answer,
+    Arm,
+    Begin,
+    Call,
+    ChildExited,
+    ChildStarted,
+    CountChildren,
+    DeleteChild,
+    Disarm,
+    Due,
+    End,
+    Escalate,
+    GetChildSpec,
+    Kill,
+    Refuse,
+    RestartChild,
+    Retry,
+    Start,
+    StartChild,
+    Stop,
+    StopSupervisor,
+    TakeSnapshot,
+    Tell,
+    TerminateChild,
+    TooManyUnstopped,
+    Up,
+    WhichChildren,
+)
+from otpy.reports import Cause, ChildInfo, ChildState, Counts, Escalation, ExitKind, ExitReason, Snapshot
+from otpy.restarts import VERDICTS, Fate, Window, is_acceptable
+from otpy.specs import (
+    AutoShutdown,
+    Budget,
+    ChildSpec,
+    ChildType,
+    OnUnstopped,
+    Restart,
+    Strategy,
+    SupervisorSpec,
+    check_member,
+)
+from otpy.strategy import restart_group
+
+INTERRUPT_GRACE = 0.5
+"""How long a thread that was interrupted may take to end, in seconds, before it counts as unstopped."""
+
+ASKED_TO_STOP = ExitReason(ExitKind.SHUTDOWN)
+UNSTOPPABLE = ExitReason(ExitKind.KILLED, detail="it could not be stopped")
+
+
+R = TypeVar("R", bound=reports.Report)
+
+
+class Phase(enum.Enum):
+    """The life of a supervisor."""
+
+    BOOTING = "booting"
+    UP = "up"
+    ENDING = "ending"
+    ENDED = "ended"
+
+
+class Why(enum.Enum):
+    """Why a child was told to stop."""
+
+    CALLED = "terminate_child"
+    GROUP = "a plan says so"
+    LATE = "it was not ready in time"
+
+
+UP_OR_COMING = (ChildState.RUNNING, ChildState.STARTING)
+ACTIVE = (ChildState.RUNNING, ChildState.STARTING, ChildState.STOPPING)
+
+
+@attrs.define(eq=False)
+class Slot:
+    """A child: its spec, its state and, while it has one, the number of its incarnation.
+
+    Attributes:
+        ref: Its key in ``_live`` while it runs, stops, or waits for a retry.
+        why, killed: While STOPPING: what for, and whether it has been interrupted.
+        failure: While STOPPING because it was LATE: what to say of the start.
+        wanted: While UNSTOPPED: a plan wanted to start it, and goes on when it has ended.
+        asked: The call that waits for its start.
+        leavers: The terminate_child calls that wait for its end.
+        waiting: The calls that wait until it has stopped, to be looked at again.
+    """
+
+    spec: ChildSpec
+    state: ChildState = ChildState.UNDEFINED
+    ref: int = 0
+    incarnation: int = 0
+    restarts: int = 0
+    since: float = 0.0
+    thread: str = ""
+    last_exit: ExitReason | None = None
+    why: Why = Why.GROUP
+    killed: bool = False
+    failure: ExitReason = ASKED_TO_STOP
+    wanted: bool = False
+    cause: Cause = Cause.INIT
+    asked: StartChild | RestartChild | None = None
+    leavers: list[Any] = attrs.field(factory=list)
+    waiting: list[Call] = attrs.field(factory=list)
+
+    @property
+    def id(self) -> str:
+        return self.spec.id
+
+
+@attrs.define(eq=False)
+class Plan:
+    """Stop these, then start those. *width* is how many may stop at the same time."""
+
+    stops: collections.OrderedDict[str, None]
+    starts: collections.deque[str]
+    width: float = 1
+    awaiting: set[str] = attrs.field(factory=set)
+
+
+def _plan(stops: Iterable[str], starts: Iterable[str], width: float = 1) -> Plan:
+    return Plan(collections.OrderedDict.fromkeys(stops), collections.deque(starts), width)
+
+
+REFUSALS: dict[type[Call], dict[ChildState, type[Refusal]]] = {
+    # call: {state: refusal}; STOPPING is not here because it is worth waiting for        OTP: otp_semantics section 15
+    StartChild: {
+        ChildState.UNDEFINED: exceptions.AlreadyPresent,
+        ChildState.RESTARTING: exceptions.AlreadyPresent,
+        ChildState.STARTING: exceptions.AlreadyStarted,
+        ChildState.RUNNING: exceptions.AlreadyStarted,
+        ChildState.UNSTOPPED: exceptions.AlreadyStarted,
+    },
+    RestartChild: {
+        ChildState.RESTARTING: exceptions.StillRestarting,
+        ChildState.STARTING: exceptions.StillRunning,
+        ChildState.RUNNING: exceptions.StillRunning,
+        ChildState.UNSTOPPED: exceptions.StillRunning,
+    },
+    DeleteChild: {
+        ChildState.RESTARTING: exceptions.StillRestarting,
+        ChildState.STARTING: exceptions.StillRunning,
+        ChildState.RUNNING: exceptions.StillRunning,
+        ChildState.UNSTOPPED: exceptions.StillRunning,
+    },
+}
+
+
+class SupervisorMachine:
+    """One supervisor's state and rules. Only one thread may use it; see the head of this file."""
+
+    def __init__(self, spec: SupervisorSpec, path: str, grace: float = INTERRUPT_GRACE) -> None:
+        self.spec, self.path, self.grace = spec, path, grace
+        self.phase = Phase.BOOTING
+        self.outcome = ASKED_TO_STOP
+        self.window = Window(spec.intensity, spec.period)
+        self.slots = {child.id: Slot(child) for child in spec.children}
+        self._live: dict[int, Slot] = {}
+        self._plan: Plan | None = None
+        self._waiting: collections.deque[Call] = collections.deque()
+        self._early: list[ChildExited] = []
+        self._hurried = False
+        self._deadline = float("inf")
+        self._ending_since = 0.0
+        self._ended: list[tuple[str, bool]] = []
+        self._last_ref = SUPERVISOR
+        self._now = 0.0
+        self._out: list[Action] = []
+
+    def receive(self, message: object, now: float) -> list[Action]:
+        """Handle *message* at the monotonic time *now* and return what is to be done, in order."""
+        self._now, self._out = now, []
+        clause = CLAUSES.get(type(message), SupervisorMachine._on_stray)
+        clause(self, message)
+        self._move_on()
+        return self._out
+
+    # Children that came up
+
+    def _on_begin(self, message: Begin) -> None:
+        self._plan = _plan((), self.slots)
+
+    def _on_started(self, message: ChildStarted) -> None:
+        slot = self._live.get(message.ref)
+        if slot is None or slot.state is not ChildState.STARTING:
+            return  # given up, or a stop overtook the start
+        slot.state, slot.since, slot.thread = ChildState.RUNNING, self._now, message.thread
+        if slot.spec.start_timeout is not None:
+            self._do(Disarm(slot.ref))
+        self._tell(reports.Progress, slot, cause=slot.cause)
+        self._answer_start(slot)
+        self._settled(slot)
+
+    # Children that ended: one clause per state
+
+    def _on_exited(self, message: ChildExited) -> None:
+        slot = self._live.get(message.ref)
+        if slot is None:
+            return
+        if self.phase is Phase.BOOTING and slot.state is ChildState.RUNNING:
+            self._early.append(message)
+            return
+        del self._live[message.ref]
+        slot.last_exit = message.reason
+        EXITS[slot.state](self, slot, message.reason)
+
+    def _died(self, slot: Slot, reason: ExitReason) -> None:
+        """Handle the end of a child that nobody had told to stop (OTP: restart_child/3, do_restart/3)."""
+        if self._is_doomed(slot):
+            self._absorb(slot, reason)
+        elif reason.is_ignore:
+            self._decline(slot)
+        else:
+            self._judge(slot, reason)
+
+    def _judge(self, slot: Slot, reason: ExitReason) -> None:
+        verdict = VERDICTS[slot.spec.restart, reason.is_normal]
+        if verdict.report or reason.is_fatal:
+            self._tell(reports.ChildTerminated, slot, reason=reason)
+        slot.state = ChildState.UNDEFINED
+        if reason.is_fatal:
+            self._give_up(slot, reason)
+        elif verdict.fate is Fate.RESTART:
+            self._restart(slot, reason)
+        else:
+            self._release(slot, verdict.fate)
+            self._check_auto_shutdown(slot)
+
+    def _absorb(self, slot: Slot, reason: ExitReason) -> None:
+        """Take the end of a child that was about to be stopped as its stop (OTP: otp_semantics section 11.3)."""
+        self._check_end(slot, brutal=slot.spec.shutdown is Budget.BRUTAL_KILL, reason=reason)
+        self._account(slot)
+        slot.state = ChildState.UNDEFINED
+        self._refuse_start(slot, reason)
+
+    def _has_stopped(self, slot: Slot, reason: ExitReason) -> None:
+        self._do(Disarm(slot.ref))
+        if slot.why is not Why.LATE:
+            self._check_end(slot, brutal=slot.spec.shutdown is Budget.BRUTAL_KILL, reason=reason)
+        self._account(slot)
+        self._gone(slot)
+
+    def _came_home(self, slot: Slot, reason: ExitReason) -> None:
+        """An unstopped child that was held for has ended at last."""
+        slot.state = ChildState.UNDEFINED
+        wanted, slot.wanted = slot.wanted, False
+        if self._plan is not None and slot.id in self._plan.starts:
+            return  # it will be started in its turn
+        if slot.why is Why.LATE:
+            self._start_failed(slot, slot.failure)
+        elif wanted:
+            self._begin_group(slot, stop=self._plan is not None)
+        else:
+            self._release(slot, Fate.KEEP)
+
+    def _check_end(self, slot: Slot, brutal: bool, reason: ExitReason) -> None:
+        if not is_acceptable(slot.spec.restart, brutal, reason):
+            self._tell(reports.ShutdownError, slot, reason=reason)
+
+    def _account(self, slot: Slot) -> None:
+        if self.phase is Phase.ENDING:
+            self._ended.append((slot.id, slot.killed and slot.state is ChildState.STOPPING))
+
+    # Restarts
+
+    def _restart(self, slot: Slot, reason: ExitReason) -> None:
+        """Spend one unit, then restart the group around *slot*, or give up."""
+        if self.window.spend(self._now):
+            self._begin_group(slot)
+        else:
+            self._give_up(slot, reason)
+
+    def _begin_group(self, slot: Slot, stop: bool = True) -> None:
+        if self.spec.strategy is Strategy.ONE_FOR_ONE:
+            self._start(slot, Cause.RESTART)
+            return
+        stops, starts = restart_group(self.spec.strategy, self.slots, slot.id)
+        for id in starts:
+            self._call_off(self.slots[id])
+        self._plan = _plan(stops if stop else (), starts)
+
+    def _on_retry(self, message: Retry) -> None:
+        slot = self._live.pop(message.ref, None)
+        if slot is not None:
+            slot.state = ChildState.UNDEFINED
+            self._restart(slot, slot.failure)
+
+    def _retry_later(self, slot: Slot, reason: ExitReason) -> None:
+        """Leave the child RESTARTING and let everything that is queued come first."""
+        slot.state, slot.failure = ChildState.RESTARTING, reason
+        self._enlist(slot)
+        self._do(Again(slot.ref))
+        self._break_off(slot)
+
+    def _call_off(self, slot: Slot) -> None:
+        """Cancel the retry of a child, if it waits for one."""
+        if slot.state is ChildState.RESTARTING:
+            del self._live[slot.ref]
+            slot.state = ChildState.UNDEFINED
+
+    def _write_off(self, slot: Slot) -> None:
+        """Stop waiting for the end of an unstopped child."""
+        if slot.state is ChildState.UNSTOPPED:
+            del self._live[slot.ref]
+            slot.state = ChildState.UNDEFINED
+
+    def _break_off(self, slot: Slot) -> None:
+        """Drop the plan that waits for *slot*: what it has not started yet stays down."""
+        if self._plan is not None and slot.id in self._plan.awaiting:
+            self._plan = None
+
+    # Starts
+
+    def _start(self, slot: Slot, cause: Cause) -> None:
+        slot.state, slot.cause, slot.incarnation = ChildState.STARTING, cause, slot.incarnation + 1
+        slot.restarts += cause is Cause.RESTART
+        self._enlist(slot)
+        self._do(Start(slot.ref, slot.spec, slot.incarnation, slot.last_exit))
+        if slot.spec.start_timeout is not None:
+            self._do(Arm(slot.ref, self._now + slot.spec.start_timeout))
+
+    def _enlist(self, slot: Slot) -> None:
+        self._last_ref += 1
+        slot.ref = self._last_ref
+        self._live[slot.ref] = slot
+
+    def _ended_early(self, slot: Slot, reason: ExitReason) -> None:
+        """The child ended before it was up."""
+        if slot.spec.start_timeout is not None:
+            self._do(Disarm(slot.ref))
+        if self._is_doomed(slot):
+            self._absorb(slot, reason)
+        elif reason.is_ignore:
+            self._decline(slot)
+        else:
+            self._start_failed(slot, reason)
+
+    def _start_failed(self, slot: Slot, reason: ExitReason) -> None:
+        slot.state = ChildState.UNDEFINED
+        if slot.asked is not None:
+            self._refuse_start(slot, reason)
+        elif self.phase is Phase.BOOTING:
+            self._tell(reports.StartError, slot, reason=reason)
+            self._end(self._not_started(slot, reason))
+        else:
+            self._tell(reports.StartError, slot, reason=reason)
+            self._give_up(slot, reason) if reason.is_fatal else self._retry_later(slot, reason)
+        self._settled(slot)
+
+    def _not_started(self, slot: Slot, reason: ExitReason) -> ExitReason:
+        """Return the reason of a supervisor that did not come up (OTP: {shutdown, {failed_to_start_child, …}})."""
+        return ExitReason(ExitKind.SHUTDOWN, self._start_error(slot, reason), f"{slot.id} did not start")
+
+    def _start_error(self, slot: Slot, reason: ExitReason) -> exceptions.StartError:
+        """Return the error of the child that failed, however deep: a supervisor hands on what it got from below."""
+        if isinstance(reason.exception, exceptions.StartError):
+            return reason.exception
+        error = exceptions.StartError(self._path_of(slot), str(reason))
+        error.__cause__ = reason.exception
+        return error
+
+    def _decline(self, slot: Slot) -> None:
+        """The child said Ignore: nothing runs, nothing counts, and a temporary one is not kept."""
+        slot.state = ChildState.UNDEFINED
+        self._release(slot, Fate.KEEP)
+        self._answer_start(slot)
+        self._settled(slot)
+
+    def _answer_start(self, slot: Slot) -> None:
+        if slot.asked is not None:
+            self._do(Answer(slot.asked.reply, self._info(slot)))
+            slot.asked = None
+
+    def _refuse_start(self, slot: Slot, reason: ExitReason) -> None:
+        """A call's start failed: tell the caller, and nobody else; a new child is not kept."""
+        asked, slot.asked = slot.asked, None
+        if asked is not None:
+            self._do(Refuse(asked.reply, self._start_error(slot, reason)))
+            self._release(slot, Fate.FORGET if isinstance(asked, StartChild) else Fate.KEEP)
+
+    # Stops: the ladder. Ask, interrupt, give up.
+
+    def _stop(self, slot: Slot, why: Why) -> None:
+        self._refuse_calls_from(slot)
+        slot.state, slot.why, slot.killed = ChildState.STOPPING, why, False
+        if self._hurried or slot.spec.shutdown is Budget.BRUTAL_KILL:
+            self._kill(slot)
+            return
+        self._do(Stop(slot.ref))
+        if isinstance(slot.spec.shutdown, Budget):
+            self._do(Disarm(slot.ref))
+        else:
+            self._do(Arm(slot.ref, self._now + slot.spec.shutdown))
+
+    def _kill(self, slot: Slot) -> None:
+        slot.killed = True
+        if slot.spec.type is ChildType.SUPERVISOR:
+            self._do(Kill(slot.ref))  # it hurries, and never blocks: its end is certain, so no timer
+            self._do(Disarm(slot.ref))
+        elif slot.spec.interrupt:
+            self._do(Kill(slot.ref))
+            self._do(Arm(slot.ref, self._now + self.grace))
+        else:
+            self._abandon(slot)
+
+    def _abandon(self, slot: Slot) -> None:
+        """Give the child up: from now on nothing that this incarnation says counts."""
+        self._do(Disarm(slot.ref))
+        self._do(Abandon(slot.ref, self._report(reports.Unstopped, slot, reason=UNSTOPPABLE)))
+        slot.last_exit = UNSTOPPABLE
+        if self._can_hold(slot):
+            self._hold(slot)
+            return
+        del self._live[slot.ref]
+        self._gone(slot)
+        if slot.spec.unstopped is OnUnstopped.ESCALATE and self.phase is Phase.UP:
+            self._give_up(slot, UNSTOPPABLE)
+
+    def _can_hold(self, slot: Slot) -> bool:
+        """Whether there is a spec to hold a start of: not if it goes with this child."""
+        goes = isinstance(slot.asked, StartChild) or (slot.leavers and self._is_fleeting(slot))
+        return slot.spec.unstopped is OnUnstopped.HOLD and self.phase is Phase.UP and not goes
+
+    def _hold(self, slot: Slot) -> None:
+        """Whoever waited for the end need not wait longer; only a start waits until the thread has really ended."""
+        slot.state = ChildState.UNSTOPPED
+        if slot.asked is not None or slot.leavers:
+            slot.why = Why.CALLED  # nobody retries a call
+        self._refuse_start(slot, slot.failure)
+        self._answer_leavers(slot)
+        if slot.why is Why.LATE:
+            self._break_off(slot)
+        self._settled(slot)
+
+    def _gone(self, slot: Slot) -> None:
+        """The child no longer runs, or no longer counts."""
+        slot.state = ChildState.UNDEFINED
+        if slot.why is Why.LATE and not slot.leavers and self.phase is not Phase.ENDING:
+            self._start_failed(slot, slot.failure)
+            return
+        self._refuse_start(slot, ASKED_TO_STOP)
+        if slot.leavers:
+            self._release(slot, Fate.KEEP)
+            self._answer_leavers(slot)
+        self._settled(slot)
+
+    def _answer_leavers(self, slot: Slot) -> None:
+        for reply in slot.leavers:
+            self._do(Answer(reply, None))
+        slot.leavers.clear()
+
+    def _on_due(self, message: Due) -> None:
+        if message.ref == SUPERVISOR:
+            self._hurry()
+            return
+        slot = self._live.get(message.ref)
+        if slot is None:
+            return
+        if slot.state is ChildState.STARTING:
+            self._late(slot)
+        elif slot.state is ChildState.STOPPING:
+            self._abandon(slot) if slot.killed else self._kill(slot)
+
+    def _late(self, slot: Slot) -> None:
+        late = TimeoutError(f"not ready after {slot.spec.start_timeout} s")
+        slot.failure = ExitReason(ExitKind.KILLED, late)
+        self._stop(slot, Why.LATE)
+
+    # Ends of the supervisor
+
+    def _give_up(self, slot: Slot, reason: ExitReason) -> None:
+        """Too many restarts: tell everybody, and end (OTP: otp_semantics section 13)."""
+        self._escalate(self._path_of(slot), slot.incarnation, reason)
+
+    def _escalate(self, child: str, incarnation: int, reason: ExitReason) -> None:
+        below = reason.detail if isinstance(reason.detail, Escalation) else None
+        escalation = Escalation(
+            path=self.path,
+            child=child,
+            reason=reason,
+            restarts=self.window.count(self._now),
+            intensity=self.spec.intensity,
+            period=self.spec.period,
+            parent=self.path.rpartition("/")[0] or None,
+            chain=(*below.chain, below) if below else (),
+        )
+        outcome = ExitReason(ExitKind.LIMIT_REACHED, reason.exception, escalation)
+        self._do(Tell(reports.LimitReached(path=self.path, reason=reason, escalation=escalation)))
+        self._do(Escalate(escalation))
+        self._end(outcome)
+
+    def _on_too_many_unstopped(self, message: TooManyUnstopped) -> None:
+        if self.phase in (Phase.BOOTING, Phase.UP):
+            detail = f"{message.count} threads of the tree could not be stopped"
+            self._escalate(message.path, 0, ExitReason(ExitKind.KILLED, detail=detail))
+
+    def _check_auto_shutdown(self, slot: Slot) -> None:
+        """Called after the own end of a child that is not restarted (OTP: otp_semantics section 14)."""
+        if slot.spec.significant and self._significant_end_matters():
+            self._do(Tell(reports.AutoShutdown(path=self.path, child=self._path_of(slot), reason=slot.last_exit)))
+            self._end(ExitReason(ExitKind.SHUTDOWN, detail="auto_shutdown"))
+
+    def _significant_end_matters(self) -> bool:
+        if self.spec.auto_shutdown is AutoShutdown.ALL_SIGNIFICANT:
+            return all(slot.state is ChildState.UNDEFINED for slot in self.slots.values() if slot.spec.significant)
+        return self.spec.auto_shutdown is AutoShutdown.ANY_SIGNIFICANT
+
+    def _on_stop_supervisor(self, message: StopSupervisor) -> None:
+        self._end(ASKED_TO_STOP)
+        if message.within is not None and self.phase is Phase.ENDING:
+            self._limit(message.within)
+
+    def _end(self, outcome: ExitReason) -> None:
+        """Stop all children in reverse start order, dynamic ones all at once; then End."""
+        if self.phase in (Phase.ENDING, Phase.ENDED):
+            return
+        self.phase, self.outcome, self._ending_since = Phase.ENDING, outcome, self._now
+        self._plan = _plan(reversed(self.slots), (), width=float("inf") if self.spec.dynamic else 1)
+        for slot in self.slots.values():
+            self._call_off(slot)
+            self._write_off(slot)
+        for message in self._early:
+            self._on_exited(message)  # nobody is restarted any more: these ends are absorbed
+        self._early.clear()
+        self._refuse_all_calls()
+
+    def _limit(self, within: float) -> None:
+        """Bound what is left of the stop; the grace for the interrupted is part of it."""
+        at = self._now + max(0.0, within - self.grace)
+        if at < self._deadline:
+            self._deadline = at
+            self._do(Arm(SUPERVISOR, at))
+        if at <= self._now:
+            self._hurry()
+
+    def _hurry(self) -> None:
+        """Time is up: interrupt all that still run, at the same moment."""
+        self._hurried = True
+        if self._plan is not None:
+            self._plan.width = float("inf")
+        for slot in list(self._live.values()):
+            if slot.state is ChildState.STOPPING and not slot.killed:
+                self._kill(slot)
+
+    # Calls
+
+    def _on_meddling(self, call: Any) -> None:
+        if self.phase in (Phase.ENDING, Phase.ENDED):
+            self._refuse(call, NotAlive(self.path))
+        elif self._plan is None:
+            self._serve(call)
+        elif self._would_deadlock(call):
+            self._refuse(call, WouldDeadlock(f"{self.path}/{call.inside}"))
+        else:
+            self._waiting.append(call)
+
+    def _would_deadlock(self, call: Call) -> bool:
+        """Whether the plan that the call would wait for waits itself for the caller."""
+        plan = self._plan
+        return (
+            plan is not None and call.inside is not None and (call.inside in plan.awaiting or call.inside in plan.stops)
+        )
+
+    def _serve(self, call: Any) -> None:
+        slot = self.slots.get(call.id)
+        if slot is None:
+            ABSENT[type(call)](self, call)
+        elif slot.state is ChildState.STOPPING and not isinstance(call, TerminateChild):
+            slot.waiting.append(call)
+        elif refusal := REFUSALS.get(type(call), {}).get(slot.state):
+            self._refuse(call, refusal(self._path_of(slot)))
+        else:
+            PRESENT[type(call)](self, call, slot)
+
+    def _not_found(self, call: Any) -> None:
+        self._refuse(call, NotFound(f"{self.path}/{call.id}"))
+
+    def _add(self, call: StartChild) -> None:
+        try:
+            check_member(self.spec, call.spec, self.path)
+        except SpecError as error:
+            self._do(Refuse(call.reply, error))
+            return
+        if self.spec.max_children is not None and len(self.slots) >= self.spec.max_children:
+            self._refuse(call, exceptions.MaxChildren(self.path))
+            return
+        self.slots[call.id] = Slot(call.spec)
+        self._start_for(call, self.slots[call.id])
+
+    def _start_for(self, call: StartChild | RestartChild, slot: Slot) -> None:
+        slot.asked = call
+        self._start(slot, Cause.CALL)
+
+    def _terminate(self, call: TerminateChild, slot: Slot) -> None:
+        if call.inside == call.id and slot.state in ACTIVE:
+            self._refuse(call, WouldDeadlock(self._path_of(slot)))
+        elif slot.state in ACTIVE:
+            slot.leavers.append(call.reply)
+            if slot.state is not ChildState.STOPPING:
+                self._stop(slot, Why.CALLED)
+        else:
+            self._cancel(slot)
+            self._do(Answer(call.reply, None))
+
+    def _cancel(self, slot: Slot) -> None:
+        """Terminate a child that does not run: whatever was going to start it does not."""
+        slot.wanted, slot.why = False, Why.CALLED
+        self._call_off(slot)
+        if slot.state is ChildState.UNDEFINED:
+            self._release(slot, Fate.KEEP)
+
+    def _delete(self, call: DeleteChild, slot: Slot) -> None:
+        self._release(slot, Fate.FORGET)
+        self._do(Answer(call.reply, None))
+
+    def _on_get_childspec(self, call: GetChildSpec) -> None:
+        slot = self.slots.get(call.id)
+        self._not_found(call) if slot is None else self._do(Answer(call.reply, slot.spec))
+
+    def _on_which_children(self, call: WhichChildren) -> None:
+        self._do(Answer(call.reply, self._infos()))
+
+    def _on_count_children(self, call: CountChildren) -> None:
+        types = [slot.spec.type for slot in self.slots.values()]
+        counts = Counts(
+            specs=len(types),
+            active=sum(slot.state in ACTIVE for slot in self.slots.values()),
+            supervisors=types.count(ChildType.SUPERVISOR),
+            workers=types.count(ChildType.WORKER),
+        )
+        self._do(Answer(call.reply, counts))
+
+    def _on_take_snapshot(self, call: TakeSnapshot) -> None:
+        spec = self.spec
+        snapshot = Snapshot(
+            path=self.path,
+            strategy=spec.strategy,
+            auto_shutdown=spec.auto_shutdown,
+            intensity=spec.intensity,
+            period=spec.period,
+            budget_left=self.window.left(self._now),
+            children=self._infos(),
+        )
+        self._do(Answer(call.reply, snapshot))
+
+    def _refuse_calls_from(self, slot: Slot) -> None:
+        """Release the child from its own waiting calls: blocked in one it could not stop when asked."""
+        for call in [call for call in self._waiting if call.inside == slot.id]:
+            self._waiting.remove(call)
+            self._refuse(call, WouldDeadlock(self._path_of(slot)))
+
+    def _refuse_all_calls(self) -> None:
+        waiting = [*self._waiting, *(call for slot in self.slots.values() for call in slot.waiting)]
+        self._waiting.clear()
+        for call in waiting:
+            self._refuse(call, NotAlive(self.path))
+        for slot in self.slots.values():
+            slot.waiting.clear()
+
+    def _on_stray(self, message: object) -> None:
+        self._do(Tell(reports.StrayMessage(path=self.path, item=exceptions.show(message))))
+
+    # The plan
+
+    def _move_on(self) -> None:
+        """Move the plan and the waiting calls on until nothing moves any more."""
+        while self._plan is not None or self._waiting:
+            if self._plan is None:
+                self._serve(self._waiting.popleft())
+            elif not self._step(self._plan):
+                return
+
+    def _step(self, plan: Plan) -> bool:
+        """Make one step; False: it waits for a child."""
+        if plan.stops and len(plan.awaiting) < plan.width:
+            self._stop_next(plan)
+        elif plan.awaiting:
+            return False
+        elif plan.starts:
+            self._start_next(plan)
+        else:
+            self._finish()
+        return True
+
+    def _stop_next(self, plan: Plan) -> None:
+        slot = self.slots.get(plan.stops.popitem(last=False)[0])
+        if slot is None:
+            return
+        if slot.state in ACTIVE:
+            plan.awaiting.add(slot.id)
+        if slot.state in UP_OR_COMING:
+            self._stop(slot, Why.GROUP)
+
+    def _start_next(self, plan: Plan) -> None:
+        slot = self.slots.get(plan.starts.popleft())
+        if slot is None:
+            return
+        if slot.spec.restart is Restart.TEMPORARY and self.phase is Phase.UP:
+            self._drop_bystander(slot)
+        elif slot.state is ChildState.UNDEFINED:
+            plan.awaiting.add(slot.id)
+            self._start(slot, Cause.INIT if self.phase is Phase.BOOTING else Cause.RESTART)
+        elif slot.state is ChildState.UNSTOPPED:
+            slot.wanted = True
+            self._plan = None
+
+    def _drop_bystander(self, slot: Slot) -> None:
+        """A temporary child that was stopped in a group restart does not come back (OTP: del_child)."""
+        if slot.state is ChildState.UNDEFINED:
+            self._release(slot, Fate.FORGET)
+
+    def _finish(self) -> None:
+        self._plan = None
+        if self.phase is Phase.BOOTING:
+            self._is_up()
+        elif self.phase is Phase.ENDING:
+            self.phase = Phase.ENDED
+            self._do(End(self.outcome, tuple(self._ended), self._now - self._ending_since))
+
+    def _is_up(self) -> None:
+        self.phase = Phase.UP
+        self._do(Up())
+        early, self._early = self._early, []
+        for message in early:
+            self._on_exited(message)
+
+    # Small words
+
+    def _do(self, action: Action) -> None:
+        self._out.append(action)
+
+    def _refuse(self, call: Call, error: Exception) -> None:
+        self._do(Refuse(call.reply, error))
+
+    def _path_of(self, slot: Slot) -> str:
+        return f"{self.path}/{slot.id}"
+
+    def _report(self, kind: Callable[..., R], slot: Slot, **more: object) -> R:
+        return kind(path=self._path_of(slot), incarnation=slot.incarnation, thread=slot.thread, **more)
+
+    def _tell(self, kind: Callable[..., reports.Report], slot: Slot, **more: object) -> None:
+        self._do(Tell(self._report(kind, slot, **more)))
+
+    def _is_doomed(self, slot: Slot) -> bool:
+        """Whether the plan was about to stop it anyway."""
+        return self.phase is Phase.ENDING or (self._plan is not None and slot.id in self._plan.stops)
+
+    def _release(self, slot: Slot, fate: Fate) -> None:
+        """Drop the spec of a child that is not running, where its kind of spec does not outlive it."""
+        if fate is Fate.FORGET or self._is_fleeting(slot):
+            self.slots.pop(slot.id, None)
+
+    def _is_fleeting(self, slot: Slot) -> bool:
+        """Whether its spec goes when it stops."""
+        return self.spec.dynamic or slot.spec.restart is Restart.TEMPORARY
+
+    def _settled(self, slot: Slot) -> None:
+        """The child has come to rest: the plan need not wait for it any more."""
+        if self._plan is not None:
+            self._plan.awaiting.discard(slot.id)
+        self._look_again(slot)
+
+    def _look_again(self, slot: Slot) -> None:
+        self._waiting.extend(slot.waiting)
+        slot.waiting.clear()
+
+    def _infos(self) -> tuple[ChildInfo, ...]:
+        return tuple(self._info(slot) for slot in self.slots.values())
+
+    def _info(self, slot: Slot) -> ChildInfo:
+        return ChildInfo(
+            id=slot.id,
+            path=self._path_of(slot),
+            type=slot.spec.type,
+            state=slot.state,
+            incarnation=slot.incarnation,
+            restarts=slot.restarts,
+            age=self._now - slot.since if slot.state is ChildState.RUNNING else None,
+            last_exit=slot.last_exit,
+            due=0.0 if slot.state is ChildState.RESTARTING else None,
+        )
+
+
+M = SupervisorMachine
+
+CLAUSES: dict[type, Callable[[SupervisorMachine, Any], None]] = {
+    # what each message means
+    Begin: M._on_begin,
+    StopSupervisor: M._on_stop_supervisor,
+    TooManyUnstopped: M._on_too_many_unstopped,
+    ChildStarted: M._on_started,
+    ChildExited: M._on_exited,
+    Due: M._on_due,
+    Retry: M._on_retry,
+    StartChild: M._on_meddling,
+    TerminateChild: M._on_meddling,
+    RestartChild: M._on_meddling,
+    DeleteChild: M._on_meddling,
+    GetChildSpec: M._on_get_childspec,
+    WhichChildren: M._on_which_children,
+    CountChildren: M._on_count_children,
+    TakeSnapshot: M._on_take_snapshot,
+}
+
+EXITS: dict[ChildState, Callable[[SupervisorMachine, Slot, ExitReason], None]] = {
+    # what the end of a child means in each state that has one
+    ChildState.STARTING: M._ended_early,
+    ChildState.RUNNING: M._died,
+    ChildState.STOPPING: M._has_stopped,
+    ChildState.UNSTOPPED: M._came_home,
+}
+
+ABSENT: dict[type[Call], Callable[[SupervisorMachine, Any], None]] = {
+    # what a call does where there is no such child
+    StartChild: M._add,
+    TerminateChild: M._not_found,
+    RestartChild: M._not_found,
+    DeleteChild: M._not_found,
+}
+
+PRESENT: dict[type[Call], Callable[[SupervisorMachine, Any, Slot], None]] = {
+    # what a call does to a child where REFUSALS has nothing against it
+    TerminateChild: M._terminate,
+    RestartChild: M._start_for,
+    DeleteChild: M._delete,
+}

@@ -1,0 +1,144 @@
+"""Where a supervisor's thread waits: Mailbox, Timers, Reply. The only module that waits."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import queue
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
+from otpy.exceptions import CallTimeout
+
+
+class SystemClock:
+    """The clock of the machine."""
+
+    monotonic = staticmethod(time.monotonic)
+    wall = staticmethod(time.time)
+
+
+def bounded(seconds: float | None) -> float | None:
+    """Return *seconds* as something that the platform can wait for."""
+    return None if seconds is None else min(max(0.0, seconds), threading.TIMEOUT_MAX)
+
+
+class Mailbox:
+    """A queue with many writers and one reader: the supervisor's thread.
+
+    Law: what is put is either read or, once the box is closed, given to the one who closed it. The race is between a
+    writer that has seen an open box and the reader that closes it: each looks again after its own step, so whoever is
+    second finds the item.
+    """
+
+    def __init__(self) -> None:
+        self._queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._refuse: Callable[[Any], None] | None = None
+
+    def put(self, item: object) -> None:
+        """Put *item*; never blocks; may be called by signal handlers too."""
+        self._queue.put(item)
+        if self._refuse is not None:
+            self._drain(self._refuse)
+
+    def get(self, timeout: float | None) -> Any:
+        """Wait for the next item; raise ``queue.Empty`` after *timeout* seconds."""
+        return self._queue.get(timeout=bounded(timeout))
+
+    def close(self, refuse: Callable[[Any], None]) -> None:
+        """Close the box: all that is in it, and all that comes, goes to *refuse*."""
+        self._refuse = refuse
+        self._drain(refuse)
+
+    def empty(self) -> bool:
+        return self._queue.empty()
+
+    def _drain(self, refuse: Callable[[Any], None]) -> None:
+        while True:
+            try:
+                item = self._queue.get_nowait()
+            except queue.Empty:
+                return
+            refuse(item)
+
+
+class Timers:
+    """At most one deadline per ref, in a heap; entries that were re-armed or disarmed are skipped when they surface."""
+
+    def __init__(self) -> None:
+        self._at: dict[int, tuple[float, int]] = {}
+        self._heap: list[tuple[float, int, int]] = []
+        self._count = itertools.count()
+
+    def __len__(self) -> int:
+        return len(self._at)
+
+    def arm(self, ref: int, at: float) -> None:
+        """Set the deadline of *ref*; the one it had is gone."""
+        entry = (at, next(self._count))
+        self._at[ref] = entry
+        heapq.heappush(self._heap, (*entry, ref))
+        if len(self._heap) > 64 + 2 * len(self._at):
+            self._compact()
+
+    def disarm(self, ref: int) -> None:
+        """Forget the deadline of *ref*, if it has one."""
+        self._at.pop(ref, None)
+
+    def next(self) -> float | None:
+        """Return the earliest deadline, None if there is none."""
+        while self._heap and self._is_stale(self._heap[0]):
+            heapq.heappop(self._heap)
+        return self._heap[0][0] if self._heap else None
+
+    def pop_due(self, now: float) -> int | None:
+        """Remove and return the ref of the earliest deadline that is not after *now*, None if there is none."""
+        at = self.next()
+        if at is None or at > now:
+            return None
+        ref = heapq.heappop(self._heap)[2]
+        del self._at[ref]
+        return ref
+
+    def _is_stale(self, entry: tuple[float, int, int]) -> bool:
+        return self._at.get(entry[2]) != entry[:2]
+
+    def _compact(self) -> None:
+        self._heap = [(*entry, ref) for ref, entry in self._at.items()]
+        heapq.heapify(self._heap)
+
+
+class Reply:
+    """A one-shot answer: given once by a supervisor's thread, waited for by callers on theirs."""
+
+    def __init__(self) -> None:
+        self._future: Future[Any] = Future()
+
+    def answer(self, value: object) -> None:
+        """Give the answer."""
+        self._future.set_result(value)
+
+    def refuse(self, error: Exception) -> None:
+        """Answer with an exception."""
+        self._future.set_exception(error)
+
+    @property
+    def is_given(self) -> bool:
+        return self._future.done()
+
+    def wait(self, timeout: float | None, path: str) -> Any:
+        """Return the answer, or raise it.
+
+        Raises:
+            CallTimeout: There was none after *timeout* seconds.
+        """
+        try:
+            return self._future.result(bounded(timeout))
+        except TimeoutError:
+            # The answer may have come between the time-out and this line, and may itself be a TimeoutError.
+            if self._future.done():
+                return self._future.result()
+            raise CallTimeout(path) from None

@@ -1,0 +1,261 @@
+"""What a machine is told and what it answers: two closed sets of values.
+
+``ref`` numbers one incarnation of one child, unique within its supervisor. A message whose ref is no longer
+current is about an incarnation that is no longer ours, and is dropped.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+
+from otpy.reports import Escalation, ExitReason, Report, Unstopped
+from otpy.specs import ChildSpec
+
+SUPERVISOR = 0
+"""The ref of the supervisor itself: its one timer is the total budget of its stop."""
+
+
+class Message:
+    """Base of everything that a machine may be told."""
+
+    __slots__ = ()
+
+
+class Action:
+    """Base of everything that a machine may order."""
+
+    __slots__ = ()
+
+
+# Told by the runtime.
+
+
+@attrs.frozen
+class Begin(Message):
+    """Start the children."""
+
+
+@attrs.frozen
+class StopSupervisor(Message):
+    """End in order. *within*: seconds for the whole subtree; None: as long as the specs allow; 0: now."""
+
+    within: float | None = None
+
+
+@attrs.frozen
+class TooManyUnstopped(Message):
+    """The tree has left more threads behind than it may; *path* was the last. Told to the root."""
+
+    path: str
+    count: int
+
+
+# Told by children and timers.
+
+
+@attrs.frozen
+class ChildStarted(Message):
+    """The child is up. *thread* is the name of its thread."""
+
+    ref: int
+    thread: str = ""
+
+
+@attrs.frozen
+class ChildExited(Message):
+    """The child has ended. Exactly one for each Start, whatever happened."""
+
+    ref: int
+    reason: ExitReason
+
+
+@attrs.frozen
+class Due(Message):
+    """The timer of *ref* ran out. What that means depends on the state the child is in."""
+
+    ref: int
+
+
+@attrs.frozen
+class Retry(Message):
+    """The machine's word to itself: everything that was queued before it has been served, try again."""
+
+    ref: int
+
+
+# Told by callers. *reply* is the caller's and means nothing to the machine.
+
+
+@attrs.frozen(kw_only=True)
+class Call(Message):
+    """Base of all calls.
+
+    Attributes:
+        reply: Where the answer goes.
+        inside: The child through whose subtree the call comes, if its caller cannot end or start before the answer.
+    """
+
+    reply: Any
+    inside: str | None = None
+
+
+@attrs.frozen(kw_only=True)
+class StartChild(Call):
+    """Add a child and start it."""
+
+    spec: ChildSpec
+
+    @property
+    def id(self) -> str:
+        return self.spec.id
+
+
+@attrs.frozen(kw_only=True)
+class TerminateChild(Call):
+    """Stop a child; its spec stays, unless it is temporary or the supervisor dynamic."""
+
+    id: str
+
+
+@attrs.frozen(kw_only=True)
+class RestartChild(Call):
+    """Start a child that is specified and not running."""
+
+    id: str
+
+
+@attrs.frozen(kw_only=True)
+class DeleteChild(Call):
+    """Forget the spec of a child that is not running."""
+
+    id: str
+
+
+@attrs.frozen(kw_only=True)
+class GetChildSpec(Call):
+    """Ask for a spec."""
+
+    id: str
+
+
+@attrs.frozen(kw_only=True)
+class WhichChildren(Call):
+    """Ask for all children in start order."""
+
+
+@attrs.frozen(kw_only=True)
+class CountChildren(Call):
+    """Ask for the counts."""
+
+
+@attrs.frozen(kw_only=True)
+class TakeSnapshot(Call):
+    """Ask for the supervisor and its children."""
+
+
+# Orders. The runtime performs them in order and reports what comes of them as messages.
+
+
+@attrs.frozen
+class Start(Action):
+    """Start an incarnation: a ChildStarted may follow, one ChildExited must."""
+
+    ref: int
+    spec: ChildSpec
+    incarnation: int
+    last_exit: ExitReason | None
+
+
+@attrs.frozen
+class Stop(Action):
+    """Ask the child to stop."""
+
+    ref: int
+
+
+@attrs.frozen
+class Kill(Action):
+    """Interrupt the child, or kill it where that can be done."""
+
+    ref: int
+
+
+@attrs.frozen
+class Abandon(Action):
+    """Fence the child, count it as unstopped, and tell *report* with its stack."""
+
+    ref: int
+    report: Unstopped
+
+
+@attrs.frozen
+class Arm(Action):
+    """Set the one timer of *ref* to *at*, monotonic."""
+
+    ref: int
+    at: float
+
+
+@attrs.frozen
+class Disarm(Action):
+    """Clear the timer of *ref*."""
+
+    ref: int
+
+
+@attrs.frozen
+class Again(Action):
+    """Put a Retry at the end of the supervisor's own queue."""
+
+    ref: int
+
+
+@attrs.frozen
+class Answer(Action):
+    """Answer a call."""
+
+    reply: Any
+    value: object
+
+
+@attrs.frozen
+class Refuse(Action):
+    """Answer a call with an exception."""
+
+    reply: Any
+    error: Exception
+
+
+@attrs.frozen
+class Tell(Action):
+    """Send a report to the world."""
+
+    report: Report
+
+
+@attrs.frozen
+class Escalate(Action):
+    """Call the escalation handlers."""
+
+    escalation: Escalation
+
+
+@attrs.frozen
+class Up(Action):
+    """All children are up: tell the parent."""
+
+
+@attrs.frozen
+class End(Action):
+    """Nothing runs any more: tell the parent, and end the thread.
+
+    Attributes:
+        ended: The ids of the children that ended on the way, in that order, each with whether it had to be interrupted.
+        duration: Seconds since the end was decided.
+    """
+
+    reason: ExitReason
+    ended: tuple[tuple[str, bool], ...] = ()
+    duration: float = 0.0

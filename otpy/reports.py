@@ -1,0 +1,311 @@
+"""What the tree tells the world: exit reasons, reports, and answers to questions. Frozen values, nothing else.
+
+Times called ``time`` are wall-clock seconds since the epoch, for people; ages and delays are monotonic seconds.
+"""
+
+from __future__ import annotations
+
+import enum
+import functools
+import traceback as tracebacks
+
+import attrs
+
+from otpy.exceptions import Fatal, Ignore, Shutdown, printable, show
+from otpy.specs import AutoShutdown as AutoShutdownMode
+from otpy.specs import ChildType, Strategy
+
+
+class ExitKind(enum.Enum):
+    """How a child ended."""
+
+    NORMAL = "normal"
+    SHUTDOWN = "shutdown"
+    CRASHED = "crashed"
+    STALLED = "stalled"
+    KILLED = "killed"
+    LIMIT_REACHED = "limit_reached"
+
+
+NORMAL_CLASS = frozenset({ExitKind.NORMAL, ExitKind.SHUTDOWN, ExitKind.LIMIT_REACHED})
+"""The kinds that OTP calls normal: ``normal``, ``shutdown``, ``{shutdown, _}``. Giving up is one of them."""
+
+
+@attrs.frozen
+class ExitReason:
+    """Why a child ended.
+
+    Attributes:
+        kind: One of six.
+        exception: The exception object, if one ended it.
+        detail: What the kind adds: the ``Escalation`` of a supervisor that gave up, or a line for people.
+    """
+
+    kind: ExitKind
+    exception: BaseException | None = attrs.field(default=None, eq=lambda error: id(error) if error else None)
+    detail: object = None
+
+    @property
+    def is_normal(self) -> bool:
+        """Whether this is of OTP's normal class, which does not restart a transient child."""
+        return self.kind in NORMAL_CLASS
+
+    @property
+    def is_ignore(self) -> bool:
+        return self.kind is ExitKind.NORMAL and isinstance(self.exception, Ignore)
+
+    @property
+    def is_fatal(self) -> bool:
+        return self.kind is ExitKind.CRASHED and isinstance(self.exception, Fatal)
+
+    @property
+    def is_plain_shutdown(self) -> bool:
+        """Whether this is OTP's bare ``shutdown``: asked to stop and stopped, without a word."""
+        return self.kind in (ExitKind.SHUTDOWN, ExitKind.LIMIT_REACHED) and (
+            self.kind is ExitKind.LIMIT_REACHED or self.exception is None
+        )
+
+    @property
+    def is_shutdown_with_reason(self) -> bool:
+        """Whether this is OTP's ``{shutdown, Reason}``."""
+        return self.kind is ExitKind.SHUTDOWN and isinstance(self.exception, Shutdown)
+
+    @functools.cached_property
+    def traceback(self) -> str:
+        """The formatted traceback, or "" without an exception. Always printable, whatever the exception does."""
+        if self.exception is None:
+            return ""
+        try:
+            return printable("".join(tracebacks.format_exception(self.exception)))
+        except Exception as error:
+            return f"{type(self.exception).__name__}: its traceback could not be formatted: {show(error)}\n"
+
+    def __str__(self) -> str:
+        said = show(self.exception) if self.exception is not None else self.detail
+        return f"{self.kind.value}: {said}" if said else self.kind.value
+
+
+class ChildState(enum.Enum):
+    """What a child is doing (OTP's pid, restarting and undefined, made finer)."""
+
+    RUNNING = "running"
+    STARTING = "starting"
+    STOPPING = "stopping"
+    RESTARTING = "restarting"
+    UNSTOPPED = "unstopped"
+    UNDEFINED = "undefined"
+
+
+@attrs.frozen(kw_only=True)
+class ChildInfo:
+    """One child as its supervisor sees it.
+
+    Attributes:
+        id, path, type: Which child.
+        state: What it is doing.
+        incarnation: How often it has been started under this supervisor; 0: never.
+        restarts: How many of these starts were restarts by the strategy.
+        age: Seconds since it came up, None if it is not up.
+        last_exit: Why the incarnation before ended, None if none did.
+        due: Seconds until the next restart, None if none is due.
+        snapshot: In a snapshot, the subtree of a running supervisor.
+    """
+
+    id: str
+    path: str
+    type: ChildType
+    state: ChildState
+    incarnation: int
+    restarts: int
+    age: float | None
+    last_exit: ExitReason | None
+    due: float | None = None
+    snapshot: Snapshot | None = None
+
+
+@attrs.frozen(kw_only=True)
+class Counts:
+    """How many children there are (OTP: count_children).
+
+    Attributes:
+        specs: All that are specified.
+        active: Those that run or start or stop.
+        supervisors, workers: All that are specified, by type, running or not.
+    """
+
+    specs: int
+    active: int
+    supervisors: int
+    workers: int
+
+
+@attrs.frozen(kw_only=True)
+class Snapshot:
+    """A supervisor and what is below it, at about one moment: each supervisor answers for itself.
+
+    Attributes:
+        path, strategy, auto_shutdown, intensity, period: Which supervisor, and its flags.
+        budget_left: How many restarts it would still allow now.
+        children: In start order; ``ChildInfo.snapshot`` goes on downwards.
+    """
+
+    path: str
+    strategy: Strategy
+    auto_shutdown: AutoShutdownMode
+    intensity: int
+    period: float
+    budget_left: int
+    children: tuple[ChildInfo, ...]
+
+
+@attrs.frozen(kw_only=True)
+class Escalation:
+    """A supervisor gave up, and its failure goes to its parent.
+
+    Attributes:
+        path: The supervisor that gave up.
+        child: The path of the child that spent the last unit.
+        reason: That child's exit reason.
+        restarts: How many restarts were counted in the window, the refused one included.
+        intensity, period: The limit.
+        parent: The path of the supervisor that it goes to, None at the root.
+        chain: The escalations below that led to this one, leaf first.
+    """
+
+    path: str
+    child: str
+    reason: ExitReason
+    restarts: int
+    intensity: int
+    period: float
+    parent: str | None
+    chain: tuple[Escalation, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.path} gave up: {self.child} spent the last restart ({self.reason})"
+
+
+# Reports. ``path`` names the child, or the supervisor where the report is about itself.
+
+
+@attrs.frozen(kw_only=True)
+class Report:
+    """Base of all reports.
+
+    Attributes:
+        path: Whom it is about.
+        incarnation: Its number, 0 for a supervisor's report about itself.
+        time: Wall clock.
+        thread: The name of the thread it runs or ran in.
+        reason: The exit reason, where there is one.
+    """
+
+    path: str
+    incarnation: int = 0
+    time: float = 0.0
+    thread: str = ""
+    reason: ExitReason | None = None
+
+
+class Cause(enum.Enum):
+    """Why a child was started."""
+
+    INIT = "init"
+    RESTART = "restart"
+    CALL = "call"
+
+
+@attrs.frozen(kw_only=True)
+class Progress(Report):
+    """A child is up (OTP: progress)."""
+
+    cause: Cause
+
+
+@attrs.frozen(kw_only=True)
+class ChildTerminated(Report):
+    """A child ended by itself (OTP: child_terminated). ``reason`` has the exception and its traceback."""
+
+    reason: ExitReason
+
+
+@attrs.frozen(kw_only=True)
+class StartError(Report):
+    """A child did not start, at init or in a restart (OTP: start_error)."""
+
+    reason: ExitReason
+
+
+@attrs.frozen(kw_only=True)
+class ShutdownError(Report):
+    """A child that was told to stop ended otherwise than it should (OTP: shutdown_error)."""
+
+    reason: ExitReason
+
+
+@attrs.frozen(kw_only=True)
+class LimitReached(Report):
+    """A supervisor gave up (OTP: shutdown, reached_max_restart_intensity). ``path`` is the supervisor's.
+
+    Attributes:
+        escalation: What its parent and the escalation handlers get.
+    """
+
+    reason: ExitReason
+    escalation: Escalation
+
+
+@attrs.frozen(kw_only=True)
+class Unstopped(Report):
+    """A child could not be stopped and was given up; its thread may still run.
+
+    Attributes:
+        stack: What its thread was doing, formatted like a traceback.
+    """
+
+    stack: str = ""
+
+
+@attrs.frozen(kw_only=True)
+class AutoShutdown(Report):
+    """A supervisor ends because significant children have ended. ``path`` is the supervisor's.
+
+    Attributes:
+        child: The path of the child whose end decided it.
+    """
+
+    child: str
+
+
+@attrs.frozen(kw_only=True)
+class StrayMessage(Report):
+    """Something was on a supervisor's queue that does not belong there; it was ignored (OTP: unexpected message).
+
+    Attributes:
+        item: A short text for it.
+    """
+
+    item: str
+
+
+@attrs.frozen(kw_only=True)
+class StopReport:
+    """How a tree ended.
+
+    Attributes:
+        path: The supervisor that ended.
+        reason: Why.
+        stopped: The paths that ended after they were asked, in the order of their ends.
+        interrupted: The paths that ended after they were interrupted.
+        unstopped: What is left: an ``Unstopped`` for every thread of the tree that still runs, with its stack.
+        handlers: The names of the helper threads that had not finished a report handler or an on_stop callback.
+        duration: Seconds from the order to the end.
+    """
+
+    path: str
+    reason: ExitReason
+    stopped: tuple[str, ...] = ()
+    interrupted: tuple[str, ...] = ()
+    unstopped: tuple[Unstopped, ...] = ()
+    handlers: tuple[str, ...] = ()
+    duration: float = 0.0

@@ -1,0 +1,115 @@
+"""The restart table, the table of acceptable ends, and the intensity window. Pure; time arrives as an argument."""
+
+from __future__ import annotations
+
+import collections
+import enum
+
+import attrs
+
+from otpy.reports import ExitKind, ExitReason
+from otpy.specs import Restart
+
+
+class Fate(enum.Enum):
+    """What becomes of a child that ended by itself."""
+
+    RESTART = "restart"
+    KEEP = "keep the spec"
+    FORGET = "forget the spec"
+
+
+@attrs.frozen
+class Verdict:
+    """A row of the restart table.
+
+    Attributes:
+        fate: What becomes of the child.
+        report: Whether a ChildTerminated is told.
+    """
+
+    fate: Fate
+    report: bool
+
+
+VERDICTS = {
+    # (restart type, normal-class exit): verdict                   OTP: do_restart/3; otp_semantics section 6
+    (Restart.PERMANENT, True): Verdict(Fate.RESTART, report=True),
+    (Restart.PERMANENT, False): Verdict(Fate.RESTART, report=True),
+    (Restart.TRANSIENT, True): Verdict(Fate.KEEP, report=False),
+    (Restart.TRANSIENT, False): Verdict(Fate.RESTART, report=True),
+    (Restart.TEMPORARY, True): Verdict(Fate.FORGET, report=False),
+    (Restart.TEMPORARY, False): Verdict(Fate.FORGET, report=True),
+}
+
+
+class Final(enum.Enum):
+    """How a child that was told to stop ended, in OTP's words."""
+
+    SHUTDOWN = "shutdown"
+    SHUTDOWN_REASON = "{shutdown, _}"
+    NORMAL = "normal"
+    KILLED = "killed"
+    OTHER = "any other"
+
+
+ACCEPTABLE = {
+    # (final, brutal_kill): the restart types for which it needs no ShutdownError     OTP: otp_semantics section 11.2
+    (Final.SHUTDOWN, False): frozenset(Restart),
+    (Final.SHUTDOWN, True): frozenset({Restart.TRANSIENT, Restart.TEMPORARY}),
+    (Final.SHUTDOWN_REASON, False): frozenset({Restart.TRANSIENT, Restart.TEMPORARY}),
+    (Final.SHUTDOWN_REASON, True): frozenset({Restart.TRANSIENT, Restart.TEMPORARY}),
+    (Final.NORMAL, False): frozenset({Restart.TRANSIENT, Restart.TEMPORARY}),
+    (Final.NORMAL, True): frozenset({Restart.TRANSIENT, Restart.TEMPORARY}),
+    (Final.KILLED, False): frozenset(),
+    (Final.KILLED, True): frozenset(Restart),
+    (Final.OTHER, False): frozenset(),
+    (Final.OTHER, True): frozenset(),
+}
+
+
+def final(reason: ExitReason) -> Final:
+    """Translate an exit reason into OTP's words. A crash after a stop request is a crash all the same."""
+    if reason.is_plain_shutdown:
+        return Final.SHUTDOWN
+    if reason.is_shutdown_with_reason:
+        return Final.SHUTDOWN_REASON
+    return {ExitKind.NORMAL: Final.NORMAL, ExitKind.KILLED: Final.KILLED}.get(reason.kind, Final.OTHER)
+
+
+def is_acceptable(restart: Restart, brutal_kill: bool, reason: ExitReason) -> bool:
+    """Whether a child that was told to stop may end like this without a ShutdownError."""
+    return restart in ACCEPTABLE[final(reason), brutal_kill]
+
+
+class Window:
+    """The restarts of one supervisor within its period. One unit per restart, also per failed attempt.
+
+    Laws (OTP: otp_semantics section 10):
+    1. *intensity* restarts within *period* are allowed, one more is refused, before any start attempt.
+    2. A restart counts while ``now - then <= period``, the boundary included.
+    3. Nothing but time takes a restart out of the window.
+    """
+
+    def __init__(self, intensity: int, period: float) -> None:
+        self.intensity, self.period = intensity, period
+        self._times: collections.deque[float] = collections.deque()
+
+    def spend(self, now: float) -> bool:
+        """Record a restart; False: it was one too many."""
+        self._forget(now)
+        self._times.append(now)
+        return len(self._times) <= self.intensity
+
+    def count(self, now: float) -> int:
+        """Return how many restarts are in the window."""
+        self._forget(now)
+        return len(self._times)
+
+    def left(self, now: float) -> int:
+        """Return how many more restarts would be allowed now."""
+        return max(0, self.intensity - self.count(now))
+
+    def _forget(self, now: float) -> None:
+        while self._times and now - self._times[0] > self.period:
+            self._times.popleft()

@@ -1,0 +1,319 @@
+"""What a tree is declared with: frozen values, validated field by field when they are made.
+
+Laws:
+1. A spec that exists is valid. Whoever holds one need not check it again.
+2. One validator per field; each names path, field, value and what would be right.
+3. Specs know no kind of child: ``start`` is the callable that makes a running one, and the kind's own file provides it.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, TypedDict
+
+import attrs
+
+from otpy.exceptions import SpecError
+
+MAX_DEPTH = 100
+"""How many supervisors may be nested in each other; each costs a thread, and a tree this deep is a mistake."""
+
+
+class Strategy(enum.Enum):
+    """Who is restarted together with a child that failed (OTP: restart strategy)."""
+
+    ONE_FOR_ONE = "one_for_one"
+    ONE_FOR_ALL = "one_for_all"
+    REST_FOR_ONE = "rest_for_one"
+
+
+class Restart(enum.Enum):
+    """Which exits of a child lead to a restart (OTP: restart type)."""
+
+    PERMANENT = "permanent"
+    TRANSIENT = "transient"
+    TEMPORARY = "temporary"
+
+
+class AutoShutdown(enum.Enum):
+    """Whether a supervisor ends when its significant children have ended by themselves (OTP: auto_shutdown)."""
+
+    NEVER = "never"
+    ANY_SIGNIFICANT = "any_significant"
+    ALL_SIGNIFICANT = "all_significant"
+
+
+class Budget(enum.Enum):
+    """The shutdown values that are not a number of seconds (OTP: shutdown)."""
+
+    INFINITY = "infinity"
+    BRUTAL_KILL = "brutal_kill"
+
+
+class OnUnstopped(enum.Enum):
+    """What to do about a child that could not be stopped: go on, wait for its end, or give up."""
+
+    REPLACE = "replace"
+    HOLD = "hold"
+    ESCALATE = "escalate"
+
+
+class ChildType(enum.Enum):
+    """Worker or supervisor (OTP: type)."""
+
+    WORKER = "worker"
+    SUPERVISOR = "supervisor"
+
+
+# Converters turn the spelling of a choice into the choice, and leave what is no spelling to the validator.
+
+
+def _choice(choices: type[enum.Enum], value: Any) -> Any:
+    return next((choice for choice in choices if isinstance(value, str) and choice.value == value), value)
+
+
+def _to_strategy(value: Strategy | str) -> Strategy:
+    return _choice(Strategy, value)  # type: ignore[no-any-return]
+
+
+def _to_restart(value: Restart | str) -> Restart:
+    return _choice(Restart, value)  # type: ignore[no-any-return]
+
+
+def _to_auto_shutdown(value: AutoShutdown | str) -> AutoShutdown:
+    return _choice(AutoShutdown, value)  # type: ignore[no-any-return]
+
+
+def _to_shutdown(value: float | Budget | str) -> float | Budget:
+    return _choice(Budget, value)  # type: ignore[no-any-return]
+
+
+def _to_unstopped(value: OnUnstopped | str) -> OnUnstopped:
+    return _choice(OnUnstopped, value)  # type: ignore[no-any-return]
+
+
+def _to_tuple(value: Iterable[ChildSpec]) -> tuple[ChildSpec, ...]:
+    return tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else value
+
+
+def spelled(choices: type[enum.Enum]) -> str:
+    """Return the spellings of *choices*, for an error message."""
+    return ", ".join(repr(choice.value) for choice in choices)
+
+
+def is_number(value: object) -> bool:
+    """Whether *value* is a finite number; True and False are not."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+# One validator per field. Each is called by attrs with (instance, attribute, value).
+
+
+def _where(spec: Any) -> str:
+    return spec.id if isinstance(spec.id, str) and spec.id else f"<{type(spec).__name__}>"
+
+
+def _refuse(spec: Any, field: Any, value: object, expected: str) -> None:
+    raise SpecError(_where(spec), field.name, value, expected)
+
+
+def _id(spec: Any, field: Any, value: Any) -> None:
+    if not isinstance(value, str) or not value or "/" in value:
+        _refuse(spec, field, value, 'a non-empty str without "/"')
+
+
+def _one_of(choices: type[enum.Enum]) -> Callable[[Any, Any, object], None]:
+    def validate(spec: Any, field: Any, value: object) -> None:
+        if not isinstance(value, choices):
+            _refuse(spec, field, value, f"one of {spelled(choices)}")
+
+    return validate
+
+
+def _bool(spec: Any, field: Any, value: object) -> None:
+    if not isinstance(value, bool):
+        _refuse(spec, field, value, "True or False")
+
+
+def _text(spec: Any, field: Any, value: object) -> None:
+    if not isinstance(value, str):
+        _refuse(spec, field, value, "a str")
+
+
+def _callable(spec: Any, field: Any, value: Any) -> None:
+    if not callable(value):
+        _refuse(spec, field, value, "a callable")
+
+
+def _callable_or_none(spec: Any, field: Any, value: object) -> None:
+    if value is not None and not callable(value):
+        _refuse(spec, field, value, "a callable or None")
+
+
+def _positive(spec: Any, field: Any, value: Any) -> None:
+    if not is_number(value) or value <= 0:
+        _refuse(spec, field, value, "a finite number of seconds > 0")
+
+
+def _positive_or_none(spec: Any, field: Any, value: Any) -> None:
+    if value is not None and (not is_number(value) or value <= 0):
+        _refuse(spec, field, value, "a finite number of seconds > 0, or None")
+
+
+def _count(spec: Any, field: Any, value: Any) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        _refuse(spec, field, value, "an int >= 0")
+
+
+def _count_or_none(spec: Any, field: Any, value: Any) -> None:
+    if value is not None:
+        _count(spec, field, value)
+
+
+def _shutdown(spec: Any, field: Any, value: Any) -> None:
+    if not isinstance(value, Budget) and (not is_number(value) or value < 0):
+        _refuse(spec, field, value, f"a finite number of seconds >= 0, or one of {spelled(Budget)}")
+
+
+def _significant(spec: Any, field: Any, value: object) -> None:
+    _bool(spec, field, value)
+    if value and spec.restart is Restart.PERMANENT:
+        _refuse(
+            spec, field, value, "False, or restart='transient' or 'temporary': a permanent child never ends by itself"
+        )
+
+
+def _default_shutdown(spec: Any) -> Any:
+    return 5.0 if spec.type is ChildType.WORKER else Budget.INFINITY
+
+
+@attrs.frozen(kw_only=True)
+class ChildSpec:
+    """One child of a supervisor (OTP: child specification).
+
+    Made by the builders (``thread``, ``supervisor``, …); all times are in seconds.
+
+    Attributes:
+        id: Its name among its siblings: a non-empty str without "/".
+        start: Makes the running child: ``start(birth) -> Child``.
+        restart: Which exits lead to a restart.
+        shutdown: How long it may take to stop when asked, before it is interrupted; "infinity"; or
+            "brutal_kill": interrupted at once. Default 5.0 for workers, "infinity" for supervisors (OTP: shutdown).
+        interrupt: Whether ``Killed`` may be raised inside it when it does not stop in time.
+        significant: Whether its own end may end the supervisor, see ``auto_shutdown``.
+        ready: Whether it counts as started only when it says so with ``ctx.ready()``.
+        start_timeout: How long it may take to become ready; None: no limit.
+        unstopped: What to do if it cannot be stopped.
+        purpose: A line for people.
+    """
+
+    id: str = attrs.field(validator=_id)
+    start: Callable[[Any], Any] = attrs.field(validator=_callable)
+    restart: Restart = attrs.field(default=Restart.PERMANENT, converter=_to_restart, validator=_one_of(Restart))
+    shutdown: float | Budget = attrs.field(
+        default=attrs.Factory(_default_shutdown, takes_self=True), converter=_to_shutdown, validator=_shutdown
+    )
+    interrupt: bool = attrs.field(default=True, validator=_bool)
+    significant: bool = attrs.field(default=False, validator=_significant)
+    ready: bool = attrs.field(default=False, validator=_bool)
+    start_timeout: float | None = attrs.field(default=None, validator=_positive_or_none)
+    unstopped: OnUnstopped = attrs.field(
+        default=OnUnstopped.REPLACE, converter=_to_unstopped, validator=_one_of(OnUnstopped)
+    )
+    purpose: str = attrs.field(default="", validator=_text)
+
+    @property
+    def type(self) -> ChildType:
+        """Worker or supervisor."""
+        return ChildType.WORKER
+
+    @property
+    def depth(self) -> int:
+        """How many supervisors are nested here: none in a worker."""
+        return 0
+
+
+def _children(spec: SupervisorSpec) -> None:
+    """Check the list left to right; a duplicate is found where it is met (OTP: check_startspec)."""
+    if not isinstance(spec.children, tuple):
+        raise SpecError(_where(spec), "children", spec.children, "an iterable of child specs")
+    seen: set[str] = set()
+    for index, child in enumerate(spec.children):
+        _member(spec, f"children[{index}]", child)
+        if child.id in seen:
+            raise SpecError(f"{_where(spec)}/{child.id}", "id", child.id, "an id that no sibling has")
+        seen.add(child.id)
+
+
+def _member(spec: Any, field: str, child: object) -> None:
+    if not isinstance(child, ChildSpec):
+        raise SpecError(_where(spec), field, child, "a child spec, as thread() or supervisor() make")
+    check_member(spec, child, _where(spec))
+    if child.depth >= MAX_DEPTH:
+        raise SpecError(_where(spec), "children", f"{child.depth} nested levels", f"less than {MAX_DEPTH}")
+
+
+def check_member(supervisor: SupervisorSpec, child: ChildSpec, path: str) -> None:
+    """Refuse a *child* that cannot belong to *supervisor*.
+
+    Raises:
+        SpecError: It is significant, where that could never have an effect (OTP: bad_combination).
+    """
+    if child.significant and supervisor.auto_shutdown is AutoShutdown.NEVER:
+        raise SpecError(f"{path}/{child.id}", "significant", True, "False: the supervisor has auto_shutdown='never'")
+
+
+@attrs.frozen(kw_only=True)
+class SupervisorSpec(ChildSpec):
+    """A supervisor and its children; itself a child spec, so that supervisors nest (OTP: supervisor flags).
+
+    Attributes:
+        children: The child specs in start order.
+        strategy: Who is restarted together with a child that failed.
+        intensity: How many restarts are allowed within *period*; one more, and the supervisor gives up.
+        period: The length of the window in seconds.
+        auto_shutdown: Whether the end of significant children ends the supervisor.
+        on_escalation: Called with an ``Escalation`` when this supervisor gives up.
+        dynamic: Whether children come by ``start_child``, stop in parallel and leave no spec behind.
+        max_children: How many children a dynamic supervisor may have; None: no limit.
+    """
+
+    children: tuple[ChildSpec, ...] = attrs.field(default=(), converter=_to_tuple)
+    strategy: Strategy = attrs.field(default=Strategy.ONE_FOR_ONE, converter=_to_strategy, validator=_one_of(Strategy))
+    intensity: int = attrs.field(default=3, validator=_count)
+    period: float = attrs.field(default=5.0, validator=_positive)
+    auto_shutdown: AutoShutdown = attrs.field(
+        default=AutoShutdown.NEVER, converter=_to_auto_shutdown, validator=_one_of(AutoShutdown)
+    )
+    on_escalation: Callable[[Any], object] | None = attrs.field(default=None, validator=_callable_or_none)
+    dynamic: bool = attrs.field(default=False, validator=_bool)
+    max_children: int | None = attrs.field(default=None, validator=_count_or_none)
+
+    def __attrs_post_init__(self) -> None:
+        # After the flags: whether a child may be significant depends on them.
+        _children(self)
+
+    @property
+    def type(self) -> ChildType:
+        """Worker or supervisor."""
+        return ChildType.SUPERVISOR
+
+    @property
+    def depth(self) -> int:
+        """How many supervisors are nested here, this one included; bounded by MAX_DEPTH."""
+        return 1 + max((child.depth for child in self.children), default=0)
+
+
+class Common(TypedDict, total=False):
+    """The options that every builder takes; see ``ChildSpec``."""
+
+    restart: Restart | Literal["permanent", "transient", "temporary"]
+    shutdown: float | Budget | Literal["infinity", "brutal_kill"]
+    interrupt: bool
+    significant: bool
+    ready: bool
+    start_timeout: float | None
+    unstopped: OnUnstopped | Literal["replace", "hold", "escalate"]
+    purpose: str

@@ -1,0 +1,770 @@
+"""The thread that obeys, the handle that users hold, and ``start`` and ``run``.
+
+Laws:
+1. A supervisor's state belongs to its machine, and its machine to its thread. Everybody else puts messages.
+2. The thread never waits for anything but its mailbox and the next deadline.
+3. Nothing here decides about children. What to do comes from the machine; what came of it goes back as a message.
+
+Theory of operation. ``SupervisorThread.turn`` takes one message, has the machine decide, and performs the actions by
+the table PERFORM. News that is delivered on the supervisor's own thread, such as "started" of a thread child, does not
+go through the mailbox but through ``_local``, which is read first: so a child's ChildStarted is read before the
+ChildExited that its thread puts, even if it died on its first line.
+
+A nested supervisor is a child like any other: its parent starts it, it says ChildStarted when all its own children are
+up, and ChildExited when nothing of it runs any more. To kill it is to set its budget to zero: it never blocks, so it
+obeys.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from types import FrameType
+from typing import Any, TypedDict, Unpack
+
+import attrs
+
+from otpy import messages
+from otpy import specs as _specs
+from otpy.abc import Birth, Child, Clock, Deliver, Puttable, ReportHandler
+from otpy.context import current
+from otpy.exceptions import (
+    CallTimeout,
+    InternalError,
+    NotAlive,
+    NotFound,
+    SpecError,
+    StartError,
+    TreeFailed,
+    WouldDeadlock,
+)
+from otpy.machine import INTERRUPT_GRACE, Phase, SupervisorMachine
+from otpy.mailbox import Mailbox, Reply, SystemClock, Timers
+from otpy.messages import ChildExited, ChildStarted, Due, Message, StopSupervisor, TooManyUnstopped
+from otpy.reports import (
+    ChildInfo,
+    ChildState,
+    Counts,
+    Escalation,
+    ExitKind,
+    ExitReason,
+    Snapshot,
+    StopReport,
+    Unstopped,
+)
+from otpy.specs import AutoShutdown, ChildSpec, ChildType, Common, Strategy, SupervisorSpec
+from otpy.telemetry import Telemetry, log_report
+from otpy.tree import Tree, guard
+
+
+def supervisor(
+    id: str,
+    *,
+    children: Iterable[ChildSpec] = (),
+    strategy: Strategy | str = "one_for_one",
+    intensity: int = 3,
+    period: float = 5.0,
+    auto_shutdown: AutoShutdown | str = "never",
+    on_escalation: Callable[[Escalation], object] | None = None,
+    **common: Unpack[Common],
+) -> SupervisorSpec:
+    """Describe a supervisor and its children.
+
+    Args:
+        id: Its name among its siblings, and the first part of every path if it is the root.
+        children: Child specs, in start order; they stop in reverse.
+        strategy: "one_for_one", "one_for_all" or "rest_for_one".
+        intensity: How many restarts are allowed within *period*; one more, and it gives up.
+        period: Seconds.
+        auto_shutdown: "never", "any_significant" or "all_significant".
+        on_escalation: Called with an ``Escalation`` when this supervisor gives up.
+        **common: As for ``thread``; ``shutdown`` is "infinity" by default.
+
+    Raises:
+        SpecError: A field is wrong, or two children have one id.
+    """
+    return SupervisorSpec(
+        id=id,
+        start=SupervisorThread,
+        children=children,
+        strategy=strategy,
+        intensity=intensity,
+        period=period,
+        auto_shutdown=auto_shutdown,
+        on_escalation=on_escalation,
+        **common,
+    )
+
+
+def dynamic_supervisor(
+    id: str,
+    *,
+    intensity: int = 3,
+    period: float = 5.0,
+    max_children: int | None = None,
+    on_escalation: Callable[[Escalation], object] | None = None,
+    **common: Unpack[Common],
+) -> SupervisorSpec:
+    """Describe a supervisor whose children come by ``start_child``.
+
+    They are independent of each other (one_for_one), stop all at once, and leave no spec behind when they have been
+    terminated or have ended for good. (Elixir: DynamicSupervisor.)
+
+    Args:
+        max_children: How many it may have, those that wait for a restart included; None: no limit.
+        id, intensity, period, on_escalation, **common: As for ``supervisor``.
+
+    Raises:
+        SpecError: A field is wrong.
+    """
+    return SupervisorSpec(
+        id=id,
+        start=SupervisorThread,
+        dynamic=True,
+        intensity=intensity,
+        period=period,
+        max_children=max_children,
+        on_escalation=on_escalation,
+        **common,
+    )
+
+
+@attrs.define(eq=False)
+class SupervisorThread:
+    """The thread that obeys one machine. Meets ``Child``.
+
+    Attributes:
+        up: Answered when all children are up; refused if it ends before.
+        done: Answered with the StopReport when nothing runs any more.
+    """
+
+    birth: Birth
+    machine: SupervisorMachine = attrs.field(init=False)
+    mailbox: Mailbox = attrs.field(factory=Mailbox, init=False)
+    timers: Timers = attrs.field(factory=Timers, init=False)
+    up: Reply = attrs.field(factory=Reply, init=False)
+    done: Reply = attrs.field(factory=Reply, init=False)
+    _local: collections.deque[Message] = attrs.field(factory=collections.deque, init=False)
+    _children: dict[int, Child] = attrs.field(factory=dict, init=False)
+    _below: dict[str, StopReport] = attrs.field(factory=dict, init=False)
+    _deliver: Deliver = attrs.field(init=False)
+    _thread: Any = attrs.field(default=None, init=False)
+    _ident: int | None = attrs.field(default=None, init=False)
+    _ordered_at: float | None = attrs.field(default=None, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        spec = self.birth.spec
+        assert isinstance(spec, SupervisorSpec)
+        self.machine = SupervisorMachine(spec, self.path)
+
+    @property
+    def path(self) -> str:
+        return self.birth.path
+
+    @property
+    def tree(self) -> Tree:
+        tree: Tree = self.birth.tree
+        return tree
+
+    # As a child of its parent; these run on the parent's thread
+
+    def start(self, deliver: Deliver) -> None:
+        self._deliver = deliver
+        self.tree.directory[self.path] = self
+        self._local.append(messages.Begin())
+        try:
+            self._thread = self.tree.launch(self._main, self.path)
+        except (RuntimeError, MemoryError) as error:  # can't start new thread
+            self._leave(StopReport(path=self.path, reason=ExitReason(ExitKind.CRASHED, error)))
+
+    def stop(self) -> None:
+        self.mailbox.put(StopSupervisor())
+
+    def kill(self) -> bool:
+        self.mailbox.put(StopSupervisor(within=0.0))
+        return True
+
+    def abandon(self) -> None:
+        raise InternalError(f"{self.path}: a supervisor never has to be abandoned")
+
+    def stack(self) -> str:
+        frame = sys._current_frames().get(self._ident or 0)
+        return "".join(traceback.format_stack(frame)) if frame else ""
+
+    @property
+    def alive(self) -> bool:
+        return not self.done.is_given
+
+    # The loop; from here on everything runs on the supervisor's own thread
+
+    def _main(self) -> None:
+        self._ident = threading.get_ident()
+        try:
+            while self.alive:
+                self.turn()
+        except BaseException as error:
+            self._break_down(error)
+
+    def turn(self) -> None:
+        """Take one message, waiting for it if there is none, and obey."""
+        message = self._next()
+        if isinstance(message, ChildExited):
+            self._note_exit(message)
+        for action in self.machine.receive(message, self.tree.clock.monotonic()):
+            PERFORM[type(action)](self, action)
+
+    def _next(self) -> object:
+        while not self._local:
+            now = self.tree.clock.monotonic()
+            ref = self.timers.pop_due(now)
+            if ref is not None:
+                return Due(ref)
+            at = self.timers.next()
+            with contextlib.suppress(queue.Empty):
+                return self.mailbox.get(None if at is None else at - now)
+        return self._local.popleft()
+
+    def deliver(self, message: Message) -> None:
+        """Take news from a child; called on any thread."""
+        if threading.get_ident() == self._ident:
+            self._local.append(message)
+        else:
+            self.mailbox.put(message)
+
+    def _note_exit(self, message: ChildExited) -> None:
+        child = self._children.pop(message.ref, None)
+        if isinstance(child, SupervisorThread) and self.machine.phase is Phase.ENDING:
+            self._below[child.birth.spec.id] = child.done.wait(None, child.path)
+
+    # Actions
+
+    def _start(self, action: messages.Start) -> None:
+        birth = Birth(
+            ref=action.ref,
+            path=f"{self.path}/{action.spec.id}",
+            spec=action.spec,
+            incarnation=action.incarnation,
+            last_exit=action.last_exit,
+            supervisor=Supervisor(self.tree, self.path),
+            tree=self.tree,
+        )
+        try:
+            child = self._children[action.ref] = action.spec.start(birth)
+            child.start(self.deliver)
+        except Exception as error:  # this kind of child breaks its contract
+            self._local.append(ChildExited(action.ref, ExitReason(ExitKind.CRASHED, error)))
+
+    def _stop(self, action: messages.Stop) -> None:
+        self._children[action.ref].stop()
+
+    def _kill(self, action: messages.Kill) -> None:
+        if not self._children[action.ref].kill():
+            self._local.append(Due(action.ref))  # no use to wait for the end of the grace
+
+    def _abandon(self, action: messages.Abandon) -> None:
+        child = self._children.pop(action.ref)
+        child.abandon()
+        report = attrs.evolve(action.report, stack=child.stack())
+        self._tell(messages.Tell(report))
+        count = self.tree.left_behind(child, report)
+        if count > self.tree.max_unstopped:
+            self.tree.directory[self.tree.root].mailbox.put(TooManyUnstopped(report.path, count))
+
+    def _arm(self, action: messages.Arm) -> None:
+        self.timers.arm(action.ref, action.at)
+
+    def _disarm(self, action: messages.Disarm) -> None:
+        self.timers.disarm(action.ref)
+
+    def _again(self, action: messages.Again) -> None:
+        self.mailbox.put(messages.Retry(action.ref))
+
+    def _answer(self, action: messages.Answer) -> None:
+        action.reply.answer(action.value)
+
+    def _refuse(self, action: messages.Refuse) -> None:
+        action.reply.refuse(action.error)
+
+    def _tell(self, action: messages.Tell) -> None:
+        self.tree.telemetry.tell(attrs.evolve(action.report, time=self.tree.clock.wall()))
+
+    def _escalate(self, action: messages.Escalate) -> None:
+        self.tree.telemetry.escalate(self.machine.spec.on_escalation, action.escalation)
+
+    def _is_up(self, action: messages.Up) -> None:
+        self._deliver(ChildStarted(self.birth.ref, self.path))
+        self.up.answer(None)
+
+    def _end(self, action: messages.End) -> None:
+        stopped: list[str] = []
+        interrupted: list[str] = []
+        for id, was_interrupted in action.ended:
+            if below := self._below.get(id):
+                stopped += below.stopped
+                interrupted += below.interrupted
+            (interrupted if was_interrupted else stopped).append(f"{self.path}/{id}")
+        self._leave(
+            StopReport(
+                path=self.path,
+                reason=action.reason,
+                stopped=tuple(stopped),
+                interrupted=tuple(interrupted),
+                duration=action.duration,
+            )
+        )
+
+    def _leave(self, report: StopReport) -> None:
+        """Say the last word: to callers, to handlers if this is the root, to those who wait, and to the parent."""
+        self.mailbox.close(self._refuse_leftover)
+        if self.path == self.tree.root:
+            busy = self.tree.close()
+            report = attrs.evolve(report, unstopped=self.tree.unstopped(), handlers=busy)
+        else:
+            self.tree.directory.pop(self.path, None)
+        self.done.answer(report)
+        if not self.up.is_given:
+            self.up.refuse(self._why_not_up(report.reason))
+        self._deliver(ChildExited(self.birth.ref, report.reason))
+
+    def _why_not_up(self, reason: ExitReason) -> Exception:
+        if isinstance(reason.exception, StartError):
+            return reason.exception
+        error = StartError(self.path, str(reason))
+        error.__cause__ = reason.exception
+        return error
+
+    def _refuse_leftover(self, item: object) -> None:
+        if isinstance(item, messages.Call):
+            item.reply.refuse(NotAlive(self.path))
+
+    def _break_down(self, error: BaseException) -> None:
+        """Our own code is wrong: stop by force what runs, then crash as a child does (OTP: terminate/2 runs, too)."""
+        for child in self._children.values():
+            child.kill()
+        deadline = time.monotonic() + INTERRUPT_GRACE
+        while self._children and (left := deadline - time.monotonic()) > 0:
+            with contextlib.suppress(queue.Empty):
+                self._clear_away(self.mailbox.get(left))
+        for child in self._children.values():
+            self.tree.left_behind(child, Unstopped(path=f"{self.path}/?"))
+        internal = InternalError(f"{self.path}: {error!r}")
+        internal.__cause__ = error
+        self._leave(StopReport(path=self.path, reason=ExitReason(ExitKind.CRASHED, internal)))
+
+    def _clear_away(self, message: object) -> None:
+        if isinstance(message, ChildExited):
+            self._children.pop(message.ref, None)
+        self._refuse_leftover(message)
+
+
+S = SupervisorThread
+
+PERFORM: dict[type[messages.Action], Callable[[SupervisorThread, Any], None]] = {
+    messages.Start: S._start,
+    messages.Stop: S._stop,
+    messages.Kill: S._kill,
+    messages.Abandon: S._abandon,
+    messages.Arm: S._arm,
+    messages.Disarm: S._disarm,
+    messages.Again: S._again,
+    messages.Answer: S._answer,
+    messages.Refuse: S._refuse,
+    messages.Tell: S._tell,
+    messages.Escalate: S._escalate,
+    messages.Up: S._is_up,
+    messages.End: S._end,
+}
+
+
+class Supervisor:
+    """The handle of a running supervisor.
+
+    It names a path in a running tree, and stays valid while the supervisor there is restarted. All methods may be
+    called from any thread. As a context manager it stops the supervisor when the block is left.
+
+    Calls take a *timeout* in seconds; None waits as long as it takes. All of them may raise:
+
+        NotAlive: The supervisor has ended, is ending, or is just being restarted.
+        CallTimeout: There was no answer in time. The call may still be served.
+        WouldDeadlock: The calling thread is a child for whose own end or start the call would have to wait.
+    """
+
+    def __init__(self, tree: Tree, path: str) -> None:
+        self._tree, self._path = tree, path
+
+    @property
+    def path(self) -> str:
+        """Its ids from the root, joined by "/"."""
+        return self._path
+
+    @property
+    def alive(self) -> bool:
+        """Whether it runs now."""
+        core = self._tree.directory.get(self._path)
+        return core is not None and core.alive and not self._tree.is_foreign
+
+    def start_child(self, spec: ChildSpec, timeout: float | None = None) -> ChildInfo:
+        """Add a child at the end of the start order, start it, and return when it is up (OTP: start_child).
+
+        Returns:
+            The child; its state is UNDEFINED if it raised ``Ignore``.
+
+        Raises:
+            SpecError: *spec* is none, or cannot belong to this supervisor.
+            AlreadyStarted, AlreadyPresent: The id is taken.
+            MaxChildren: A dynamic supervisor is full.
+            StartError: It did not come up; nothing of it is kept, and it is not tried again.
+        """
+        if not isinstance(spec, ChildSpec):
+            raise SpecError(self._path, "spec", spec, "a child spec, as thread() or supervisor() make")
+        info: ChildInfo = self._call(messages.StartChild, timeout, spec=spec)
+        return info
+
+    def terminate_child(self, id: str, timeout: float | None = None) -> None:
+        """Stop a child and return when it has ended or was given up; cancel its restart if it waits for one.
+
+        Its spec stays, unless it is temporary or the supervisor dynamic. It stays down until ``restart_child``, or
+        until a group restart brings it back (OTP: terminate_child).
+
+        Raises:
+            NotFound: There is no such child.
+        """
+        self._call(messages.TerminateChild, timeout, id=id)
+
+    def restart_child(self, id: str, timeout: float | None = None) -> ChildInfo:
+        """Start a child that is not running, and return when it is up (OTP: restart_child).
+
+        Raises:
+            NotFound: There is no such child.
+            StillRunning, StillRestarting: It is not down.
+            StartError: It did not come up; its spec stays, and it is not tried again.
+        """
+        info: ChildInfo = self._call(messages.RestartChild, timeout, id=id)
+        return info
+
+    def delete_child(self, id: str, timeout: float | None = None) -> None:
+        """Forget the spec of a child that is not running (OTP: delete_child).
+
+        Raises:
+            NotFound: There is no such child.
+            StillRunning, StillRestarting: It is not down.
+        """
+        self._call(messages.DeleteChild, timeout, id=id)
+
+    def get_childspec(self, id: str, timeout: float | None = None) -> ChildSpec:
+        """Return the spec of a child (OTP: get_childspec).
+
+        Raises:
+            NotFound: There is no such child.
+        """
+        spec: ChildSpec = self._call(messages.GetChildSpec, timeout, id=id)
+        return spec
+
+    def which_children(self, timeout: float | None = None) -> tuple[ChildInfo, ...]:
+        """Return all children in start order (OTP: which_children, newest first there)."""
+        infos: tuple[ChildInfo, ...] = self._call(messages.WhichChildren, timeout)
+        return infos
+
+    def count_children(self, timeout: float | None = None) -> Counts:
+        """Return how many children there are (OTP: count_children)."""
+        counts: Counts = self._call(messages.CountChildren, timeout)
+        return counts
+
+    def find(self, path: str) -> Supervisor:
+        """Return the handle of a supervisor at or below this one.
+
+        Args:
+            path: Its path from the root, such as "app/storage".
+
+        Raises:
+            NotFound: There is none now.
+        """
+        if path not in self._tree.directory or not f"{path}/".startswith(f"{self._path}/"):
+            raise NotFound(path, f"there is no such supervisor in {self._path}")
+        return Supervisor(self._tree, path)
+
+    def snapshot(self, timeout: float | None = None) -> Snapshot:
+        """Return this supervisor and all that is below it. Each supervisor answers for itself, one after the other."""
+        snapshot: Snapshot = self._call(messages.TakeSnapshot, timeout)
+        return attrs.evolve(snapshot, children=tuple(self._look_into(child, timeout) for child in snapshot.children))
+
+    def _look_into(self, child: ChildInfo, timeout: float | None) -> ChildInfo:
+        if child.type is ChildType.WORKER:
+            return child
+        try:
+            return attrs.evolve(child, snapshot=Supervisor(self._tree, child.path).snapshot(timeout))
+        except NotAlive:
+            return child
+
+    def subscribe(self, handler: ReportHandler | Puttable) -> None:
+        """Send all reports from here and below to *handler*: a callable, or anything with ``put``.
+
+        It is called on a thread of its own, in order, until ``unsubscribe`` or the end of the tree.
+        """
+        self._core()
+        _check_sink(self._path, "handler", handler)
+        self._tree.telemetry.subscribe(self._path, handler)
+
+    def unsubscribe(self, handler: ReportHandler | Puttable) -> None:
+        """Send nothing more to *handler*.
+
+        Raises:
+            NotFound: It is not subscribed here.
+        """
+        self._tree.telemetry.unsubscribe(self._path, handler)
+
+    def wait(self, timeout: float | None = None) -> ExitReason | None:
+        """Wait until this supervisor has ended; return why, or None after *timeout* seconds."""
+        core = self._core()
+        if timeout is None and self._inside() is not None:
+            raise WouldDeadlock(self._path, "a child cannot wait for the end of its own supervisor")
+        try:
+            report: StopReport = core.done.wait(timeout, self._path)
+        except CallTimeout:
+            return None
+        return report.reason
+
+    def stop(self, timeout: float | None = None) -> StopReport:
+        """Stop the supervisor and all below it in order; return as soon as all is done.
+
+        A nested supervisor that is stopped has ended with SHUTDOWN, and what becomes of it is its parent's decision;
+        ``terminate_child`` of the parent keeps it down. Stopping what has ended already returns the same report.
+
+        Args:
+            timeout: Seconds for all together; when they are over, what still runs is interrupted, and what does not end
+                then is given up and named. None: each child's own ``shutdown``.
+        """
+        if timeout is not None and not _specs.is_number(timeout):
+            raise SpecError(self._path, "timeout", timeout, "a finite number of seconds, or None")
+        core = self._core()
+        if core.alive and self._inside() is not None:
+            raise WouldDeadlock(
+                self._path, "a child cannot wait for the end of its own supervisor; raise Fatal or Shutdown"
+            )
+        core.mailbox.put(StopSupervisor(timeout))
+        report: StopReport = core.done.wait(None, self._path)
+        if self._path == self._tree.root:
+            self._tree.settle()
+        return report
+
+    def __enter__(self) -> Supervisor:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.stop()
+
+    def __repr__(self) -> str:
+        return f"<Supervisor {self._path}, {'alive' if self.alive else 'not alive'}>"
+
+    def _core(self) -> SupervisorThread:
+        core: SupervisorThread | None = self._tree.directory.get(self._path)
+        if core is None:
+            raise NotAlive(self._path)
+        if self._tree.is_foreign:
+            raise NotAlive(self._path, "it runs in the process that this one was forked from")
+        return core
+
+    def _inside(self) -> str | None:
+        try:
+            return current().hangs_on(self._tree, self._path)
+        except NotFound:
+            return None
+
+    def _call(self, kind: Callable[..., messages.Call], timeout: float | None, **fields: object) -> Any:
+        reply = Reply()
+        self._core().mailbox.put(kind(reply=reply, inside=self._inside(), **fields))
+        return reply.wait(timeout, self._path)
+
+
+def start(tree: SupervisorSpec, **options: Unpack[Options]) -> Supervisor:
+    """Start a tree and return its handle when all of it is up.
+
+    The same spec may be started any number of times: the trees are independent of each other.
+
+    Args:
+        tree: What ``supervisor`` or ``dynamic_supervisor`` returned.
+        **options: See ``Options``.
+
+    Raises:
+        SpecError: *tree* or an option is wrong; nothing has been started.
+        StartError: Some child did not come up, or not all did in time. What had been started was stopped in reverse
+            order. Its ``path`` is the child's, its ``__cause__`` what the child raised.
+    """
+    core = _launch(tree, options)
+    _bring_up(core, options.get("timeout"))
+    return Supervisor(core.tree, core.path)
+
+
+def run(tree: SupervisorSpec, **options: Unpack[Options]) -> StopReport:
+    """Start a tree, wait for its end, and return how it ended.
+
+    In the main thread, SIGINT and SIGTERM stop the tree in order, also while it starts; a second signal shortens all
+    budgets to zero, a third exits the process at once.
+
+    Args:
+        tree, **options: As for ``start``.
+
+    Raises:
+        SpecError, StartError: As for ``start``.
+        TreeFailed: The root gave up. Left alone, this ends the program with a non-zero exit status.
+    """
+    with _signals() as signals:
+        core = _launch(tree, options)
+        signals.obey(core)
+        try:
+            _bring_up(core, options.get("timeout"))
+        except StartError:
+            if not signals.count:
+                raise
+        report: StopReport = core.done.wait(None, core.path)
+    core.tree.settle()
+    if report.reason.kind not in (ExitKind.NORMAL, ExitKind.SHUTDOWN):
+        raise TreeFailed(core.path, report.reason, report) from report.reason.exception
+    return report
+
+
+class Options(TypedDict, total=False):
+    """The options of ``start`` and ``run``.
+
+    Attributes:
+        reports: Gets every report: a callable, or anything with ``put``.
+        on_escalation: Called for every escalation anywhere in the tree, after the supervisor's own.
+        log: Whether reports also go to structlog; default True.
+        timeout: Seconds that the whole tree may take to come up; None, the default: no limit.
+        max_unstopped: How many threads that could not be stopped the tree may leave behind before the root gives up;
+            default 100.
+        clock: Where time comes from; default: the machine's.
+    """
+
+    reports: ReportHandler | Puttable | None
+    on_escalation: Callable[[Escalation], object] | None
+    log: bool
+    timeout: float | None
+    max_unstopped: int
+    clock: Clock | None
+
+
+def _check_sink(path: str, field: str, value: object) -> None:
+    if not callable(value) and not isinstance(value, Puttable):
+        raise SpecError(path, field, value, "a callable, or an object with put")
+
+
+def _check_options(spec: SupervisorSpec, options: Options) -> None:
+    if not isinstance(spec, SupervisorSpec):
+        raise SpecError("<tree>", "tree", spec, "a supervisor's spec, as supervisor() makes")
+    if unknown := options.keys() - Options.__annotations__.keys():
+        raise SpecError(spec.id, min(unknown), "an option", f"one of {', '.join(Options.__annotations__)}")
+    if (reports := options.get("reports")) is not None:
+        _check_sink(spec.id, "reports", reports)
+    if (handler := options.get("on_escalation")) is not None and not callable(handler):
+        raise SpecError(spec.id, "on_escalation", handler, "a callable or None")
+    _check_numbers(spec, options)
+
+
+def _check_numbers(spec: SupervisorSpec, options: Options) -> None:
+    timeout, count = options.get("timeout"), options.get("max_unstopped", 100)
+    if timeout is not None and (not _specs.is_number(timeout) or timeout <= 0):
+        raise SpecError(spec.id, "timeout", timeout, "a finite number of seconds > 0, or None")
+    if not isinstance(count, int) or isinstance(count, bool) or count < 0:
+        raise SpecError(spec.id, "max_unstopped", count, "an int >= 0")
+    if not isinstance(options.get("log", True), bool):
+        raise SpecError(spec.id, "log", options["log"], "True or False")
+
+
+def _launch(spec: SupervisorSpec, options: Options) -> SupervisorThread:
+    """Start the root's thread; it is not up yet."""
+    _check_options(spec, options)
+    tree = Tree(spec.id, options.get("clock") or SystemClock(), options.get("max_unstopped", 100))
+    core = SupervisorThread(
+        Birth(ref=0, path=spec.id, spec=spec, incarnation=1, last_exit=None, supervisor=None, tree=tree)
+    )
+    try:
+        tree.telemetry = _telemetry(spec, options, tree)
+    except RuntimeError as error:  # can't start new thread
+        raise StartError(spec.id, str(error)) from error
+    guard(tree, core.mailbox.put, core.done)
+    core.start(lambda _: None)
+    return core
+
+
+def _telemetry(spec: SupervisorSpec, options: Options, tree: Tree) -> Telemetry:
+    telemetry = Telemetry(spec.id, tree, options.get("on_escalation"))
+    if options.get("log", True):
+        telemetry.subscribe(spec.id, log_report, "log")
+    if (sink := options.get("reports")) is not None:
+        telemetry.subscribe(spec.id, sink)
+    return telemetry
+
+
+def _bring_up(core: SupervisorThread, timeout: float | None) -> None:
+    """Wait until the tree is up; otherwise stop it, wait for its end, and raise."""
+    try:
+        core.up.wait(timeout, core.path)
+    except CallTimeout:
+        late = ", ".join(_starting(Supervisor(core.tree, core.path)))
+        _stop_and_wait(core)
+        raise StartError(late or core.path, f"not up after {timeout} s") from None
+    except BaseException:  # a StartError: it has ended already; or an interrupt from the keyboard
+        _stop_and_wait(core)
+        raise
+
+
+def _stop_and_wait(core: SupervisorThread) -> None:
+    core.stop()
+    core.done.wait(None, core.path)
+    core.tree.settle()
+
+
+def _starting(handle: Supervisor) -> Iterator[str]:
+    """Yield the paths of the children that everything waits for, the deepest ones."""
+    with contextlib.suppress(NotAlive, NotFound):
+        for child in handle.which_children():
+            if child.state is ChildState.STARTING:
+                below = list(_starting(handle.find(child.path))) if child.type is ChildType.SUPERVISOR else []
+                yield from below or [child.path]
+
+
+class _Signals:
+    """What SIGINT and SIGTERM mean while ``run`` runs. It runs in the main thread, between any two bytecodes."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._core: SupervisorThread | None = None
+
+    def __call__(self, signum: int, frame: FrameType | None) -> None:
+        self.count += 1
+        if self.count > 2:
+            os._exit(128 + signum)
+        self._pass_on()
+
+    def obey(self, core: SupervisorThread) -> None:
+        """From now on tell *core*, and tell it what came before."""
+        self._core = core
+        self._pass_on()
+
+    def _pass_on(self) -> None:
+        if self._core is not None and self.count:
+            self._core.stop() if self.count == 1 else self._core.kill()
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[_Signals]:
+    """Handle signals, where that is possible: in the main thread; put back what was there before."""
+    signals = _Signals()
+    if threading.current_thread() is not threading.main_thread():
+        yield signals
+        return
+    before = {number: signal.signal(number, signals) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield signals
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

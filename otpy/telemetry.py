@@ -1,0 +1,177 @@
+"""How reports and escalations reach their handlers, each handler on a thread of its own. The only module that logs.
+
+Laws:
+1. A supervisor's thread only puts; it never calls a handler and never waits for one.
+2. Each handler gets its items in order, and none is dropped: one that blocks for ever keeps what came after.
+3. What a handler raises is logged, and its next item comes all the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+import structlog
+
+from otpy import registry, reports
+from otpy.abc import Puttable, ReportHandler
+from otpy.exceptions import NotFound, printable, show
+from otpy.registry import Role
+from otpy.reports import Cause, Escalation, Report
+
+EVENTS = {
+    # report: (log level, event)
+    reports.Progress: ("info", "progress"),
+    reports.ChildTerminated: ("error", "child_terminated"),
+    reports.StartError: ("error", "start_error"),
+    reports.ShutdownError: ("error", "shutdown_error"),
+    reports.LimitReached: ("critical", "limit_reached"),
+    reports.Unstopped: ("error", "unstopped"),
+    reports.AutoShutdown: ("info", "auto_shutdown"),
+    reports.StrayMessage: ("error", "stray_message"),
+}
+
+
+def logger(**bound: object) -> Any:
+    """Return a structlog logger of otpy, bound to *bound*."""
+    return structlog.get_logger("otpy", **bound)
+
+
+def log_report(report: Report) -> None:
+    """Write *report* to structlog. The start of a child by a call is only worth "debug" (OTP: since 28)."""
+    level, event = EVENTS[type(report)]
+    if isinstance(report, reports.Progress) and report.cause is Cause.CALL:
+        level = "debug"
+    getattr(logger(), level)(event, **_fields(report))
+
+
+def _fields(report: Report) -> dict[str, object]:
+    fields: dict[str, object] = {"path": report.path, "incarnation": report.incarnation}
+    if report.reason is not None:
+        fields["reason"] = str(report.reason)
+    if report.reason is not None and report.reason.traceback:
+        fields["exception"] = report.reason.traceback.rstrip()
+    if isinstance(report, reports.Unstopped):
+        fields["stack"] = report.stack
+    if isinstance(report, reports.LimitReached):
+        fields["child"] = report.escalation.child
+    if isinstance(report, reports.AutoShutdown):
+        fields["child"] = report.child
+    if isinstance(report, reports.StrayMessage):
+        fields["item"] = report.item
+    return fields
+
+
+def complain(event: str, error: BaseException, **fields: object) -> None:
+    """Log what user code raised where nobody waits for it. Never raises, even where the log is broken."""
+    text = printable("".join(traceback.format_exception(error)))
+    try:
+        logger().error(event, exception=text.rstrip(), **fields)
+    except Exception:
+        with contextlib.suppress(Exception):
+            sys.stderr.write(f"otpy: {event} {fields}\n{text}")
+
+
+class Outlet:
+    """A thread that calls handlers one after the other, in the order of ``send``."""
+
+    def __init__(self, name: str, owner: object) -> None:
+        self._queue: queue.SimpleQueue[tuple[Callable[[Any], object], Any] | None] = queue.SimpleQueue()
+        registry.spawn(self._run, name=name, role=Role.HELPER, purpose="calls handlers", owner=owner)
+
+    def send(self, handler: Callable[[Any], object], value: object) -> None:
+        self._queue.put((handler, value))
+
+    def close(self) -> None:
+        """End the thread when it has called all that is queued."""
+        self._queue.put(None)
+
+    def _run(self) -> None:
+        while (item := self._queue.get()) is not None:
+            handler, value = item
+            try:
+                handler(value)
+            except BaseException as error:
+                complain("handler_failed", error, handler=show(handler))
+            del item, handler, value  # an idle outlet must not keep the last report alive
+
+
+@attrs.frozen(eq=False)
+class _Subscription:
+    prefix: str
+    handler: ReportHandler
+    outlet: Outlet
+
+    def wants(self, report: Report) -> bool:
+        return report.path == self.prefix or report.path.startswith(self.prefix + "/")
+
+
+def handler_of(sink: ReportHandler | Puttable) -> ReportHandler:
+    """Return the callable that gives a report to *sink*: itself, or the ``put`` of a queue."""
+    return sink if callable(sink) else sink.put
+
+
+class Telemetry:
+    """All handlers of one tree."""
+
+    def __init__(self, root: str, owner: object, on_escalation: Callable[[Escalation], object] | None) -> None:
+        self._root, self._owner, self._on_escalation = root, owner, on_escalation
+        self._lock = threading.Lock()  # guards changes of the two lists; readers take the tuple as it is
+        self._subscriptions: tuple[_Subscription, ...] = ()
+        self._outlets: tuple[Outlet, ...] = ()
+        self._escalations = self._open("escalations")
+
+    def _open(self, what: str) -> Outlet:
+        outlet = Outlet(f"{self._root} ({what})", self._owner)
+        with self._lock:
+            self._outlets = (*self._outlets, outlet)
+        return outlet
+
+    def subscribe(self, prefix: str, sink: ReportHandler | Puttable, what: str = "reports") -> None:
+        """Send all reports at or below the path *prefix* to *sink* from now on."""
+        subscription = _Subscription(prefix, handler_of(sink), self._open(what))
+        with self._lock:
+            self._subscriptions = (*self._subscriptions, subscription)
+
+    def unsubscribe(self, prefix: str, sink: ReportHandler | Puttable) -> None:
+        """Send nothing more to *sink*; what is queued for it still comes.
+
+        Raises:
+            NotFound: It is not subscribed there.
+        """
+        handler = handler_of(sink)
+        with self._lock:
+            found = [one for one in self._subscriptions if one.prefix == prefix and one.handler == handler]
+            if not found:
+                raise NotFound(prefix, f"{show(sink)} is not subscribed")
+            self._subscriptions = tuple(one for one in self._subscriptions if one is not found[0])
+        found[0].outlet.close()
+
+    def tell(self, report: Report) -> None:
+        """Send *report* to everyone who wants it."""
+        for subscription in self._subscriptions:
+            if subscription.wants(report):
+                subscription.outlet.send(subscription.handler, report)
+
+    def escalate(self, own: Callable[[Escalation], object] | None, escalation: Escalation) -> None:
+        """Call the supervisor's *own* handler, then the tree's."""
+        for handler in (own, self._on_escalation):
+            if handler is not None:
+                self._escalations.send(handler, escalation)
+
+    def run_soon(self, callback: Callable[[Any], object]) -> None:
+        """Call *callback* on the escalations' thread: for the case that the system refuses a thread of its own."""
+        self._escalations.send(callback, None)
+
+    def close(self) -> None:
+        """End the outlets' threads once they have called all that is queued."""
+        with self._lock:
+            outlets, self._subscriptions = self._outlets, ()
+        for outlet in outlets:
+            outlet.close()

@@ -1,0 +1,124 @@
+"""What all supervisors of one running tree share, and the end of trees whose program ends without stopping them.
+
+Who owns what: the directory entry of a path is written by the thread of that supervisor's parent (added before it
+starts) and by its own (removed when it has ended); an entry of the strays is written by the thread
+of its supervisor. Readers
+may come from any thread, and take copies.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+
+from otpy import registry
+from otpy.abc import Child, Clock
+from otpy.mailbox import Reply
+from otpy.messages import StopSupervisor
+from otpy.registry import Role
+from otpy.reports import Unstopped
+from otpy.telemetry import Telemetry
+
+FLUSH = 1.0
+"""How long the end of a tree waits for handlers and callbacks to finish, in seconds, all together."""
+
+SETTLE = 1.0
+"""How long a thread that has said its last word may take to end, in seconds; only a starved machine needs more."""
+
+
+@attrs.define(eq=False)
+class Tree:
+    """One running tree.
+
+    Attributes:
+        root: The path of the root supervisor.
+        clock: Where time comes from.
+        max_unstopped: How many threads may be left behind before the root gives up.
+        launch: Starts the thread of a supervisor: ``launch(main, name)``.
+        telemetry: The handlers.
+        directory: The supervisors that live, by path; the root stays in it when it has ended.
+        is_foreign: Whether this process is a fork of the one in which the tree runs.
+    """
+
+    root: str
+    clock: Clock
+    max_unstopped: int
+    telemetry: Telemetry = attrs.field(init=False)
+    launch: Callable[[Callable[[], None], str], object] = attrs.field(init=False)
+    directory: dict[str, Any] = attrs.field(factory=dict)
+    is_foreign: bool = False
+    _strays: dict[Child, Unstopped] = attrs.field(factory=dict)
+
+    def __attrs_post_init__(self) -> None:
+        self.launch = self._launch
+
+    def _launch(self, main: Callable[[], None], name: str) -> object:
+        return registry.spawn(main, name=name, role=Role.SUPERVISOR, purpose="supervises", owner=self)
+
+    def left_behind(self, child: Child, report: Unstopped) -> int:
+        """Count *child* as unstopped and return how many such are still alive."""
+        self._strays[child] = report
+        return len(self.strays())
+
+    def strays(self) -> dict[Child, Unstopped]:
+        """Return those that were given up and are still alive; forget the others."""
+        for child in [child for child in list(self._strays) if not child.alive]:
+            self._strays.pop(child, None)
+        return dict(self._strays)
+
+    def unstopped(self) -> tuple[Unstopped, ...]:
+        """Return a report of each stray, with its stack as it is now."""
+        return tuple(attrs.evolve(report, stack=child.stack()) for child, report in self.strays().items())
+
+    def close(self) -> tuple[str, ...]:
+        """End the handlers when the root has ended; return the names of the helper threads that are still busy."""
+        _running.pop(self, None)
+        self.telemetry.close()
+        return registry.settle(self, {Role.HELPER}, FLUSH)
+
+    def settle(self) -> None:
+        """Wait until the threads that have said their last word have ended."""
+        registry.settle(self, {Role.CHILD, Role.SUPERVISOR}, SETTLE, {one.path for one in self.strays().values()})
+
+
+# The guardian. Trees that still run when the interpreter exits are stopped in order: atexit comes after the main thread
+# and all non-daemon threads have ended, and before daemon threads are frozen. A thread cannot be started any more then
+# (Python 3.12 and newer), see Telemetry.run_soon for what this means for on_stop callbacks.
+
+_running: dict[Tree, tuple[Callable[[object], None], Reply]] = {}  # tree -> (post to its root, the root's end)
+
+
+def guard(tree: Tree, post: Callable[[object], None], done: Reply) -> None:
+    """Stop *tree* when the interpreter exits, if it still runs then."""
+    _running[tree] = (post, done)
+
+
+def _stop_all() -> None:
+    """Stop all trees side by side, each in order; an interrupt from the keyboard shortens all budgets to zero."""
+    running = dict(_running)
+    for within in (None, 0.0):
+        for post, _ in running.values():
+            post(StopSupervisor(within))
+        try:
+            for tree, (_, done) in running.items():
+                done.wait(None, tree.root)
+        except KeyboardInterrupt:
+            continue
+        return
+
+
+def _after_fork() -> None:
+    """Leave the parent's trees alone: none of their threads exists in this process."""
+    for tree in _running:
+        tree.is_foreign = True
+    _running.clear()
+    registry.forget_all()
+
+
+atexit.register(_stop_all)
+if hasattr(os, "register_at_fork"):  # not on Windows, where nothing forks
+    os.register_at_fork(after_in_child=_after_fork)
