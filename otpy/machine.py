@@ -26,7 +26,8 @@ Where OTP blocks, we keep what can be observed and let messages in:
   finish the pointless start first; here nobody waits for it.
 * During boot, crashes of children that are already up are kept for later, as OTP's mailbox would.
 * A failed start in a plan ends the plan; the child is RESTARTING, and a Retry goes to the end of the queue, so that
-  calls and a shutdown come first (OTP: otp_semantics section 9). Whoever takes the child out of RESTARTING cancels the retry.
+  calls and a shutdown come first (docs/otp.md, "Failed restarts"). Whoever takes the child out of RESTARTING cancels
+  the retry.
 
 What this file must not know: threads, queues, kinds of children, wall-clock time.
 
@@ -174,7 +175,7 @@ def _plan(stops: Iterable[str], starts: Iterable[str], width: float = 1) -> Plan
 
 
 REFUSALS: dict[type[Call], dict[ChildState, type[Refusal]]] = {
-    # call: {state: refusal}; STOPPING is not here because it is worth waiting for        OTP: otp_semantics section 15
+    # call: {state: refusal}; STOPPING is not here because it is worth waiting for        OTP: docs/otp.md, "Management calls"
     StartChild: {
         ChildState.UNDEFINED: exceptions.AlreadyPresent,
         ChildState.RESTARTING: exceptions.AlreadyPresent,
@@ -278,7 +279,7 @@ class SupervisorMachine:
             self._check_auto_shutdown(slot)
 
     def _absorb(self, slot: Slot, reason: ExitReason) -> None:
-        """Take the end of a child that was about to be stopped as its stop (OTP: otp_semantics section 11.3)."""
+        """Take the end of a child that was about to be stopped as its stop (OTP: docs/otp.md, "Deaths during stops")."""
         self._check_end(slot, brutal=slot.spec.shutdown is Budget.BRUTAL_KILL, reason=reason)
         self._account(slot)
         slot.state = ChildState.UNDEFINED
@@ -520,7 +521,7 @@ class SupervisorMachine:
     # Ends of the supervisor
 
     def _give_up(self, slot: Slot, reason: ExitReason) -> None:
-        """Too many restarts: tell everybody, and end (OTP: otp_semantics section 13)."""
+        """Too many restarts: tell everybody, and end (OTP: docs/otp.md, "Limit breach")."""
         self._escalate(self._path_of(slot), slot.incarnation, reason)
 
     def _escalate(self, child: str, incarnation: int, reason: ExitReason) -> None:
@@ -546,7 +547,7 @@ class SupervisorMachine:
             self._escalate(message.path, 0, ExitReason(ExitKind.KILLED, detail=detail))
 
     def _check_auto_shutdown(self, slot: Slot) -> None:
-        """Called after the own end of a child that is not restarted (OTP: otp_semantics section 14)."""
+        """Called after the own end of a child that is not restarted (OTP: docs/otp.md, "Significant children")."""
         if slot.spec.significant and self._significant_end_matters():
             self._do(Tell(reports.AutoShutdown(path=self.path, child=self._path_of(slot), reason=slot.last_exit)))
             self._end(ExitReason(ExitKind.SHUTDOWN, detail="auto_shutdown"))

@@ -33,7 +33,7 @@ class Verdict:
 
 
 VERDICTS = {
-    # (restart type, normal-class exit): verdict                   OTP: do_restart/3; otp_semantics section 6
+    # (restart type, normal-class exit): verdict      OTP: do_restart/3
     (Restart.PERMANENT, True): Verdict(Fate.RESTART, report=True),
     (Restart.PERMANENT, False): Verdict(Fate.RESTART, report=True),
     (Restart.TRANSIENT, True): Verdict(Fate.KEEP, report=False),
@@ -54,7 +54,7 @@ class Final(enum.Enum):
 
 
 ACCEPTABLE = {
-    # (final, brutal_kill): the restart types for which it needs no ShutdownError     OTP: otp_semantics section 11.2
+    # (final, brutal_kill): the restart types for which it needs no ShutdownError     OTP: docs/otp.md, "Acceptable ends"
     (Final.SHUTDOWN, False): frozenset(Restart),
     (Final.SHUTDOWN, True): frozenset({Restart.TRANSIENT, Restart.TEMPORARY}),
     (Final.SHUTDOWN_REASON, False): frozenset({Restart.TRANSIENT, Restart.TEMPORARY}),
@@ -85,7 +85,7 @@ def is_acceptable(restart: Restart, brutal_kill: bool, reason: ExitReason) -> bo
 class Window:
     """The restarts of one supervisor within its period. One unit per restart, also per failed attempt.
 
-    Laws (OTP: otp_semantics section 10):
+    Laws (OTP: docs/otp.md, "The window"):
     1. *intensity* restarts within *period* are allowed, one more is refused, before any start attempt.
     2. A restart counts while ``now - then <= period``, the boundary included.
     3. Nothing but time takes a restart out of the window.

@@ -7,7 +7,7 @@ The three rules, for children a b c d in start order and c crashed:
     rest_for_one    stop d              start c, d
 
 Children stop in reverse start order and start in start order, one after the other.
-(OTP: restart/2 and restart_multiple_children/3; otp_semantics section 8.)
+(OTP: restart/2 and restart_multiple_children/3)
 """
 
 from __future__ import annotations
