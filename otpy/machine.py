@@ -287,7 +287,7 @@ class SupervisorMachine:
 
     def _has_stopped(self, slot: Slot, reason: ExitReason) -> None:
         self._do(Disarm(slot.ref))
-        if slot.why is not Why.LATE:
+        if not self._is_failed_start(slot):
             self._check_end(slot, brutal=slot.spec.shutdown is Budget.BRUTAL_KILL, reason=reason)
         self._account(slot)
         self._gone(slot)
@@ -301,7 +301,7 @@ class SupervisorMachine:
         if slot.why is Why.LATE:
             self._start_failed(slot, slot.failure)
         elif wanted:
-            self._begin_group(slot, stop=self._plan is not None)
+            self._begin_group(slot)
         else:
             self._release(slot, Fate.KEEP)
 
@@ -322,14 +322,14 @@ class SupervisorMachine:
         else:
             self._give_up(slot, reason)
 
-    def _begin_group(self, slot: Slot, stop: bool = True) -> None:
+    def _begin_group(self, slot: Slot) -> None:
         if self.spec.strategy is Strategy.ONE_FOR_ONE:
             self._start(slot, Cause.RESTART)
             return
         stops, starts = restart_group(self.spec.strategy, self.slots, slot.id)
         for id in starts:
-            self._call_off(self.slots[id])
-        self._plan = _plan(stops if stop else (), starts)
+            self._overtake(self.slots[id])
+        self._plan = _plan(stops, starts)
 
     def _on_retry(self, message: Retry) -> None:
         slot = self._live.pop(message.ref, None)
@@ -349,6 +349,11 @@ class SupervisorMachine:
         if slot.state is ChildState.RESTARTING:
             del self._live[slot.ref]
             slot.state = ChildState.UNDEFINED
+
+    def _overtake(self, slot: Slot) -> None:
+        """A plan takes the child over: it is no failed start any more that wants to be tried again by itself."""
+        self._call_off(slot)
+        slot.why = Why.GROUP
 
     def _write_off(self, slot: Slot) -> None:
         """Stop waiting for the end of an unstopped child."""
@@ -449,11 +454,9 @@ class SupervisorMachine:
         if slot.spec.type is ChildType.SUPERVISOR:
             self._do(Kill(slot.ref))  # it hurries, and never blocks: its end is certain, so no timer
             self._do(Disarm(slot.ref))
-        elif slot.spec.interrupt:
-            self._do(Kill(slot.ref))
-            self._do(Arm(slot.ref, self._now + self.grace))
         else:
-            self._abandon(slot)
+            self._do(Kill(slot.ref) if slot.spec.interrupt else Stop(slot.ref))
+            self._do(Arm(slot.ref, self._now + self.grace))
 
     def _abandon(self, slot: Slot) -> None:
         """Give the child up: from now on nothing that this incarnation says counts."""
@@ -487,7 +490,7 @@ class SupervisorMachine:
     def _gone(self, slot: Slot) -> None:
         """The child no longer runs, or no longer counts."""
         slot.state = ChildState.UNDEFINED
-        if slot.why is Why.LATE and not slot.leavers and self.phase is not Phase.ENDING:
+        if self._is_failed_start(slot):
             self._start_failed(slot, slot.failure)
             return
         self._refuse_start(slot, ASKED_TO_STOP)
@@ -495,6 +498,10 @@ class SupervisorMachine:
             self._release(slot, Fate.KEEP)
             self._answer_leavers(slot)
         self._settled(slot)
+
+    def _is_failed_start(self, slot: Slot) -> bool:
+        """Whether it stops because it was not ready in time, and neither a plan nor a caller has overtaken that."""
+        return slot.why is Why.LATE and not slot.leavers
 
     def _answer_leavers(self, slot: Slot) -> None:
         for reply in slot.leavers:
@@ -508,7 +515,7 @@ class SupervisorMachine:
         slot = self._live.get(message.ref)
         if slot is None:
             return
-        if slot.state is ChildState.STARTING:
+        if slot.state is ChildState.STARTING and not self._is_doomed(slot):
             self._late(slot)
         elif slot.state is ChildState.STOPPING:
             self._abandon(slot) if slot.killed else self._kill(slot)
@@ -569,7 +576,7 @@ class SupervisorMachine:
         self.phase, self.outcome, self._ending_since = Phase.ENDING, outcome, self._now
         self._plan = _plan(reversed(self.slots), (), width=float("inf") if self.spec.dynamic else 1)
         for slot in self.slots.values():
-            self._call_off(slot)
+            self._overtake(slot)
             self._write_off(slot)
         for message in self._early:
             self._on_exited(message)  # nobody is restarted any more: these ends are absorbed

@@ -1,0 +1,573 @@
+"""Seeded random lives of whole trees, in one thread on virtual time.
+
+The supervisors are the real ones: machine, timers, mailbox and the loop that obeys. Only three things are replaced:
+their threads (the world turns them, in random order), the clock (it jumps to the next thing that happens) and the
+children (actors that start, fail, stall, ignore stops and wake up late, as the dice fall).
+
+While a life goes on, the world checks the invariants below; ``live(seed)`` raises Broken with the story so far.
+``python -m tests.walks COUNT [FIRST]`` walks through many seeds.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import math
+import os
+import random
+import sys
+import threading
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+
+from otpy import exceptions, messages, reports
+from otpy.abc import Birth, Deliver
+from otpy.machine import INTERRUPT_GRACE, Phase
+from otpy.mailbox import Reply
+from otpy.messages import ChildExited, ChildStarted, StopSupervisor
+from otpy.reports import ChildState, ExitKind, ExitReason
+from otpy.specs import AutoShutdown, Budget, ChildSpec, Restart, Strategy, SupervisorSpec
+from otpy.supervisor import SupervisorThread
+from otpy.tree import Tree
+
+MOST_TURNS = 20_000
+"""A life that takes more turns than this goes in a circle."""
+
+
+class Broken(AssertionError):
+    """An invariant does not hold."""
+
+
+@attrs.define(eq=False)
+class Actor:
+    """A child whose behaviour is drawn when it is born. Meets ``Child``."""
+
+    world: World
+    birth: Birth
+    is_up: bool = False
+    ended: bool = False
+    fenced: bool = False
+    asked: bool = False
+    killed: bool = False
+    reason: ExitReason | None = None
+    deliver: Deliver = attrs.field(init=False)
+
+    @property
+    def path(self) -> str:
+        return self.birth.path
+
+    @property
+    def alive(self) -> bool:
+        return not self.ended
+
+    def start(self, deliver: Deliver) -> None:
+        self.deliver = deliver
+        self.world.note_birth(self)
+        if not self.birth.spec.ready and not self.world.chance(0.03):
+            self._is_up()  # as a thread child: up as soon as its thread is
+            self._plan_life()
+        elif self.birth.incarnation == 1 and self.world.chance(0.9):
+            self._come_up_soon()
+        else:
+            self.world.pick(self._come_up_soon, self._fail_soon, self._come_up_soon, self._hang)()
+
+    def stop(self) -> None:
+        if not self.asked:
+            self.asked = True
+            self.world.note_stop(self)
+            self.world.pick(self._obey, self._obey, self._obey_oddly, self._ignore)()
+
+    def kill(self) -> bool:
+        self.killed = True
+        self.world.pick(self._obey_kill, self._obey_kill, self._wake_an_hour_later)()
+        return self.world.chance(0.9)
+
+    def abandon(self) -> None:
+        self.world.check(not self.ended or self.world.is_news_in_flight(self), f"{self.path} was abandoned after its end")
+        self.fenced = True
+        self.world.note_end(self)
+
+    def stack(self) -> str:
+        return "" if self.ended else "somewhere"
+
+    def _is_up(self) -> None:
+        if not self.ended:
+            self.is_up = True
+            self.deliver(ChildStarted(self.birth.ref, self.path))
+
+    def _come_up_soon(self) -> None:
+        self.world.after(self.world.delay(), self._is_up)
+        self._plan_life()
+
+    def _plan_life(self) -> None:
+        if self.world.chance(0.5):
+            self.world.after(self.world.delay() * 4, lambda: self.end(self.world.any_reason()))
+
+    def _fail_soon(self) -> None:
+        delay = self.world.pick(0.0, 0.0, self.world.delay())
+        self.world.after(delay, lambda: self.end(self.world.pick(CRASHED, CRASHED, IGNORE, RETURNED)))
+
+    def _hang(self) -> None:
+        if self.birth.spec.start_timeout is None:
+            self.world.after(50.0, lambda: self.end(CRASHED))
+
+    def _obey(self) -> None:
+        self.world.after(self.world.delay(), lambda: self.end(STOPPED))
+
+    def _obey_oddly(self) -> None:
+        self.world.after(self.world.delay(), lambda: self.end(self.world.any_reason()))
+
+    def _ignore(self) -> None:
+        if self.birth.spec.shutdown is Budget.INFINITY:
+            self.world.after(30.0, lambda: self.end(STOPPED))
+
+    def _obey_kill(self) -> None:
+        self.world.after(self.world.pick(0.0, 0.1, 0.6), lambda: self.end(INTERRUPTED))
+
+    def _wake_an_hour_later(self) -> None:
+        self.world.after(3600.0, lambda: self.end(self.world.any_reason()))
+
+    def end(self, reason: ExitReason) -> None:
+        if not self.ended:
+            self.ended, self.reason = True, reason
+            self.world.note_end(self)
+            self.deliver(ChildExited(self.birth.ref, reason))
+
+
+CRASHED = ExitReason(ExitKind.CRASHED, ValueError("crash"))
+FATAL = ExitReason(ExitKind.CRASHED, exceptions.Fatal("fatal"))
+RETURNED = ExitReason(ExitKind.NORMAL)
+IGNORE = ExitReason(ExitKind.NORMAL, exceptions.Ignore())
+STOPPED = ExitReason(ExitKind.SHUTDOWN)
+STOPPED_FOR = ExitReason(ExitKind.SHUTDOWN, exceptions.Shutdown("why not"))
+INTERRUPTED = ExitReason(ExitKind.KILLED, exceptions.Killed())
+
+REASONS = [CRASHED] * 12 + [RETURNED] * 6 + [STOPPED, STOPPED_FOR, INTERRUPTED, IGNORE, FATAL]
+
+
+class NoTelemetry:
+    """Takes reports and escalations for the world."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    def tell(self, report: reports.Report) -> None:
+        self.world.note_report(report)
+
+    def escalate(self, own: object, escalation: reports.Escalation) -> None:
+        self.world.escalations.append(escalation)
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+
+@attrs.define(eq=False)
+class Chronicle:
+    """What happened to one life of one supervisor, as seen from outside."""
+
+    core: SupervisorThread
+    restarts: list[float] = attrs.field(factory=list)
+    terminated: list[float] = attrs.field(factory=list)
+    failed: list[float] = attrs.field(factory=list)
+    told: Counter[Actor | None] = attrs.field(factory=Counter)
+    given_up: set[Actor | None] = attrs.field(factory=set)
+    deaths: list[Actor] = attrs.field(factory=list)
+    called: set[Actor] = attrs.field(factory=set)
+    excused: set[str] = attrs.field(factory=set)
+    has_given_up: bool = False
+
+
+class World:
+    """One tree, its actors, its time, and what everybody may be sure of."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = random.Random(seed)
+        self.now = 0.0
+        self.story: list[str] = []
+        self.escalations: list[reports.Escalation] = []
+        self._events: list[tuple[float, int, Callable[[], object]]] = []
+        self._numbers = itertools.count()
+        self._ids = itertools.count()
+        self._replies: list[Reply] = []
+        self._on_stage: dict[str, Actor] = {}
+        self._cast: dict[tuple[str, int], Actor] = {}
+        self._supervisors: dict[str, Chronicle] = {}
+        self._turning: SupervisorThread | None = None
+        spec = self._any_supervisor("root", depth=self.random.randint(0, 2))
+        self.tree = Tree(spec.id, self, max_unstopped=self.pick(0, 2, 100))
+        self.tree.telemetry = NoTelemetry(self)  # type: ignore[assignment]
+        self.tree.launch = self._launch
+        birth = Birth(ref=0, path="root", spec=spec, incarnation=1, last_exit=None, supervisor=None, tree=self.tree)
+        self.root = SupervisorThread(birth)
+
+    # Dice
+
+    def chance(self, probability: float) -> bool:
+        return self.random.random() < probability
+
+    def pick(self, *choices: Any) -> Any:
+        return self.random.choice(choices)
+
+    def delay(self) -> float:
+        return self.pick(0.0, 0.0, 0.01, 0.3, 1.0, 4.0)
+
+    def any_reason(self) -> ExitReason:
+        return self.random.choice(REASONS)
+
+    def _any_supervisor(self, id: str, depth: int) -> SupervisorSpec:
+        auto = self.pick(AutoShutdown.NEVER, AutoShutdown.NEVER, *AutoShutdown)
+        dynamic = self.chance(0.2)
+        children = [] if dynamic else [self._any_child(f"c{n}", depth, auto) for n in range(self.random.randint(0, 4))]
+        return SupervisorSpec(
+            id=id,
+            start=SupervisorThread,
+            children=children,
+            dynamic=dynamic,
+            max_children=self.pick(None, 2) if dynamic else None,
+            strategy=Strategy.ONE_FOR_ONE if dynamic else self.pick(*Strategy),
+            intensity=self.pick(0, 1, 3, 10, 30),
+            period=self.pick(0.5, 5.0, 100.0),
+            auto_shutdown=AutoShutdown.NEVER if dynamic else auto,
+            restart=self.pick(Restart.PERMANENT, Restart.PERMANENT, *Restart),
+            shutdown=self.pick(Budget.INFINITY, Budget.INFINITY, 1.0, Budget.BRUTAL_KILL),
+        )
+
+    def _any_child(self, id: str, depth: int, auto: AutoShutdown) -> ChildSpec:
+        if depth and self.chance(0.4):
+            return self._any_supervisor(id, depth - 1)
+        restart = self.pick(Restart.PERMANENT, Restart.PERMANENT, *Restart)
+        may_be_significant = auto is not AutoShutdown.NEVER and restart is not Restart.PERMANENT
+        return ChildSpec(
+            id=id,
+            start=lambda birth: Actor(self, birth),
+            restart=restart,
+            shutdown=self.pick(0.0, 1.0, 5.0, Budget.INFINITY, Budget.BRUTAL_KILL),
+            significant=may_be_significant and self.chance(0.5),
+            ready=self.chance(0.5),
+            start_timeout=self.pick(None, 0.5),
+            interrupt=self.chance(0.8),
+            unstopped=self.pick("replace", "replace", "hold", "escalate"),
+        )
+
+    # The clock, and what happens when
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def wall(self) -> float:
+        return self.now
+
+    def after(self, seconds: float, event: Callable[[], object]) -> None:
+        heapq.heappush(self._events, (self.now + seconds, next(self._numbers), event))
+
+    # The life
+
+    def live(self) -> None:
+        self.root.start(lambda news: None)
+        for _ in range(self.random.randint(1, 300)):
+            if not self.root.alive:
+                break
+            if not self._one_step():
+                self._stir()
+        self._post(self.root, StopSupervisor())
+        self._run_out(until=self.now + self.pick(0.0, 1.0, 100.0))
+        within = self.pick(0.0, 0.3, 2.0)
+        self._post(self.root, StopSupervisor(within))
+        ordered = self.now
+        self._run_out(until=ordered + max(within, INTERRUPT_GRACE))
+        self.check(not self.root.alive, f"{within} s after {ordered:.3f} the root has not ended")
+        self._run_out(until=math.inf)
+        self._check_the_end()
+
+    def _stir(self) -> None:
+        """All is quiet: let a child die, or a caller call."""
+        if self._on_stage and self.chance(0.7):
+            self._on_stage[self.random.choice(sorted(self._on_stage))].end(self.any_reason())
+            self.now += self.pick(0.0, 0.0, 0.1, 2.0, 5.0)
+        else:
+            self._meddle()
+
+    def _run_out(self, until: float) -> None:
+        """Let everything happen that will, up to a time."""
+        for turn in itertools.count():
+            self.check(turn < MOST_TURNS, "it goes in a circle")
+            if not self._one_step(meddling=0.0, until=until):
+                return
+
+    def _one_step(self, meddling: float = 0.05, until: float = math.inf) -> bool:
+        if self.chance(meddling):
+            self._meddle()
+        ready = [one.core for one in self._supervisors.values() if self._has_work(one.core)]
+        if ready and self.chance(0.9):
+            self._turn(self.random.choice(ready))
+        elif self._events and self._events[0][0] <= self.now:
+            heapq.heappop(self._events)[2]()
+        elif not ready:
+            return self._jump(until)
+        return True
+
+    def _jump(self, until: float) -> bool:
+        """Move the time to the next thing that happens; False: nothing will, up to then."""
+        times = [self._events[0][0]] if self._events else []
+        times += [at for one in self._supervisors.values() if one.core.alive and (at := one.core.timers.next()) is not None]
+        if not times or min(times) > until + 1e-9:
+            return False
+        self.now = max(self.now, min(times))
+        return True
+
+    def _has_work(self, core: SupervisorThread) -> bool:
+        at = core.timers.next()
+        return core.alive and bool(core._local or not core.mailbox.empty() or (at is not None and at <= self.now))
+
+    def _turn(self, core: SupervisorThread) -> None:
+        core._ident = threading.get_ident()  # so that news from inside the turn is local, as on the real thread
+        self._turning = core
+        try:
+            core.turn()
+        finally:
+            core._ident = self._turning = None
+        if core.alive:
+            self._check_consistency(core)
+        else:
+            self._check_empty(core)
+
+    def _launch(self, main: Callable[[], None], path: str) -> None:
+        core = self.tree.directory[path]
+        before = self._supervisors.get(path)
+        self.check(before is None or not before.core.alive, f"{path} runs twice")
+        if before is not None:
+            self._check_deaths(before)
+        self._supervisors[path] = Chronicle(core)
+        self.say(f"launch {path}")
+
+    # What callers do
+
+    def _meddle(self) -> None:
+        core = self.random.choice([one.core for one in self._supervisors.values() if one.core.alive or self.chance(0.1)] or [self.root])
+        if self.chance(0.05):
+            self._post(core, self.pick("garbage", None, 42, object(), ChildExited(10**6, CRASHED), messages.Retry(10**6)))
+        elif self.chance(0.03) and core is not self.root:
+            self._post(core, StopSupervisor(self.pick(None, 0.0, 1.0)))
+        else:
+            self._call(core)
+
+    def _call(self, core: SupervisorThread) -> None:
+        ids = [*core.machine.slots, f"n{next(self._ids)}"]
+        id, reply = self.random.choice(ids), Reply()
+        auto = core.machine.spec.auto_shutdown
+        spec = self._any_child(id, 0, auto)
+        calls: tuple[messages.Call, ...] = (
+            messages.StartChild(reply=reply, inside=self._any_inside(core), spec=spec),
+            messages.StartChild(reply=reply, spec=spec),
+            messages.TerminateChild(reply=reply, inside=self._any_inside(core), id=id),
+            messages.RestartChild(reply=reply, inside=self._any_inside(core), id=id),
+            messages.RestartChild(reply=reply, id=id),
+            messages.DeleteChild(reply=reply, id=id),
+            messages.GetChildSpec(reply=reply, id=id),
+            messages.WhichChildren(reply=reply),
+            messages.CountChildren(reply=reply),
+            messages.TakeSnapshot(reply=reply),
+        )
+        call = self.random.choice(calls)
+        if isinstance(call, messages.TerminateChild | messages.RestartChild | messages.StartChild):
+            self._supervisors[core.path].excused.add(id)
+        self._replies.append(reply)
+        self._post(core, call)
+
+    def _any_inside(self, core: SupervisorThread) -> str | None:
+        running = [slot.id for slot in core.machine.slots.values() if slot.state is ChildState.RUNNING]
+        return self.random.choice(running) if running and self.chance(0.3) else None
+
+    def _post(self, core: SupervisorThread, message: object) -> None:
+        self.say(f"post {core.path} {message!r:.100}")
+        core.mailbox.put(message)
+
+    # What the world notes
+
+    def say(self, line: str) -> None:
+        self.story.append(f"{self.now:9.3f} {line}")
+
+    def check(self, holds: bool, what: str) -> None:
+        if not holds:
+            raise Broken(what + "\n" + "\n".join(self.story[-60:]))
+
+    def _of(self, path: str) -> Chronicle:
+        return self._supervisors[path.rpartition("/")[0]]
+
+    def note_birth(self, actor: Actor) -> None:
+        self.say(f"birth {actor.path} {actor.birth.incarnation}")
+        chronicle = self._of(actor.path)
+        self.check(actor.path not in self._on_stage, f"{actor.path} has two incarnations")
+        self._cast[actor.path, actor.birth.incarnation] = actor  # an id that is used again counts from 1 again
+        self.check(chronicle.core.machine.phase in (Phase.BOOTING, Phase.UP), f"{actor.path} started while ending")
+        self._on_stage[actor.path] = actor
+        self._note_start(chronicle, actor)
+
+    def _note_start(self, chronicle: Chronicle, actor: Actor) -> None:
+        slot = chronicle.core.machine.slots[actor.birth.spec.id]
+        if slot.cause is reports.Cause.CALL:
+            chronicle.called.add(actor)
+            return
+        machine = chronicle.core.machine
+        resurrected = slot.cause is reports.Cause.RESTART and slot.spec.restart is Restart.TEMPORARY
+        self.check(not resurrected, f"{actor.path} is temporary and was restarted")
+        if machine.spec.strategy is Strategy.ONE_FOR_ONE:
+            if slot.cause is reports.Cause.RESTART:
+                chronicle.restarts.append(self.now)
+                self._check_window(chronicle, chronicle.restarts)
+        elif slot.cause is reports.Cause.RESTART:
+            later = list(machine.slots)[list(machine.slots).index(slot.id) + 1 :]
+            self.check(not any(self._is_on_stage(f"{machine.path}/{id}") for id in later), f"{actor.path} before a later one")
+        if slot.cause is reports.Cause.INIT:
+            later = list(machine.slots)[list(machine.slots).index(slot.id) + 1 :]
+            self.check(not any(self._is_on_stage(f"{machine.path}/{id}") for id in later), f"{actor.path} out of order")
+
+    def _is_on_stage(self, path: str) -> bool:
+        supervisor = self._supervisors.get(path)
+        return path in self._on_stage or (supervisor is not None and supervisor.core.alive)
+
+    def _check_window(self, chronicle: Chronicle, times: list[float]) -> None:
+        spec = chronicle.core.machine.spec
+        recent = [at for at in times if self.now - at <= spec.period]
+        self.check(len(recent) <= spec.intensity, f"{chronicle.core.path}: {len(recent)} restarts in the window")
+
+    def note_stop(self, actor: Actor) -> None:
+        machine = self._of(actor.path).core.machine
+        self.say(f"stop {actor.path}")
+        if machine.phase is Phase.ENDING and not machine.spec.dynamic and not machine._hurried:
+            order = list(machine.slots)
+            later = order[order.index(actor.birth.spec.id) + 1 :]
+            self.check(not any(self._is_on_stage(f"{machine.path}/{id}") for id in later), f"{actor.path} stops too early")
+
+    def note_end(self, actor: Actor) -> None:
+        self.say(f"{'fence' if not actor.ended else 'end'} {actor.path} {actor.birth.incarnation} {actor.reason}")
+        if self._on_stage.get(actor.path) is actor:
+            del self._on_stage[actor.path]
+            if not actor.fenced:
+                self._of(actor.path).deaths.append(actor)
+
+    def is_news_in_flight(self, actor: Actor) -> bool:
+        """Whether its end is on the queue, so that its supervisor cannot know."""
+        return actor.ended and not self._of(actor.path).core.mailbox.empty()
+
+    def note_report(self, report: reports.Report) -> None:
+        self.say(f"report {type(report).__name__} {report.path} {report.incarnation} {report.reason}")
+        if isinstance(report, reports.LimitReached):
+            self._note_limit(report)
+        elif isinstance(report, reports.Unstopped):
+            self._of(report.path).given_up.add(self._cast.get((report.path, report.incarnation)))
+        elif isinstance(report, reports.ChildTerminated | reports.StartError | reports.ShutdownError):
+            self._note_death(report)
+
+    def _note_death(self, report: Any) -> None:
+        chronicle = self._of(report.path)
+        actor = self._cast.get((report.path, report.incarnation))  # None: a supervisor
+        chronicle.told[actor] += 1
+        self.check(actor is None or chronicle.told[actor] == 1, f"{report.path}: a death told twice")
+        if isinstance(report, reports.ChildTerminated):
+            self._note_crash(chronicle, report)
+        elif isinstance(report, reports.StartError):
+            chronicle.failed.append(self.now)
+
+    def _note_crash(self, chronicle: Chronicle, report: Any) -> None:
+        slot = chronicle.core.machine.slots.get(report.path.rpartition("/")[2])
+        if slot is not None and slot.spec.restart is not Restart.TEMPORARY and not report.reason.is_fatal:
+            self._check_window(chronicle, chronicle.terminated)
+            chronicle.terminated.append(self.now)
+
+    def _note_limit(self, report: reports.LimitReached) -> None:
+        chronicle = self._supervisors[report.path]
+        self.check(not chronicle.has_given_up, f"{report.path} gave up twice")
+        chronicle.has_given_up = True
+        spec, reason = chronicle.core.machine.spec, report.escalation.reason
+        units = [at for at in chronicle.terminated + chronicle.failed if self.now - at <= spec.period]
+        forced = reason.is_fatal or reason.kind is ExitKind.KILLED
+        self.check(forced or len(units) > spec.intensity, f"{report.path} gave up after {len(units)} restarts only")
+        below = reason.detail
+        if isinstance(below, reports.Escalation):
+            self.check(report.escalation.chain == (*below.chain, below), f"{report.path}: a broken chain")
+
+    # What must hold
+
+    def _check_consistency(self, core: SupervisorThread) -> None:
+        """After each turn: every live number is a running child or a waiting retry, and the other way round."""
+        machine = core.machine
+        running = {ref for ref, slot in machine._live.items() if slot.state is not ChildState.RESTARTING}
+        gone = {ref for ref, slot in machine._live.items() if slot.state is ChildState.UNSTOPPED}
+        gone |= {message.ref for message in machine._early}
+        self.check(running - gone == set(core._children), f"{core.path}: {running} live, {set(core._children)} children")
+        for slot in machine.slots.values():
+            self.check((slot.state is ChildState.UNDEFINED) == (slot.ref not in machine._live), f"{core.path}/{slot.id}: ref")
+            self.check(slot.asked is None or slot.state in (ChildState.STARTING, ChildState.STOPPING), f"{slot.id}: asked")
+            self.check(not slot.leavers or slot.state is ChildState.STOPPING, f"{slot.id}: leavers")
+            self.check(not slot.waiting or slot.state is ChildState.STOPPING, f"{slot.id}: waiting")
+        self.check(not machine._waiting or machine._plan is not None, f"{core.path}: calls wait for nothing")
+        self.check(machine.phase is Phase.UP or machine._plan is not None, f"{core.path}: no plan")
+        if machine.phase is Phase.UP and machine._plan is None:
+            self._check_nobody_is_forgotten(core)
+        for id in machine._plan.awaiting if machine._plan else ():
+            state = machine.slots[id].state
+            self.check(state in (ChildState.STARTING, ChildState.STOPPING), f"{core.path} waits for {id}, {state}")
+
+    def _check_nobody_is_forgotten(self, core: SupervisorThread) -> None:
+        """A permanent child is down only if a caller or the child itself wanted it so.
+
+        In a group that goes for the whole group, and while a member waits, others may wait with it.
+        """
+        excused, slots = self._supervisors[core.path].excused, core.machine.slots.values()
+        waits = any(slot.state in (ChildState.RESTARTING, ChildState.UNSTOPPED) for slot in slots)
+        if core.machine.spec.strategy is not Strategy.ONE_FOR_ONE and (waits or excused):
+            return
+        for slot in slots:
+            if slot.state is ChildState.UNDEFINED and slot.spec.restart is Restart.PERMANENT and slot.id not in excused:
+                declined = slot.last_exit is not None and slot.last_exit.is_ignore
+                self.check(declined, f"{core.path}/{slot.id} was forgotten")
+
+    def _check_empty(self, core: SupervisorThread) -> None:
+        left = [path for path in self._on_stage if path.startswith(core.path + "/")]
+        self.check(not left, f"{core.path} ended and left {left}")
+
+    def _check_deaths(self, chronicle: Chronicle) -> None:
+        """Every crash of a child that was ours was told, unless a caller was told."""
+        for actor in chronicle.deaths:
+            assert actor.reason is not None
+            excused = actor in chronicle.called or actor in chronicle.given_up
+            if actor.reason.kind is ExitKind.CRASHED and not excused:
+                told = chronicle.told[actor]
+                self.check(told == 1, f"{actor.path} {actor.birth.incarnation}: its death was told {told} times")
+
+    def _check_the_end(self) -> None:
+        self.check(not self.root.alive, "the root waits for ever")
+        self.check(not self._on_stage, f"{list(self._on_stage)} run after the end")
+        for chronicle in self._supervisors.values():
+            self.check(not chronicle.core.alive, f"{chronicle.core.path} runs after the end")
+            self._check_deaths(chronicle)
+        unanswered = [reply for reply in self._replies if not reply.is_given]
+        self.check(not unanswered, f"{len(unanswered)} calls were never answered")
+
+
+def live(seed: int) -> World:
+    """Live the life of *seed*; raise Broken, with the seed and the story, if an invariant does not hold."""
+    world = World(seed)
+    try:
+        world.live()
+    except Broken as broken:
+        raise Broken(f"OTPY_SEED={seed}: {broken}") from None
+    except Exception as error:
+        raise Broken(f"OTPY_SEED={seed}: {error!r}\n" + "\n".join(world.story[-60:])) from error
+    return world
+
+
+def main(count: int, first: int) -> None:
+    turns: dict[str, int] = defaultdict(int)
+    for seed in range(first, first + count):
+        for line in live(seed).story:
+            turns[" ".join(line.split()[1:3]) if "report" in line else line.split()[1]] += 1
+    print(f"{count} lives held; {dict(turns)}")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else int(os.environ.get("OTPY_SEED", "0")))
