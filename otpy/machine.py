@@ -802,7 +802,7 @@ class SupervisorMachine:
 
     def _is_doomed(self, slot: Slot) -> bool:
         """Whether the plan was about to stop it anyway."""
-        return self.phase is Phase.ENDING or (self._plan is not None and slot.id in self._plan.stops)
+        return self._plan is not None and slot.id in self._plan.stops
 
     def _release(self, slot: Slot, fate: Fate) -> None:
         """Drop the spec of a child that is not running, where its kind of spec does not outlive it."""

@@ -51,7 +51,8 @@ class Actor:
     ended: bool = False
     fenced: bool = False
     asked: bool = False
-    killed: bool = False
+    asked_at: float = math.inf
+    killed_at: float = math.inf
     reason: ExitReason | None = None
     deliver: Deliver = attrs.field(init=False)
 
@@ -76,14 +77,15 @@ class Actor:
 
     def stop(self) -> None:
         if not self.asked:
-            self.asked = True
+            self.asked, self.asked_at = True, self.world.now
             self.world.note_stop(self)
             self.world.pick(self._obey, self._obey, self._obey_oddly, self._ignore)()
 
     def kill(self) -> bool:
-        self.killed = True
+        self.world.note_kill(self)
+        self.killed_at = self.world.now
         self.world.pick(self._obey_kill, self._obey_kill, self._wake_an_hour_later)()
-        return self.world.chance(0.9)
+        return True
 
     def abandon(self) -> None:
         self.world.check(not self.ended or self.world.is_news_in_flight(self), f"{self.path} was abandoned after its end")
@@ -441,6 +443,14 @@ class World:
             order = list(machine.slots)
             later = order[order.index(actor.birth.spec.id) + 1 :]
             self.check(not any(self._is_on_stage(f"{machine.path}/{id}") for id in later), f"{actor.path} stops too early")
+
+    def note_kill(self, actor: Actor) -> None:
+        """A child is interrupted only when its time is over, or the supervisor's."""
+        shutdown, machine = actor.birth.spec.shutdown, self._of(actor.path).core.machine
+        budget = shutdown if isinstance(shutdown, float) else math.inf
+        in_time = self.now - actor.asked_at >= budget - 1e-9
+        self.say(f"kill {actor.path}")
+        self.check(in_time or machine._hurried or shutdown is Budget.BRUTAL_KILL, f"{actor.path} was killed too early")
 
     def note_end(self, actor: Actor) -> None:
         self.say(f"{'fence' if not actor.ended else 'end'} {actor.path} {actor.birth.incarnation} {actor.reason}")
