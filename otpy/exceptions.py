@@ -20,10 +20,7 @@ _SHORT.maxstring = _SHORT.maxother = 80
 
 def show(value: object) -> str:
     """Return a short text for *value*, whatever its ``__repr__`` does."""
-    try:
-        return printable(_SHORT.repr(value))
-    except Exception as error:
-        return f"<{type(value).__name__} whose repr raised {type(error).__name__}>"
+    return printable(_SHORT.repr(value))
 
 
 def printable(text: str) -> str:
