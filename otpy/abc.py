@@ -64,7 +64,10 @@ class Child(Protocol):
     """
 
     def start(self, deliver: Deliver) -> None:
-        """Start. ChildStarted once it is up; in the end, always, exactly one ChildExited."""
+        """Start. ChildStarted once it is up; in the end, always, exactly one ChildExited.
+
+        What is delivered from within this call is read before what other threads deliver.
+        """
 
     def stop(self) -> None:
         """Ask it politely to stop. Idempotent; a late call is harmless."""

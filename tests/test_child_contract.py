@@ -1,0 +1,198 @@
+"""The contract of ``Child``, for every kind: news in order, exactly one end, no method that blocks or raises."""
+
+import queue
+import threading
+
+import pytest
+
+from otpy import ChildSpec, ExitKind, Service, Supervisor, supervisor, thread
+from otpy.abc import Birth, Child
+from otpy.mailbox import SystemClock
+from otpy.messages import ChildExited, ChildStarted
+from otpy.supervisor import SupervisorThread
+from otpy.telemetry import Telemetry
+from otpy.tree import Tree
+from tests.helpers import HANG
+
+
+def obedient(ctx):
+    ctx.wait_stop()
+
+
+def obedient_and_ready(ctx):
+    ctx.ready()
+    ctx.wait_stop()
+
+
+class Obedient(Service):
+    def run(self):
+        self.ctx.wait_stop()
+
+
+def crashing(ctx):
+    raise ValueError("first line")
+
+
+class CrashingInit(Service):
+    def init(self):
+        raise ValueError("init")
+
+    def run(self): ...
+
+
+def looping(ctx):
+    while True:
+        pass
+
+
+OBEDIENT = {
+    "thread": thread(obedient, id="x"),
+    "ready": thread(obedient_and_ready, id="x", ready=True),
+    "service": thread(Obedient, id="x"),
+    "supervisor": supervisor("x"),
+    "nested": supervisor("x", children=[thread(obedient, id="a"), supervisor("s", children=[thread(Obedient, id="b")])]),
+}
+
+CRASHING = {
+    "thread": thread(crashing, id="x"),
+    "ready": thread(crashing, id="x", ready=True),
+    "service": thread(CrashingInit, id="x"),
+    "nested": supervisor("x", children=[thread(crashing, id="a", ready=True)]),
+}
+
+MUST_COME_UP = [CRASHING[kind] for kind in ("ready", "service", "nested")]
+
+LOOPING = {
+    "thread": thread(looping, id="x"),
+    "ready": thread(looping, id="x", ready=True),
+    "nested": supervisor("x", children=[thread(looping, id="a", shutdown="infinity")]),
+}
+
+
+class Stage:
+    """A tree without a root, for one child, and what the child says."""
+
+    def __init__(self, spec: ChildSpec) -> None:
+        self.tree = Tree("root", SystemClock(), max_unstopped=100)
+        self.tree.telemetry = Telemetry("root", self.tree, None)
+        self.news: queue.SimpleQueue = queue.SimpleQueue()
+        birth = Birth(
+            ref=7, path="root/x", spec=spec, incarnation=1, last_exit=None, supervisor=Supervisor(self.tree, "root"), tree=self.tree
+        )
+        self.child: Child = spec.start(birth)
+        self.first: list = []
+        self.ident = threading.get_ident()
+        self.child.start(self.deliver)
+
+    def deliver(self, message):
+        (self.first.append if threading.get_ident() == self.ident else self.news.put)(message)
+
+    def hear(self):
+        return self.first.pop(0) if self.first else self.news.get(timeout=HANG)
+
+
+@pytest.fixture
+def stage():
+    stages = []
+
+    def set_up(spec):
+        stages.append(Stage(spec))
+        return stages[-1]
+
+    yield set_up
+    for one in stages:
+        one.tree.close()
+
+
+@pytest.mark.parametrize("spec", OBEDIENT.values(), ids=OBEDIENT)
+def test_it_starts_and_stops(spec, stage):
+    """ChildStarted once, then, when asked, ChildExited once; a second and a late request change nothing."""
+    scene = stage(spec)
+    assert scene.hear() == ChildStarted(7, "root/x")
+    assert scene.child.alive
+    scene.child.stop()
+    scene.child.stop()
+    end = scene.hear()
+    scene.child.stop()
+    scene.child.kill()
+
+    assert (end.ref, end.reason.kind) == (7, ExitKind.SHUTDOWN)
+    assert scene.news.empty()
+
+
+@pytest.mark.parametrize("spec", OBEDIENT.values(), ids=OBEDIENT)
+def test_a_stop_may_overtake_the_start(spec, stage):
+    """Asked before it could say anything, it still ends, once."""
+    scene = stage(spec)
+    scene.child.stop()
+    news = scene.hear()
+    while isinstance(news, ChildStarted):
+        news = scene.hear()
+
+    assert isinstance(news, ChildExited)
+    assert scene.news.empty()
+
+
+@pytest.mark.parametrize("spec", OBEDIENT.values(), ids=OBEDIENT)
+def test_a_kill_may_overtake_the_start(spec, stage):
+    """The same by force."""
+    scene = stage(spec)
+    scene.child.kill()
+    news = scene.hear()
+    while isinstance(news, ChildStarted):
+        news = scene.hear()
+
+    assert news.reason.kind in (ExitKind.SHUTDOWN, ExitKind.KILLED)
+    assert scene.news.empty()
+
+
+@pytest.mark.parametrize("spec", CRASHING.values(), ids=CRASHING)
+def test_a_crash_on_the_first_line_is_told_once(spec, stage):
+    """Whatever it is, its end is one message; a child with a start to complete has not completed it."""
+    scene = stage(spec)
+    news = [scene.hear()]
+    while not isinstance(news[-1], ChildExited):
+        news.append(scene.hear())
+
+    assert [type(one) for one in news] == ([ChildExited] if spec in MUST_COME_UP else [ChildStarted, ChildExited])
+    assert "ValueError" in (news[-1].reason.traceback + str(news[-1].reason.exception))
+    assert scene.news.empty()
+
+
+@pytest.mark.parametrize("spec", LOOPING.values(), ids=LOOPING)
+def test_a_child_that_does_not_listen_can_be_killed(spec, stage):
+    """It is alive and shows what it does; killed it ends, once."""
+    scene = stage(spec)
+    if not spec.ready:
+        scene.hear()
+    assert scene.child.alive
+    scene.child.stop()
+    assert scene.child.kill() is True
+    end = scene.hear()
+
+    assert end.reason.kind is (ExitKind.KILLED if not isinstance(spec.start, type(SupervisorThread)) else ExitKind.SHUTDOWN)
+    assert scene.news.empty()
+
+
+def test_a_fenced_thread_can_say_nothing_but_its_end(stage):
+    """Its context raises Fenced; the one message that its supervisor drops still comes."""
+    go, seen = threading.Event(), []
+
+    def stuck(ctx):
+        go.wait(HANG)
+        seen.append(ctx.running)
+        try:
+            ctx.sleep(0)
+        except BaseException as error:
+            seen.append(type(error).__name__)
+            raise
+
+    scene = stage(thread(stuck, id="x"))
+    scene.hear()
+    scene.child.stop()
+    assert "go.wait(HANG)" in scene.child.stack()
+    scene.child.abandon()
+    go.set()
+
+    assert scene.hear().reason.kind is ExitKind.KILLED
+    assert seen == [False, "Fenced"]
