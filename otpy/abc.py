@@ -72,8 +72,8 @@ class Child(Protocol):
     def stop(self) -> None:
         """Ask it politely to stop. Idempotent; a late call is harmless."""
 
-    def kill(self) -> bool:
-        """Stop it by force; False: this kind cannot be killed."""
+    def kill(self, grace: float) -> bool:
+        """Stop it by force, it has *grace* seconds to end; False: this kind cannot be killed. Idempotent."""
 
     def abandon(self) -> None:
         """Fence it off: it could not be stopped, and nothing that it does counts any more."""

@@ -175,7 +175,7 @@ def _plan(stops: Iterable[str], starts: Iterable[str], width: float = 1) -> Plan
 
 
 REFUSALS: dict[type[Call], dict[ChildState, type[Refusal]]] = {
-    # call: {state: refusal}; STOPPING is not here because it is worth waiting for        OTP: docs/otp.md, "Management calls"
+    # call: {state: refusal}; STOPPING is not here: it is worth waiting for         docs/otp.md, "Management calls"
     StartChild: {
         ChildState.UNDEFINED: exceptions.AlreadyPresent,
         ChildState.RESTARTING: exceptions.AlreadyPresent,
@@ -279,7 +279,7 @@ class SupervisorMachine:
             self._check_auto_shutdown(slot)
 
     def _absorb(self, slot: Slot, reason: ExitReason) -> None:
-        """Take the end of a child that was about to be stopped as its stop (OTP: docs/otp.md, "Deaths during stops")."""
+        """Take the end of a child that was about to be stopped as its stop (docs/otp.md, "Deaths during stops")."""
         self._check_end(slot, brutal=slot.spec.shutdown is Budget.BRUTAL_KILL, reason=reason)
         self._account(slot)
         slot.state = ChildState.UNDEFINED
@@ -452,10 +452,10 @@ class SupervisorMachine:
     def _kill(self, slot: Slot) -> None:
         slot.killed = True
         if slot.spec.type is ChildType.SUPERVISOR:
-            self._do(Kill(slot.ref))  # it hurries, and never blocks: its end is certain, so no timer
+            self._do(Kill(slot.ref, self.grace))  # it hurries, and never blocks: its end is certain, so no timer
             self._do(Disarm(slot.ref))
         else:
-            self._do(Kill(slot.ref) if slot.spec.interrupt else Stop(slot.ref))
+            self._do(Kill(slot.ref, self.grace) if slot.spec.interrupt else Stop(slot.ref))
             self._do(Arm(slot.ref, self._now + self.grace))
 
     def _abandon(self, slot: Slot) -> None:
@@ -528,7 +528,7 @@ class SupervisorMachine:
     # Ends of the supervisor
 
     def _give_up(self, slot: Slot, reason: ExitReason) -> None:
-        """Too many restarts: tell everybody, and end (OTP: docs/otp.md, "Limit breach")."""
+        """Too many restarts: tell everybody, and end (docs/otp.md, "Limit breach")."""
         self._escalate(self._path_of(slot), slot.incarnation, reason)
 
     def _escalate(self, child: str, incarnation: int, reason: ExitReason) -> None:
@@ -554,7 +554,7 @@ class SupervisorMachine:
             self._escalate(message.path, 0, ExitReason(ExitKind.KILLED, detail=detail))
 
     def _check_auto_shutdown(self, slot: Slot) -> None:
-        """Called after the own end of a child that is not restarted (OTP: docs/otp.md, "Significant children")."""
+        """Called after the own end of a child that is not restarted (docs/otp.md, "Significant children")."""
         if slot.spec.significant and self._significant_end_matters():
             self._do(Tell(reports.AutoShutdown(path=self.path, child=self._path_of(slot), reason=slot.last_exit)))
             self._end(ExitReason(ExitKind.SHUTDOWN, detail="auto_shutdown"))
@@ -567,7 +567,7 @@ class SupervisorMachine:
     def _on_stop_supervisor(self, message: StopSupervisor) -> None:
         self._end(ASKED_TO_STOP)
         if message.within is not None and self.phase is Phase.ENDING:
-            self._limit(message.within)
+            self._limit(message.within, message.grace)
 
     def _end(self, outcome: ExitReason) -> None:
         """Stop all children in reverse start order, dynamic ones all at once; then End."""
@@ -583,22 +583,23 @@ class SupervisorMachine:
         self._early.clear()
         self._refuse_all_calls()
 
-    def _limit(self, within: float) -> None:
+    def _limit(self, within: float, grace: float | None) -> None:
         """Bound what is left of the stop; the grace for the interrupted is part of it."""
+        if grace is None:
+            grace = within / 2 if within else self.grace
+        self.grace = min(self.grace, grace)
         at = self._now + max(0.0, within - self.grace)
-        if at < self._deadline:
-            self._deadline = at
-            self._do(Arm(SUPERVISOR, at))
-        if at <= self._now:
-            self._hurry()
+        if at + self.grace < self._deadline:
+            self._deadline = at + self.grace
+            self._hurry() if at <= self._now else self._do(Arm(SUPERVISOR, at))
 
     def _hurry(self) -> None:
-        """Time is up: interrupt all that still run, at the same moment."""
+        """Time is up: interrupt all that still run, at one moment; who was interrupted before has no longer grace."""
         self._hurried = True
         if self._plan is not None:
             self._plan.width = float("inf")
         for slot in list(self._live.values()):
-            if slot.state is ChildState.STOPPING and not slot.killed:
+            if slot.state is ChildState.STOPPING:
                 self._kill(slot)
 
     # Calls

@@ -39,9 +39,15 @@ class Begin(Message):
 
 @attrs.frozen
 class StopSupervisor(Message):
-    """End in order. *within*: seconds for the whole subtree; None: as long as the specs allow; 0: now."""
+    """End in order.
+
+    Attributes:
+        within: Seconds for the whole subtree; None: as long as the specs allow; 0: interrupt at once.
+        grace: How many of them are for what has been interrupted; None: INTERRUPT_GRACE, or half of a short *within*.
+    """
 
     within: float | None = None
+    grace: float | None = None
 
 
 @attrs.frozen
@@ -177,9 +183,10 @@ class Stop(Action):
 
 @attrs.frozen
 class Kill(Action):
-    """Interrupt the child, or kill it where that can be done."""
+    """Interrupt the child, or kill it where that can be done; after *grace* seconds it is given up."""
 
     ref: int
+    grace: float
 
 
 @attrs.frozen

@@ -54,7 +54,7 @@ class Final(enum.Enum):
 
 
 ACCEPTABLE = {
-    # (final, brutal_kill): the restart types for which it needs no ShutdownError     OTP: docs/otp.md, "Acceptable ends"
+    # (final, brutal_kill): the restart types for which it needs no ShutdownError     docs/otp.md, "Acceptable ends"
     (Final.SHUTDOWN, False): frozenset(Restart),
     (Final.SHUTDOWN, True): frozenset({Restart.TRANSIENT, Restart.TEMPORARY}),
     (Final.SHUTDOWN_REASON, False): frozenset({Restart.TRANSIENT, Restart.TEMPORARY}),
@@ -85,7 +85,7 @@ def is_acceptable(restart: Restart, brutal_kill: bool, reason: ExitReason) -> bo
 class Window:
     """The restarts of one supervisor within its period. One unit per restart, also per failed attempt.
 
-    Laws (OTP: docs/otp.md, "The window"):
+    Laws (docs/otp.md, "The window"):
     1. *intensity* restarts within *period* are allowed, one more is refused, before any start attempt.
     2. A restart counts while ``now - then <= period``, the boundary included.
     3. Nothing but time takes a restart out of the window.

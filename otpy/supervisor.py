@@ -188,8 +188,8 @@ class SupervisorThread:
     def stop(self) -> None:
         self.mailbox.put(StopSupervisor())
 
-    def kill(self) -> bool:
-        self.mailbox.put(StopSupervisor(within=0.0))
+    def kill(self, grace: float = INTERRUPT_GRACE) -> bool:
+        self.mailbox.put(StopSupervisor(0.0, grace))
         return True
 
     def abandon(self) -> None:
@@ -266,7 +266,7 @@ class SupervisorThread:
         self._children[action.ref].stop()
 
     def _kill(self, action: messages.Kill) -> None:
-        if not self._children[action.ref].kill():
+        if not self._children[action.ref].kill(action.grace):
             self._local.append(Due(action.ref))  # no use to wait for the end of the grace
 
     def _abandon(self, action: messages.Abandon) -> None:
@@ -348,7 +348,7 @@ class SupervisorThread:
     def _break_down(self, error: BaseException) -> None:
         """Our own code is wrong: stop by force what runs, then crash as a child does (OTP: terminate/2 runs, too)."""
         for child in self._children.values():
-            child.kill()
+            child.kill(INTERRUPT_GRACE)
         deadline = time.monotonic() + INTERRUPT_GRACE
         while self._children and (left := deadline - time.monotonic()) > 0:
             with contextlib.suppress(queue.Empty):
@@ -539,8 +539,8 @@ class Supervisor:
         ``terminate_child`` of the parent keeps it down. Stopping what has ended already returns the same report.
 
         Args:
-            timeout: Seconds for all together; when they are over, what still runs is interrupted, and what does not end
-                then is given up and named. None: each child's own ``shutdown``.
+            timeout: Seconds for all together. Shortly before they are over, what still runs is interrupted; what has
+                not ended then is given up and named. 0: interrupt at once. None: each child's own ``shutdown``.
         """
         if timeout is not None and not _specs.is_number(timeout):
             raise SpecError(self._path, "timeout", timeout, "a finite number of seconds, or None")

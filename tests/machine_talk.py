@@ -34,7 +34,7 @@ def brief(action: Action) -> str:
     match action:
         case messages.Start(ref, spec, incarnation, _):
             return f"start {spec.id} {incarnation} as {ref}"
-        case messages.Stop(ref) | messages.Kill(ref) | messages.Disarm(ref) | messages.Again(ref):
+        case messages.Stop(ref) | messages.Kill(ref, _) | messages.Disarm(ref) | messages.Again(ref):
             return f"{type(action).__name__.lower()} {ref}"
         case messages.Abandon(ref, report):
             return f"abandon {ref}: {report.path} {report.incarnation}"
@@ -47,7 +47,9 @@ def brief(action: Action) -> str:
         case messages.Refuse(reply, error):
             return f"refuse {reply}: {type(error).__name__}"
         case messages.Tell(report):
-            return " ".join(["tell", type(report).__name__, report.path, *([report.reason.kind.value] if report.reason else [])])
+            return " ".join(
+                ["tell", type(report).__name__, report.path, *([report.reason.kind.value] if report.reason else [])]
+            )
         case messages.Escalate(escalation):
             return f"escalate {escalation.path} because of {escalation.child}"
         case messages.End(reason, ended, _):

@@ -62,14 +62,18 @@ def start_order(monkeypatch: Any) -> None:
 def one_restart_too_many(monkeypatch: Any) -> None:
     """The window allows intensity + 1 restarts."""
     real = restarts.Window.spend
-    monkeypatch.setattr(restarts.Window, "spend", lambda self, now: real(self, now) or self.count(now) == self.intensity + 1)
+    monkeypatch.setattr(
+        restarts.Window, "spend", lambda self, now: real(self, now) or self.count(now) == self.intensity + 1
+    )
 
 
 @bug
 def one_restart_too_few(monkeypatch: Any) -> None:
     """The window allows intensity - 1 restarts."""
     real = restarts.Window.spend
-    monkeypatch.setattr(restarts.Window, "spend", lambda self, now: real(self, now) and self.count(now) < self.intensity)
+    monkeypatch.setattr(
+        restarts.Window, "spend", lambda self, now: real(self, now) and self.count(now) < self.intensity
+    )
 
 
 @bug

@@ -50,7 +50,9 @@ OBEDIENT = {
     "ready": thread(obedient_and_ready, id="x", ready=True),
     "service": thread(Obedient, id="x"),
     "supervisor": supervisor("x"),
-    "nested": supervisor("x", children=[thread(obedient, id="a"), supervisor("s", children=[thread(Obedient, id="b")])]),
+    "nested": supervisor(
+        "x", children=[thread(obedient, id="a"), supervisor("s", children=[thread(Obedient, id="b")])]
+    ),
 }
 
 CRASHING = {
@@ -77,7 +79,13 @@ class Stage:
         self.tree.telemetry = Telemetry("root", self.tree, None)
         self.news: queue.SimpleQueue = queue.SimpleQueue()
         birth = Birth(
-            ref=7, path="root/x", spec=spec, incarnation=1, last_exit=None, supervisor=Supervisor(self.tree, "root"), tree=self.tree
+            ref=7,
+            path="root/x",
+            spec=spec,
+            incarnation=1,
+            last_exit=None,
+            supervisor=Supervisor(self.tree, "root"),
+            tree=self.tree,
         )
         self.child: Child = spec.start(birth)
         self.first: list = []
@@ -114,7 +122,7 @@ def test_it_starts_and_stops(spec, stage):
     scene.child.stop()
     end = scene.hear()
     scene.child.stop()
-    scene.child.kill()
+    scene.child.kill(1.0)
 
     assert (end.ref, end.reason.kind) == (7, ExitKind.SHUTDOWN)
     assert scene.news.empty()
@@ -137,7 +145,7 @@ def test_a_stop_may_overtake_the_start(spec, stage):
 def test_a_kill_may_overtake_the_start(spec, stage):
     """The same by force."""
     scene = stage(spec)
-    scene.child.kill()
+    scene.child.kill(1.0)
     news = scene.hear()
     while isinstance(news, ChildStarted):
         news = scene.hear()
@@ -167,10 +175,12 @@ def test_a_child_that_does_not_listen_can_be_killed(spec, stage):
         scene.hear()
     assert scene.child.alive
     scene.child.stop()
-    assert scene.child.kill() is True
+    assert scene.child.kill(1.0) is True
     end = scene.hear()
 
-    assert end.reason.kind is (ExitKind.KILLED if not isinstance(spec.start, type(SupervisorThread)) else ExitKind.SHUTDOWN)
+    assert end.reason.kind is (
+        ExitKind.KILLED if not isinstance(spec.start, type(SupervisorThread)) else ExitKind.SHUTDOWN
+    )
     assert scene.news.empty()
 
 

@@ -31,7 +31,15 @@ def test_who_am_i(launch):
     """id, path, incarnation, last exit, supervisor, and the same context from otpy.current()."""
     facts = in_child(
         launch,
-        lambda ctx: (ctx.id, ctx.path, ctx.incarnation, ctx.last_exit, ctx.supervisor.path, otpy.current() is ctx, repr(ctx)),
+        lambda ctx: (
+            ctx.id,
+            ctx.path,
+            ctx.incarnation,
+            ctx.last_exit,
+            ctx.supervisor.path,
+            otpy.current() is ctx,
+            repr(ctx),
+        ),
     )
 
     assert facts == ("a", "app/a", 1, None, "app", True, "<Context of app/a, incarnation 1>")
@@ -290,7 +298,9 @@ def test_a_service_that_was_asked_during_init_is_stopped_after_it(launch):
             super().init(lines)
 
     app = launch(supervisor("app", children=[]))
-    caller = threading.Thread(target=lambda: pytest.raises(otpy.StartError, app.start_child, thread(Slow, lines, id="a", shutdown=HANG)))
+    caller = threading.Thread(
+        target=lambda: pytest.raises(otpy.StartError, app.start_child, thread(Slow, lines, id="a", shutdown=HANG))
+    )
     caller.start()
     assert entered.wait(HANG)
     stopper = threading.Thread(target=app.stop)

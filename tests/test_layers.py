@@ -39,7 +39,9 @@ def imports(path):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             base = node.module or ""
-            yield from (f"{base}.{a.name}" if f"{base}.{a.name}".removeprefix("otpy.") in FLOOR else base for a in node.names)
+            yield from (
+                f"{base}.{a.name}" if f"{base}.{a.name}".removeprefix("otpy.") in FLOOR else base for a in node.names
+            )
 
 
 def test_every_module_has_its_floor():

@@ -303,7 +303,7 @@ class TestLadder:
         talk.hear(StopSupervisor(within=2.0))
 
         assert talk.hear(StopSupervisor(within=9.0)) == []
-        assert talk.hear(StopSupervisor(within=0.0)) == ["arm 0 at 0", "kill 1", "arm 1 at 0.5"]
+        assert talk.hear(StopSupervisor(within=0.0)) == ["kill 1", "arm 1 at 0.5"]
         assert talk.exit("a", KILLED) == ["disarm 1", "tell ShutdownError app/a killed", "end shutdown a!"]
         assert talk.hear(StopSupervisor(within=0.0)) == []
 
@@ -323,7 +323,12 @@ class TestLadder:
 
     def test_a_held_child_that_ends_before_its_turn(self):
         """If the plan has not come to it yet, it is started in its turn."""
-        talk = booted(child("a", shutdown="infinity"), child("b", shutdown=0.0, unstopped="hold"), child("c"), strategy="one_for_all")
+        talk = booted(
+            child("a", shutdown="infinity"),
+            child("b", shutdown=0.0, unstopped="hold"),
+            child("c"),
+            strategy="one_for_all",
+        )
         talk.exit("c")
         talk.due("b")
         talk.due("b")
@@ -671,3 +676,29 @@ def _call(kind, id, inside=None):
     if kind is messages.StartChild:
         return kind(reply="r", inside=inside, spec=child(id))
     return kind(reply="r", inside=inside, id=id)
+
+
+def test_a_short_budget_is_half_asking_half_grace():
+    """Obedient children end by being asked, whatever the budget; the grace goes down to nested supervisors."""
+    talk = booted(nested("s"))
+
+    assert talk.hear(StopSupervisor(within=0.2)) == ["arm 0 at 0.1", "stop 1", "disarm 1"]
+    talk.now = 0.1
+    assert talk.machine.receive(messages.Due(0), talk.now)[0] == messages.Kill(1, 0.1)
+
+
+def test_hurrying_shortens_a_grace_that_runs():
+    """A child that was interrupted before has no more time than the others."""
+    talk = booted(child("a", shutdown="brutal_kill"))
+    talk.hear(StopSupervisor())
+
+    assert talk.hear(StopSupervisor(within=0.2)) == ["arm 0 at 0.1"]
+    talk.now = 0.1
+    assert talk.hear(messages.Due(0)) == ["kill 1", "arm 1 at 0.2"]
+
+
+def test_a_killed_supervisor_uses_the_grace_that_it_was_given():
+    """Not more."""
+    talk = booted(child("a"))
+
+    assert talk.hear(StopSupervisor(within=0.0, grace=0.1)) == ["kill 1", "arm 1 at 0.1"]

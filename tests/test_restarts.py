@@ -52,7 +52,11 @@ def test_acceptable_ends():
     """The matrix of restart type, final reason and shutdown mode."""
     assert set(ACCEPTABLE) == set(itertools.product(Final, [True, False]))
     table = {
-        (restart.value, brutal): [reason for reason in (PLAIN, WITH_REASON, NORMAL, KILLED, CRASH_WHEN_ASKED) if is_acceptable(restart, brutal, reason)]
+        (restart.value, brutal): [
+            reason
+            for reason in (PLAIN, WITH_REASON, NORMAL, KILLED, CRASH_WHEN_ASKED)
+            if is_acceptable(restart, brutal, reason)
+        ]
         for restart in Restart
         for brutal in (False, True)
     }

@@ -71,7 +71,9 @@ def test_a_bad_field_of_a_child(field, value):
     assert f"{field} = " in str(error) and "expected " in str(error)
 
 
-@pytest.mark.parametrize(("field", "value"), [(field, value) for field, values in SUPERVISOR_FIELDS for value in values])
+@pytest.mark.parametrize(
+    ("field", "value"), [(field, value) for field, values in SUPERVISOR_FIELDS for value in values]
+)
 def test_a_bad_field_of_a_supervisor(field, value):
     """The same for supervisors, and for their own fields."""
     error = error_of(supervisor, "app", **{field: value})

@@ -53,7 +53,14 @@ class TestStart:
         launch(tree)
         wait_until(lambda: len(recorder.reports) == 6)
 
-        assert [report.path for report in recorder.reports] == ["app/a", "app/s/b", "app/s/t/c", "app/s/t", "app/s", "app/d"]
+        assert [report.path for report in recorder.reports] == [
+            "app/a",
+            "app/s/b",
+            "app/s/t/c",
+            "app/s/t",
+            "app/s",
+            "app/d",
+        ]
         assert {report.cause for report in recorder.reports} == {Cause.INIT}
 
     def test_one_spec_may_be_started_twice(self, launch):
@@ -80,7 +87,9 @@ class TestStart:
             "app",
             children=[
                 thread(note, id="a"),
-                supervisor("s", children=[thread(note, id="b"), thread(fail, id="c", ready=True), thread(note, id="d")]),
+                supervisor(
+                    "s", children=[thread(note, id="b"), thread(fail, id="c", ready=True), thread(note, id="d")]
+                ),
             ],
         )
         with pytest.raises(StartError) as caught:
@@ -354,7 +363,9 @@ class TestHandle:
         """The whole subtree as values: states, incarnations, budgets."""
         puppet, clock = Puppet(), ManualClock()
         app = launch(
-            supervisor("app", children=[supervisor("s", children=[puppet.spec("a"), thread(idle, id="b")]), supervisor("t")]),
+            supervisor(
+                "app", children=[supervisor("s", children=[puppet.spec("a"), thread(idle, id="b")]), supervisor("t")]
+            ),
             clock=clock,
         )
         puppet.next().crash()

@@ -81,14 +81,16 @@ class Actor:
             self.world.note_stop(self)
             self.world.pick(self._obey, self._obey, self._obey_oddly, self._ignore)()
 
-    def kill(self) -> bool:
+    def kill(self, grace: float) -> bool:
         self.world.note_kill(self)
         self.killed_at = self.world.now
         self.world.pick(self._obey_kill, self._obey_kill, self._wake_an_hour_later)()
         return True
 
     def abandon(self) -> None:
-        self.world.check(not self.ended or self.world.is_news_in_flight(self), f"{self.path} was abandoned after its end")
+        self.world.check(
+            not self.ended or self.world.is_news_in_flight(self), f"{self.path} was abandoned after its end"
+        )
         self.fenced = True
         self.world.note_end(self)
 
@@ -279,7 +281,7 @@ class World:
         within = self.pick(0.0, 0.3, 2.0)
         self._post(self.root, StopSupervisor(within))
         ordered = self.now
-        self._run_out(until=ordered + max(within, INTERRUPT_GRACE))
+        self._run_out(until=ordered + (within or INTERRUPT_GRACE))
         self.check(not self.root.alive, f"{within} s after {ordered:.3f} the root has not ended")
         self._run_out(until=math.inf)
         self._check_the_end()
@@ -314,7 +316,9 @@ class World:
     def _jump(self, until: float) -> bool:
         """Move the time to the next thing that happens; False: nothing will, up to then."""
         times = [self._events[0][0]] if self._events else []
-        times += [at for one in self._supervisors.values() if one.core.alive and (at := one.core.timers.next()) is not None]
+        times += [
+            at for one in self._supervisors.values() if one.core.alive and (at := one.core.timers.next()) is not None
+        ]
         if not times or min(times) > until + 1e-9:
             return False
         self.now = max(self.now, min(times))
@@ -348,9 +352,13 @@ class World:
     # What callers do
 
     def _meddle(self) -> None:
-        core = self.random.choice([one.core for one in self._supervisors.values() if one.core.alive or self.chance(0.1)] or [self.root])
+        core = self.random.choice(
+            [one.core for one in self._supervisors.values() if one.core.alive or self.chance(0.1)] or [self.root]
+        )
         if self.chance(0.05):
-            self._post(core, self.pick("garbage", None, 42, object(), ChildExited(10**6, CRASHED), messages.Retry(10**6)))
+            self._post(
+                core, self.pick("garbage", None, 42, object(), ChildExited(10**6, CRASHED), messages.Retry(10**6))
+            )
         elif self.chance(0.03) and core is not self.root:
             self._post(core, StopSupervisor(self.pick(None, 0.0, 1.0)))
         else:
@@ -422,7 +430,9 @@ class World:
                 self._check_window(chronicle, chronicle.restarts)
         elif slot.cause is reports.Cause.RESTART:
             later = list(machine.slots)[list(machine.slots).index(slot.id) + 1 :]
-            self.check(not any(self._is_on_stage(f"{machine.path}/{id}") for id in later), f"{actor.path} before a later one")
+            self.check(
+                not any(self._is_on_stage(f"{machine.path}/{id}") for id in later), f"{actor.path} before a later one"
+            )
         if slot.cause is reports.Cause.INIT:
             later = list(machine.slots)[list(machine.slots).index(slot.id) + 1 :]
             self.check(not any(self._is_on_stage(f"{machine.path}/{id}") for id in later), f"{actor.path} out of order")
@@ -442,7 +452,9 @@ class World:
         if machine.phase is Phase.ENDING and not machine.spec.dynamic and not machine._hurried:
             order = list(machine.slots)
             later = order[order.index(actor.birth.spec.id) + 1 :]
-            self.check(not any(self._is_on_stage(f"{machine.path}/{id}") for id in later), f"{actor.path} stops too early")
+            self.check(
+                not any(self._is_on_stage(f"{machine.path}/{id}") for id in later), f"{actor.path} stops too early"
+            )
 
     def note_kill(self, actor: Actor) -> None:
         """A child is interrupted only when its time is over, or the supervisor's."""
@@ -508,10 +520,16 @@ class World:
         running = {ref for ref, slot in machine._live.items() if slot.state is not ChildState.RESTARTING}
         gone = {ref for ref, slot in machine._live.items() if slot.state is ChildState.UNSTOPPED}
         gone |= {message.ref for message in machine._early}
-        self.check(running - gone == set(core._children), f"{core.path}: {running} live, {set(core._children)} children")
+        self.check(
+            running - gone == set(core._children), f"{core.path}: {running} live, {set(core._children)} children"
+        )
         for slot in machine.slots.values():
-            self.check((slot.state is ChildState.UNDEFINED) == (slot.ref not in machine._live), f"{core.path}/{slot.id}: ref")
-            self.check(slot.asked is None or slot.state in (ChildState.STARTING, ChildState.STOPPING), f"{slot.id}: asked")
+            self.check(
+                (slot.state is ChildState.UNDEFINED) == (slot.ref not in machine._live), f"{core.path}/{slot.id}: ref"
+            )
+            self.check(
+                slot.asked is None or slot.state in (ChildState.STARTING, ChildState.STOPPING), f"{slot.id}: asked"
+            )
             self.check(not slot.leavers or slot.state is ChildState.STOPPING, f"{slot.id}: leavers")
             self.check(not slot.waiting or slot.state is ChildState.STOPPING, f"{slot.id}: waiting")
         self.check(not machine._waiting or machine._plan is not None, f"{core.path}: calls wait for nothing")

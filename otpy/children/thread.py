@@ -214,7 +214,7 @@ class ThreadChild:
     def stop(self) -> None:
         self._ctx.ask()
 
-    def kill(self) -> bool:
+    def kill(self, grace: float) -> bool:
         self._ctx.ask()
         return self._gate.interrupt()
 

@@ -1,0 +1,320 @@
+"""Stopping a thread: ask, interrupt, give up; what is left is named."""
+
+import socket
+import threading
+import time
+
+import pytest
+
+import otpy
+from otpy import ExitKind, StartError, supervisor, thread
+from otpy.children.thread import Gate, raise_in
+from otpy.reports import LimitReached, Progress, ShutdownError, Unstopped
+from tests.helpers import HANG, Puppet, wait_until
+
+
+class Stuck:
+    """A target that blocks where no exception reaches it, until the test lets it go."""
+
+    def __init__(self):
+        self.entered, self.gate = threading.Semaphore(0), threading.Event()
+        self.after = []
+
+    def __call__(self, ctx):
+        self.entered.release()
+        self.gate.wait()
+        self.after.append(use(ctx))
+
+    def wait(self, count=1):
+        for _ in range(count):
+            assert self.entered.acquire(timeout=HANG)
+
+
+def use(ctx):
+    try:
+        return ctx.path
+    except otpy.Fenced as fenced:
+        return fenced
+
+
+def loop(ctx):
+    """Python code that does not listen."""
+    while True:
+        pass
+
+
+@pytest.fixture
+def stucks():
+    targets = [Stuck() for _ in range(5)]
+    yield targets
+    for target in targets:
+        target.gate.set()
+
+
+@pytest.fixture
+def stuck(stucks):
+    return stucks[0]
+
+
+@pytest.fixture
+def go():
+    """Ends the children that look at it, at the latest when the test ends."""
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+def idle(ctx):
+    ctx.wait_stop()
+
+
+def test_a_python_loop_is_interrupted(launch, recorder):
+    """The second rung: it ends with Killed, and that is reported."""
+    app = launch(supervisor("app", children=[thread(loop, id="a", shutdown=0.0), thread(idle, id="b")]))
+    report = app.stop()
+
+    assert (report.stopped, report.interrupted, report.unstopped) == (("app/b",), ("app/a",), ())
+    assert recorder.wait_for(ShutdownError, "app/a").reason.kind is ExitKind.KILLED
+
+
+def test_brutal_kill_is_what_was_wanted(launch, recorder):
+    """The interrupt comes at once, and is no error."""
+    app = launch(supervisor("app", children=[thread(loop, id="a", shutdown="brutal_kill")]))
+
+    assert app.stop().interrupted == ("app/a",)
+    assert recorder.of(ShutdownError) == []
+
+
+def test_a_stuck_thread_is_named_with_its_stack(launch, recorder, stuck):
+    """The third rung: reported, counted, and in the StopReport while it lives."""
+    app = launch(supervisor("app", children=[thread(stuck, id="a", shutdown=0.0), thread(idle, id="b")]))
+    stuck.wait()
+    report = app.stop()
+
+    assert (report.stopped, report.interrupted) == (("app/b",), ())
+    assert [(one.path, one.incarnation) for one in report.unstopped] == [("app/a", 1)]
+    assert "self.gate.wait()" in report.unstopped[0].stack
+    assert "self.gate.wait()" in recorder.wait_for(Unstopped, "app/a").stack
+
+
+def test_a_stop_with_a_budget_names_all_that_are_stuck(launch, stucks):
+    """One budget for the tree, also for children that may take for ever."""
+    app = launch(
+        supervisor(
+            "app",
+            children=[
+                supervisor(
+                    "s", children=[thread(one, id=f"c{n}", shutdown="infinity") for n, one in enumerate(stucks)]
+                ),
+                thread(idle, id="z"),
+            ],
+        )
+    )
+    for one in stucks:
+        one.wait()
+    report = app.stop(0.1)
+
+    assert sorted(one.path for one in report.unstopped) == [f"app/s/c{n}" for n in range(5)]
+    assert report.stopped == ("app/z",)
+    assert report.interrupted == ("app/s",)
+
+
+def test_a_stuck_child_is_replaced(launch, stuck):
+    """The default: the group goes on without it; when it wakes up, its context is useless."""
+    puppet = Puppet()
+    app = launch(
+        supervisor(
+            "app",
+            strategy="one_for_all",
+            children=[puppet.spec("a"), thread(stuck, id="b", shutdown=0.0, interrupt=False)],
+        )
+    )
+    stuck.wait()
+    puppet.next().crash()
+    stuck.wait()
+
+    assert [(info.id, info.incarnation) for info in app.which_children()] == [("a", 2), ("b", 2)]
+    report = app.stop()
+    assert [(one.path, one.incarnation) for one in report.unstopped] == [("app/b", 1), ("app/b", 2)]
+    stuck.gate.set()
+    wait_until(lambda: len(stuck.after) == 2)
+    assert [type(one) for one in stuck.after] == [otpy.Fenced, otpy.Fenced]
+
+
+def test_a_stuck_child_is_held_for(launch, recorder, stuck):
+    """unstopped="hold": it starts again only when it has really ended."""
+    puppet = Puppet()
+    app = launch(
+        supervisor(
+            "app",
+            strategy="one_for_all",
+            children=[puppet.spec("a"), thread(stuck, id="b", shutdown=0.0, unstopped="hold"), thread(idle, id="c")],
+        )
+    )
+    stuck.wait()
+    puppet.next().crash()
+    recorder.wait_for(Unstopped, "app/b")
+    puppet.next()
+    wait_until(lambda: [info.state.value for info in app.which_children()] == ["running", "unstopped", "undefined"])
+    with pytest.raises(otpy.StillRunning):
+        app.restart_child("b")
+    stuck.gate.set()
+    stuck.wait()
+
+    recorder.wait_for(Progress, "app/c", count=2)
+    assert recorder.wait_for(Progress, "app/b", count=2).incarnation == 2
+
+
+def test_a_stuck_child_is_an_escalation(launch, recorder, stuck):
+    """unstopped="escalate": its supervisor gives up."""
+    puppet = Puppet()
+    app = launch(
+        supervisor(
+            "app",
+            strategy="one_for_all",
+            children=[puppet.spec("a"), thread(stuck, id="b", shutdown=0.0, unstopped="escalate")],
+        )
+    )
+    stuck.wait()
+    puppet.next().crash()
+
+    assert app.wait(HANG).kind is ExitKind.LIMIT_REACHED
+    assert recorder.wait_for(LimitReached, "app").escalation.child == "app/b"
+
+
+def test_a_tree_may_leave_only_so_many_behind(launch, recorder, stucks):
+    """max_unstopped: one more, anywhere in the tree, and the root gives up."""
+    workers = [thread(one, id=f"c{n}", shutdown=0.0) for n, one in enumerate(stucks[:3])]
+    app = launch(supervisor("app", children=[supervisor("s", children=workers)]), max_unstopped=1)
+    for one in stucks[:3]:
+        one.wait()
+    nested = app.find("app/s")
+    nested.terminate_child("c0")
+    stucks[0].gate.set()  # one that has ended after all does not count
+    wait_until(lambda: "app/s/c0" not in {one.name for one in threading.enumerate()})
+    nested.terminate_child("c1")
+    assert app.alive
+    nested.terminate_child("c2")
+
+    assert app.wait(HANG).kind is ExitKind.LIMIT_REACHED
+    assert "2 threads" in str(recorder.wait_for(LimitReached, "app").reason)
+
+
+def test_the_interrupt_can_be_switched_off(launch, go):
+    """A loop that does not listen is then left alone, and named."""
+
+    def spin(ctx):
+        while not go.is_set():
+            time.monotonic()
+
+    app = launch(supervisor("app", children=[thread(spin, id="a", shutdown=0.0, interrupt=False)]))
+    report = app.stop()
+
+    assert [one.path for one in report.unstopped] == ["app/a"]
+
+
+def test_on_stop_wakes_a_child_that_is_blocked_in_the_kernel(launch):
+    """The polite way out of a socket read."""
+    left, right = socket.socketpair()
+    up = threading.Event()
+
+    def read(ctx):
+        ctx.on_stop(lambda: right.shutdown(socket.SHUT_RDWR))
+        up.set()
+        assert left.recv(1) == b""
+
+    with left, right:
+        app = launch(supervisor("app", children=[thread(read, id="a", shutdown=HANG)]))
+        assert up.wait(HANG)
+        assert app.stop().stopped == ("app/a",)
+
+
+def test_a_child_that_swallows_the_interrupt(launch, go):
+    """It has had its chance."""
+
+    def deaf(ctx):
+        while not go.is_set():
+            try:
+                while not go.is_set():
+                    time.monotonic()
+            except otpy.Killed:
+                pass
+
+    app = launch(supervisor("app", children=[thread(deaf, id="a", shutdown=0.0)]))
+    report = app.stop()
+
+    assert [one.path for one in report.unstopped] == ["app/a"]
+
+
+def test_a_start_that_hangs_goes_through_the_ladder(recorder, stuck):
+    """start_timeout, then shutdown, then the interrupt, then it is given up, and the start has failed."""
+    tree = supervisor("app", children=[thread(stuck, id="a", ready=True, start_timeout=0.01, shutdown=0.0)])
+
+    with pytest.raises(StartError) as caught:
+        otpy.start(tree, reports=recorder, log=False)
+    assert caught.value.path == "app/a"
+    assert recorder.wait_for(Unstopped, "app/a").incarnation == 1
+
+
+class TestGate:
+    def test_an_interrupt_before_the_gate_is_open_is_raised_there(self):
+        """The child never runs user code."""
+        gate = Gate()
+        assert gate.interrupt() is True
+
+        with pytest.raises(otpy.Killed):
+            gate.open()
+
+    def test_after_the_gate_is_closed_nothing_comes(self):
+        """The thread's number may belong to somebody else by then."""
+        gate = Gate()
+        gate.open()
+        gate.close()
+
+        assert gate.interrupt() is True
+        assert gate._is_hit is False
+
+    def test_an_interrupt_that_is_on_its_way_is_taken_back(self):
+        """It hits before the gate is closed, or never; it does not hit twice."""
+        hits = 0
+        for _ in range(300):
+            gate, opened = Gate(), threading.Event()
+            ended = []
+
+            def body(gate=gate, opened=opened, ended=ended):
+                gate.open()
+                opened.set()
+                try:
+                    gate.close()
+                except otpy.Killed:
+                    ended.append("hit")
+                sum(range(200))  # a late one would hit here, and end this thread without its last line
+                ended.append("end")
+
+            target = threading.Thread(target=body)
+            target.start()
+            opened.wait(HANG)
+            gate.interrupt()
+            gate.interrupt()
+            target.join(HANG)
+
+            assert ended in (["end"], ["hit", "end"])
+            hits += len(ended) - 1
+
+    def test_a_thread_that_is_gone_cannot_be_hit(self):
+        """The system says so."""
+        gone = threading.Thread(target=int)
+        gone.start()
+        gone.join()
+
+        assert raise_in(gone.ident, otpy.Killed) is False
+        assert raise_in(gone.ident, None) is True
+
+
+def test_a_python_without_interrupts(launch, monkeypatch, go):
+    """Then there is no second rung, and no grace to wait for."""
+    monkeypatch.setattr(Gate, "interrupt", lambda self: False)
+    app = launch(supervisor("app", children=[thread(lambda ctx: go.wait(), id="a", shutdown=0.0)]))
+    report = app.stop()
+
+    assert [one.path for one in report.unstopped] == ["app/a"]
