@@ -29,7 +29,7 @@ from otpy.exceptions import (
 )
 from otpy.reports import ChildInfo, ChildState, Counts, Escalation, ExitKind, ExitReason, Snapshot, StopReport
 from otpy.specs import AutoShutdown, Budget, ChildSpec, ChildType, OnUnstopped, Restart, Strategy, SupervisorSpec
-from otpy.supervisor import Supervisor, dynamic_supervisor, run, start, supervisor
+from otpy.supervisors import Supervisor, dynamic_supervisor, run, start, supervisor
 
 __all__ = [
     "AlreadyPresent",

@@ -82,5 +82,9 @@ class Child(Protocol):
         """Return what it is doing now, formatted like a traceback; "" if nothing runs."""
 
     @property
+    def path(self) -> str:
+        """Its path."""
+
+    @property
     def alive(self) -> bool:
         """Whether something of it still runs."""

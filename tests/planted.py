@@ -14,7 +14,7 @@ from otpy.messages import ChildExited
 from otpy.reports import ChildState
 from otpy.restarts import VERDICTS, Fate, Verdict
 from otpy.specs import Restart
-from otpy.supervisor import PERFORM
+from otpy.supervisors import PERFORM
 
 BUGS: list[Callable[[Any], None]] = []
 

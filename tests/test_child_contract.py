@@ -9,7 +9,7 @@ from otpy import ChildSpec, ExitKind, Service, Supervisor, supervisor, thread
 from otpy.abc import Birth, Child
 from otpy.mailbox import SystemClock
 from otpy.messages import ChildExited, ChildStarted
-from otpy.supervisor import SupervisorThread
+from otpy.supervisors import SupervisorThread
 from otpy.telemetry import Telemetry
 from otpy.tree import Tree
 from tests.helpers import HANG

@@ -31,7 +31,9 @@ def deaf(ctx):
         pass
 """
 
-TREE = 'tree = supervisor("app", children=[thread(polite, id="a"), supervisor("s", children=[thread(polite, id="b")])])\n'
+TREE = (
+    'tree = supervisor("app", children=[thread(polite, id="a"), supervisor("s", children=[thread(polite, id="b")])])\n'
+)
 
 HANG = 60
 
@@ -103,7 +105,10 @@ class TestInterpreterExit:
     def test_a_stuck_child_does_not_keep_it_alive(self):
         """It is given up after its budget."""
         status, out, err = run(
-            'app = otpy.start(supervisor("app", children=[thread(stuck, id="x", shutdown=0.1), thread(polite, id="a")]), log=False)'
+            """
+            children = [thread(stuck, id="x", shutdown=0.1), thread(polite, id="a")]
+            app = otpy.start(supervisor("app", children=children), log=False)
+            """
         )
 
         assert (status, sorted(out), err) == (0, ["down a", "up a", "up x"], "")
@@ -211,8 +216,7 @@ class TestSignals:
                 ctx.wait_stop()
                 say("asked")
                 threading.Event().wait()
-            import otpy.machine
-            otpy.supervisor.__globals__["SupervisorMachine"].__init__.__defaults__ = (3600.0,)  # a grace that does not end
+            otpy.supervisors.SupervisorMachine.__init__.__defaults__ = (3600.0,)  # a grace that does not end
             otpy.run(supervisor("app", children=[thread(slow, id="x", shutdown="infinity")]), log=False)
             """
         )
@@ -249,7 +253,8 @@ class TestSignals:
                 say("starting")
                 ctx.wait_stop()
             try:
-                otpy.start(supervisor("app", children=[thread(polite, id="a"), thread(slow, id="b", ready=True)]), log=False)
+                children = [thread(polite, id="a"), thread(slow, id="b", ready=True)]
+                otpy.start(supervisor("app", children=children), log=False)
             except KeyboardInterrupt:
                 say("interrupted", len(threading.enumerate()))
             """

@@ -30,7 +30,7 @@ from otpy.mailbox import Reply
 from otpy.messages import ChildExited, ChildStarted, StopSupervisor
 from otpy.reports import ChildState, ExitKind, ExitReason
 from otpy.specs import AutoShutdown, Budget, ChildSpec, Restart, Strategy, SupervisorSpec
-from otpy.supervisor import SupervisorThread
+from otpy.supervisors import SupervisorThread
 from otpy.tree import Tree
 
 MOST_TURNS = 20_000

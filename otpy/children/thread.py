@@ -197,6 +197,10 @@ class ThreadChild:
     _thread: threading.Thread | None = attrs.field(default=None, init=False)
     _deliver: Deliver = attrs.field(init=False)
 
+    @property
+    def path(self) -> str:
+        return self.birth.path
+
     def start(self, deliver: Deliver) -> None:
         birth = self.birth
         self._deliver, self._ctx = deliver, Context(birth, deliver)

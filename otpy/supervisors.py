@@ -158,7 +158,7 @@ class SupervisorThread:
     _deliver: Deliver = attrs.field(init=False)
     _thread: Any = attrs.field(default=None, init=False)
     _ident: int | None = attrs.field(default=None, init=False)
-    _ordered_at: float | None = attrs.field(default=None, init=False)
+    _message: object = attrs.field(default=None, init=False)
 
     def __attrs_post_init__(self) -> None:
         spec = self.birth.spec
@@ -215,10 +215,10 @@ class SupervisorThread:
 
     def turn(self) -> None:
         """Take one message, waiting for it if there is none, and obey."""
-        message = self._next()
-        if isinstance(message, ChildExited):
-            self._note_exit(message)
-        for action in self.machine.receive(message, self.tree.clock.monotonic()):
+        self._message = self._next()
+        if isinstance(self._message, ChildExited):
+            self._note_exit(self._message)
+        for action in self.machine.receive(self._message, self.tree.clock.monotonic()):
             PERFORM[type(action)](self, action)
 
     def _next(self) -> object:
@@ -342,11 +342,12 @@ class SupervisorThread:
         return error
 
     def _refuse_leftover(self, item: object) -> None:
-        if isinstance(item, messages.Call):
+        if isinstance(item, messages.Call) and not item.reply.is_given:
             item.reply.refuse(NotAlive(self.path))
 
     def _break_down(self, error: BaseException) -> None:
         """Our own code is wrong: stop by force what runs, then crash as a child does (OTP: terminate/2 runs, too)."""
+        self._refuse_leftover(self._message)
         for child in self._children.values():
             child.kill(INTERRUPT_GRACE)
         deadline = time.monotonic() + INTERRUPT_GRACE
@@ -354,7 +355,7 @@ class SupervisorThread:
             with contextlib.suppress(queue.Empty):
                 self._clear_away(self.mailbox.get(left))
         for child in self._children.values():
-            self.tree.left_behind(child, Unstopped(path=f"{self.path}/?"))
+            self.tree.left_behind(child, Unstopped(path=child.path))
         internal = InternalError(f"{self.path}: {error!r}")
         internal.__cause__ = error
         self._leave(StopReport(path=self.path, reason=ExitReason(ExitKind.CRASHED, internal)))

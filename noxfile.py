@@ -1,0 +1,73 @@
+"""The project's chores: ``nox`` runs tests on every Python found, lint, types and docs."""
+
+import nox
+
+PYTHONS = [
+    line.rpartition(" ")[2]
+    for line in nox.project.load_toml("pyproject.toml")["project"]["classifiers"]
+    if line.startswith("Programming Language :: Python :: 3.")
+]
+
+nox.options.sessions = ["tests", "lint", "types", "docs"]
+nox.options.error_on_missing_interpreters = False
+
+
+@nox.session(python=PYTHONS)
+def tests(session: nox.Session) -> None:
+    """Run the whole suite, documents and examples included."""
+    session.install("-e", ".[tests]")
+    session.run("python", "-m", "pytest", *session.posargs)
+
+
+@nox.session
+def coverage(session: nox.Session) -> None:
+    """Measure branch coverage; floors 0 to 2 must have all of it."""
+    session.install("-e", ".[tests]")
+    session.run("coverage", "run", "-m", "pytest", *session.posargs)
+    session.run("coverage", "report")
+    session.run("coverage", "report", "--fail-under=100", f"--include={','.join(PURE)}")
+
+
+PURE = [
+    f"otpy/{name}.py"
+    for name in (
+        "exceptions specs messages reports restarts strategy machine abc mailbox telemetry registry".split()  # noqa: SIM905
+    )
+]
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style and format."""
+    session.install("ruff")
+    session.run("ruff", "check")
+    session.run("ruff", "format", "--check")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Check types, strictly."""
+    session.install("-e", ".", "mypy")
+    session.run("mypy")
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Run every code block of the README and of docs/, and every example."""
+    session.install("-e", ".[tests]")
+    session.run("python", "-m", "pytest", "README.md", "docs", "tests/test_docs.py", "tests/test_examples.py")
+
+
+@nox.session
+def walks(session: nox.Session) -> None:
+    """Live 200,000 random lives, or as many as asked for: ``nox -s walks -- COUNT [FIRST]``."""
+    session.install("-e", ".[tests]")
+    session.run("python", "-m", "tests.walks", *(session.posargs or ["200000"]))
+
+
+@nox.session
+def soak(session: nox.Session) -> None:
+    """Run the suite twenty times in a row, to find what is flaky: ``nox -s soak -- TIMES``."""
+    session.install("-e", ".[tests]")
+    for _ in range(int(session.posargs[0]) if session.posargs else 20):
+        session.run("python", "-m", "pytest", "-q", "-x")

@@ -1,0 +1,298 @@
+"""Bad input and bad luck: a clear outcome for each, and nothing lost."""
+
+import gc
+import threading
+import weakref
+
+import pytest
+
+import otpy
+from otpy import (
+    ChildSpec,
+    ChildState,
+    ExitKind,
+    InternalError,
+    StartError,
+    TreeFailed,
+    dynamic_supervisor,
+    registry,
+    supervisor,
+    thread,
+)
+from otpy.messages import StopSupervisor
+from otpy.reports import ChildTerminated, Progress, StrayMessage
+from otpy.reports import StartError as StartErrorReport
+from tests.helpers import HANG, Puppet, wait_until
+
+
+def idle(ctx):
+    ctx.wait_stop()
+
+
+def core_of(handle):
+    return handle._tree.directory[handle.path]
+
+
+class Scarce:
+    """A system that has only so many threads to give."""
+
+    def __init__(self, monkeypatch):
+        self.left = None
+        self._real = threading.Thread.start
+        monkeypatch.setattr(threading.Thread, "start", lambda thread: self.start(thread))
+
+    def start(self, thread):
+        if self.left is not None:
+            if self.left == 0:
+                raise RuntimeError("can't start new thread")
+            self.left -= 1
+        self._real(thread)
+
+
+@pytest.fixture
+def scarce(monkeypatch):
+    return Scarce(monkeypatch)
+
+
+class TestNoThreads:
+    def test_for_a_restart(self, launch, recorder, scarce):
+        """An ordinary failed restart: retried, counted, and a breach if it stays so."""
+        puppet = Puppet()
+        app = launch(supervisor("app", intensity=2, children=[puppet.spec("a")]))
+        life = puppet.next()
+        scarce.left = 0
+        life.crash()
+
+        assert app.wait(HANG).kind is ExitKind.LIMIT_REACHED
+        assert [str(one.reason.exception) for one in recorder.of(StartErrorReport)] == ["can't start new thread"] * 2
+
+    def test_for_a_while(self, launch, recorder, scarce):
+        """When there are threads again, the child is back."""
+        puppet = Puppet()
+        app = launch(supervisor("app", intensity=1_000_000, children=[puppet.spec("a")]))
+        life = puppet.next()
+        scarce.left = 0
+        life.crash()
+        recorder.wait_for(StartErrorReport, "app/a", count=3)
+        scarce.left = None
+        puppet.next()
+
+        wait_until(lambda: app.which_children()[0].state is ChildState.RUNNING)
+
+    @pytest.mark.parametrize("left", range(5))
+    def test_for_a_tree(self, scarce, left):
+        """Whichever thread is refused, the error says why, and what was started is stopped."""
+        scarce.left = left
+
+        with pytest.raises(StartError) as caught:
+            otpy.start(
+                supervisor("app", children=[supervisor("s", children=[thread(idle, id="a"), thread(idle, id="b")])]),
+                log=False,
+            )
+        scarce.left = None
+        assert "can't start new thread" in str(caught.value)
+
+    def test_for_a_nested_supervisor(self, launch, recorder, scarce):
+        """It is a child like any other."""
+        app = launch(supervisor("app"))
+        scarce.left = 0
+        with pytest.raises(StartError):
+            app.start_child(supervisor("s"))
+        scarce.left = None
+
+        assert app.start_child(supervisor("s")).state is ChildState.RUNNING
+
+    def test_for_a_helper(self, launch, scarce):
+        """on_stop callbacks are called all the same, on a thread that is there already."""
+        calls, up = [], threading.Event()
+
+        def target(ctx):
+            ctx.on_stop(lambda: calls.append(threading.current_thread().name))
+            up.set()
+            ctx.wait_stop()
+
+        app = launch(supervisor("app", children=[thread(target, id="a")]))
+        assert up.wait(HANG)
+        scarce.left = 0
+        app.stop()
+        scarce.left = None
+
+        assert calls == ["app (escalations)"]
+
+    def test_for_a_subscriber(self, launch, scarce):
+        """The caller hears of it."""
+        app = launch(supervisor("app"))
+        scarce.left = 0
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            app.subscribe(print)
+        scarce.left = None
+
+
+@pytest.mark.parametrize("item", ["garbage", None, 42, object(), [], {}, ValueError()])
+def test_garbage_on_a_mailbox(launch, recorder, item):
+    """It is reported, and ignored."""
+    app = launch(supervisor("app", children=[thread(idle, id="a")]))
+    core_of(app).mailbox.put(item)
+    report = recorder.wait_for(StrayMessage, "app")
+
+    assert report.item[:3] == repr(item)[:3]
+    assert app.which_children()[0].state is ChildState.RUNNING
+
+
+def test_a_crash_on_the_first_line_of_ten_thousand_restarts(launch, recorder):
+    """Each death is told once, in order, and each start comes before its death."""
+    count = 2000
+    puppet = threading.Event()
+
+    def crash(ctx):
+        if ctx.incarnation <= count:
+            raise ValueError(ctx.incarnation)
+        puppet.set()
+        ctx.wait_stop()
+
+    launch(supervisor("app", intensity=count, period=3600, children=[thread(crash, id="a")]))
+    assert puppet.wait(HANG)
+    recorder.wait_for(Progress, "app/a", count=count + 1)
+
+    story = [(type(one).__name__, one.incarnation) for one in recorder.reports]
+    assert story == [step for n in range(1, count + 1) for step in (("Progress", n), ("ChildTerminated", n))] + [
+        ("Progress", count + 1)
+    ]
+    assert [one.reason.exception.args for one in recorder.of(ChildTerminated)] == [(n,) for n in range(1, count + 1)]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        SystemExit("exit"),
+        KeyboardInterrupt(),
+        GeneratorExit(),
+        BaseException("base"),
+        BaseExceptionGroup("g", [KeyboardInterrupt()]),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_whatever_is_raised_is_reported(launch, recorder, error):
+    """No death is silent."""
+    puppet = Puppet()
+    launch(supervisor("app", children=[puppet.spec("a")]))
+    puppet.next().crash(error)
+
+    assert recorder.wait_for(ChildTerminated, "app/a").reason.exception is error
+    assert puppet.next().incarnation == 2
+
+
+def test_an_exception_that_cannot_be_shown(recorder):
+    """Its report and the failure of the tree can be shown all the same."""
+
+    class Nasty(Exception):
+        def __str__(self):
+            raise RuntimeError("no words")
+
+        __repr__ = __str__
+
+    def crash(ctx):
+        raise Nasty
+
+    with pytest.raises(TreeFailed) as caught:
+        otpy.run(supervisor("app", intensity=0, children=[thread(crash, id="a")]), reports=recorder)
+    assert "Nasty" in str(caught.value)
+    assert "Nasty" in recorder.of(ChildTerminated)[0].reason.traceback
+
+
+def test_an_id_that_is_used_again_at_once(launch, recorder):
+    """What the old child of this name says is not taken for news of the new one."""
+    gate, first_up = threading.Event(), threading.Event()
+
+    def late(ctx):
+        first_up.set()
+        gate.wait(HANG)
+        raise ValueError("from the grave")
+
+    app = launch(dynamic_supervisor("app"))
+    app.start_child(thread(late, id="a", shutdown=0.0, interrupt=False))
+    assert first_up.wait(HANG)
+    app.terminate_child("a")
+    app.start_child(thread(idle, id="a"))
+    gate.set()
+    wait_until(lambda: [one.thread.name for one in registry.threads()].count("app/a") == 1)
+
+    assert app.which_children()[0].state is ChildState.RUNNING
+    assert recorder.of(ChildTerminated) == []
+
+
+class TestBrokenInside:
+    """If our own code is wrong, the supervisor crashes as a child does."""
+
+    def test_the_parent_restarts_it(self, launch, recorder, monkeypatch):
+        """What ran under it is stopped by force, and its callers are not left waiting."""
+        puppet = Puppet()
+        app = launch(supervisor("app", children=[supervisor("s", children=[puppet.spec("a"), thread(idle, id="b")])]))
+        puppet.next()
+        broken = app.find("app/s")
+        monkeypatch.setattr(core_of(broken).machine, "receive", None)
+        with pytest.raises(otpy.NotAlive):
+            broken.which_children()
+        report = recorder.wait_for(ChildTerminated, "app/s")
+        puppet.next()
+
+        assert report.reason.kind is ExitKind.CRASHED
+        assert isinstance(report.reason.exception, InternalError)
+        assert app.find("app/s").which_children()[0].incarnation == 1
+
+    def test_a_child_that_does_not_end_then_is_named(self, monkeypatch):
+        """At the root: the stop report has it."""
+        monkeypatch.setattr("otpy.supervisors.INTERRUPT_GRACE", 0.05)
+        gate = threading.Event()
+        app = otpy.start(supervisor("app", children=[thread(lambda ctx: gate.wait(HANG), id="x")]), log=False)
+        monkeypatch.setattr(core_of(app).machine, "receive", None)
+        core_of(app).mailbox.put(StopSupervisor())
+        reason = app.wait(HANG)
+        left = app.stop().unstopped
+        gate.set()
+
+        assert (reason.kind, [one.path for one in left]) == (ExitKind.CRASHED, ["app/x"])
+        assert "gate.wait" in left[0].stack
+
+    def test_a_kind_of_child_that_breaks_its_contract(self):
+        """It raises where it must not: a failed start."""
+
+        def broken(birth):
+            raise ZeroDivisionError
+
+        with pytest.raises(StartError) as caught:
+            otpy.start(supervisor("app", children=[ChildSpec(id="x", start=broken)]), log=False)
+        assert isinstance(caught.value.__cause__, ZeroDivisionError)
+
+
+def test_nothing_of_a_dead_child_stays_alive(launch):
+    """Arguments of a temporary child and the frame of a crash are released when nobody needs them."""
+
+    class Big:
+        pass
+
+    def crash(ctx, argument):
+        raise ValueError
+
+    big = Big()
+    alive = weakref.ref(big)
+    app = launch(supervisor("app"), reports=None)
+    app.start_child(thread(crash, big, id="a", restart="temporary"))
+    del big
+    wait_until(lambda: not app.which_children())
+
+    def is_gone():
+        gc.collect()
+        return alive() is None
+
+    wait_until(is_gone, "the argument is released")
+
+
+def test_a_tree_of_a_hundred_levels():
+    """The most that is allowed works, and stops."""
+    tree = supervisor("s0", children=[thread(idle, id="a")])
+    for level in range(1, otpy.specs.MAX_DEPTH):
+        tree = supervisor(f"s{level}", children=[tree])
+    with otpy.start(tree, log=False) as app:
+        assert app.snapshot().children[0].snapshot.path == "s99/s98"
+    assert len(app.stop().stopped) == 100
