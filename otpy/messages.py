@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import attrs
+from attrs.validators import instance_of
 
 from otpy.reports import Escalation, ExitReason, Report, Unstopped
 from otpy.specs import ChildSpec
@@ -58,14 +59,14 @@ class TooManyUnstopped(Message):
     count: int
 
 
-# Told by children and timers.
+# Told by children and timers. Kinds of children come from outside, so theirs are checked where they are made.
 
 
 @attrs.frozen
 class ChildStarted(Message):
     """The child is up. *thread* is the name of its thread."""
 
-    ref: int
+    ref: int = attrs.field(validator=instance_of(int))
     thread: str = ""
 
 
@@ -73,8 +74,8 @@ class ChildStarted(Message):
 class ChildExited(Message):
     """The child has ended. Exactly one for each Start, whatever happened."""
 
-    ref: int
-    reason: ExitReason
+    ref: int = attrs.field(validator=instance_of(int))
+    reason: ExitReason = attrs.field(validator=instance_of(ExitReason))
 
 
 @attrs.frozen

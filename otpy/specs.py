@@ -292,8 +292,11 @@ class SupervisorSpec(ChildSpec):
     max_children: int | None = attrs.field(default=None, validator=_count_or_none)
 
     def __attrs_post_init__(self) -> None:
-        # After the flags: whether a child may be significant depends on them.
+        # After the flags: what children may be depends on them.
         _children(self)
+        for field, (value, expected) in _only(self).items():
+            if getattr(self, field) != value:
+                raise SpecError(_where(self), field, getattr(self, field), expected)
 
     @property
     def type(self) -> ChildType:
@@ -304,6 +307,17 @@ class SupervisorSpec(ChildSpec):
     def depth(self) -> int:
         """How many supervisors are nested here, this one included; bounded by MAX_DEPTH."""
         return 1 + max((child.depth for child in self.children), default=0)
+
+
+def _only(spec: SupervisorSpec) -> dict[str, tuple[object, str]]:
+    """Return what a dynamic supervisor cannot choose, or another one cannot: the only value, and in words."""
+    if not spec.dynamic:
+        return {"max_children": (None, "None: only a dynamic supervisor has a limit")}
+    return {
+        "strategy": (Strategy.ONE_FOR_ONE, "'one_for_one': children of a dynamic supervisor are independent"),
+        "auto_shutdown": (AutoShutdown.NEVER, "'never' in a dynamic supervisor"),
+        "children": ((), "no children: those of a dynamic supervisor come by start_child"),
+    }
 
 
 class Common(TypedDict, total=False):
@@ -317,3 +331,14 @@ class Common(TypedDict, total=False):
     start_timeout: float | None
     unstopped: OnUnstopped | Literal["replace", "hold", "escalate"]
     purpose: str
+
+
+def check_common(builder: str, common: Common) -> None:
+    """Refuse options that are not common, as Python refuses unknown keyword arguments.
+
+    Raises:
+        TypeError: There is one.
+    """
+    for option in common:
+        if option not in Common.__annotations__:
+            raise TypeError(f"{builder}() got an unexpected keyword argument {option!r}")

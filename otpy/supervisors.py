@@ -33,7 +33,6 @@ from typing import Any, TypedDict, Unpack
 import attrs
 
 from otpy import messages
-from otpy import specs as _specs
 from otpy.abc import Birth, Child, Clock, Deliver, Puttable, ReportHandler
 from otpy.context import current
 from otpy.exceptions import (
@@ -45,6 +44,7 @@ from otpy.exceptions import (
     StartError,
     TreeFailed,
     WouldDeadlock,
+    show,
 )
 from otpy.machine import INTERRUPT_GRACE, Phase, SupervisorMachine
 from otpy.mailbox import Mailbox, Reply, SystemClock, Timers
@@ -60,7 +60,7 @@ from otpy.reports import (
     StopReport,
     Unstopped,
 )
-from otpy.specs import AutoShutdown, ChildSpec, ChildType, Common, Strategy, SupervisorSpec
+from otpy.specs import AutoShutdown, ChildSpec, ChildType, Common, Strategy, SupervisorSpec, check_common, is_number
 from otpy.telemetry import Telemetry, log_report
 from otpy.tree import Tree, guard
 
@@ -91,6 +91,7 @@ def supervisor(
     Raises:
         SpecError: A field is wrong, or two children have one id.
     """
+    check_common("supervisor", common)
     return SupervisorSpec(
         id=id,
         start=SupervisorThread,
@@ -125,6 +126,7 @@ def dynamic_supervisor(
     Raises:
         SpecError: A field is wrong.
     """
+    check_common("dynamic_supervisor", common)
     return SupervisorSpec(
         id=id,
         start=SupervisorThread,
@@ -438,7 +440,7 @@ class Supervisor:
         Raises:
             NotFound: There is no such child.
         """
-        self._call(messages.TerminateChild, timeout, id=id)
+        self._call_about(messages.TerminateChild, timeout, id)
 
     def restart_child(self, id: str, timeout: float | None = None) -> ChildInfo:
         """Start a child that is not running, and return when it is up (OTP: restart_child).
@@ -448,7 +450,7 @@ class Supervisor:
             StillRunning, StillRestarting: It is not down.
             StartError: It did not come up; its spec stays, and it is not tried again.
         """
-        info: ChildInfo = self._call(messages.RestartChild, timeout, id=id)
+        info: ChildInfo = self._call_about(messages.RestartChild, timeout, id)
         return info
 
     def delete_child(self, id: str, timeout: float | None = None) -> None:
@@ -458,7 +460,7 @@ class Supervisor:
             NotFound: There is no such child.
             StillRunning, StillRestarting: It is not down.
         """
-        self._call(messages.DeleteChild, timeout, id=id)
+        self._call_about(messages.DeleteChild, timeout, id)
 
     def get_childspec(self, id: str, timeout: float | None = None) -> ChildSpec:
         """Return the spec of a child (OTP: get_childspec).
@@ -466,7 +468,7 @@ class Supervisor:
         Raises:
             NotFound: There is no such child.
         """
-        spec: ChildSpec = self._call(messages.GetChildSpec, timeout, id=id)
+        spec: ChildSpec = self._call_about(messages.GetChildSpec, timeout, id)
         return spec
 
     def which_children(self, timeout: float | None = None) -> tuple[ChildInfo, ...]:
@@ -543,7 +545,7 @@ class Supervisor:
             timeout: Seconds for all together. Shortly before they are over, what still runs is interrupted; what has
                 not ended then is given up and named. 0: interrupt at once. None: each child's own ``shutdown``.
         """
-        if timeout is not None and not _specs.is_number(timeout):
+        if timeout is not None and not is_number(timeout):
             raise SpecError(self._path, "timeout", timeout, "a finite number of seconds, or None")
         core = self._core()
         if core.alive and self._inside() is not None:
@@ -583,6 +585,11 @@ class Supervisor:
         reply = Reply()
         self._core().mailbox.put(kind(reply=reply, inside=self._inside(), **fields))
         return reply.wait(timeout, self._path)
+
+    def _call_about(self, kind: Callable[..., messages.Call], timeout: float | None, id: str) -> Any:
+        if not isinstance(id, str):
+            raise NotFound(f"{self._path}/{show(id)}")
+        return self._call(kind, timeout, id=id)
 
 
 def start(tree: SupervisorSpec, **options: Unpack[Options]) -> Supervisor:
@@ -672,7 +679,7 @@ def _check_options(spec: SupervisorSpec, options: Options) -> None:
 
 def _check_numbers(spec: SupervisorSpec, options: Options) -> None:
     timeout, count = options.get("timeout"), options.get("max_unstopped", 100)
-    if timeout is not None and (not _specs.is_number(timeout) or timeout <= 0):
+    if timeout is not None and (not is_number(timeout) or timeout <= 0):
         raise SpecError(spec.id, "timeout", timeout, "a finite number of seconds > 0, or None")
     if not isinstance(count, int) or isinstance(count, bool) or count < 0:
         raise SpecError(spec.id, "max_unstopped", count, "an int >= 0")

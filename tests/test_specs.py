@@ -15,6 +15,7 @@ from otpy import (
     Service,
     SpecError,
     Strategy,
+    SupervisorSpec,
     dynamic_supervisor,
     start,
     supervisor,
@@ -87,6 +88,20 @@ def test_a_bad_max_children(value):
     assert error_of(dynamic_supervisor, "app", max_children=value).field == "max_children"
 
 
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        ({"dynamic": True, "strategy": "one_for_all"}, "strategy"),
+        ({"dynamic": True, "auto_shutdown": "any_significant"}, "auto_shutdown"),
+        ({"dynamic": True, "children": [thread(work)]}, "children"),
+        ({"max_children": 3}, "max_children"),
+    ],
+)
+def test_what_only_a_dynamic_supervisor_is_and_is_not(options, field):
+    """Its children come later, are independent and may be bounded."""
+    assert error_of(SupervisorSpec, id="app", start=work, **options).field == field
+
+
 def test_the_message():
     """It reads like a sentence."""
     assert str(error_of(thread, work, id="a", restart="sometimes")) == (
@@ -106,8 +121,11 @@ def test_a_value_with_a_lone_surrogate():
 
 def test_an_unknown_option_is_a_type_error():
     """As for every Python function."""
-    with pytest.raises(TypeError, match="restrat"):
-        thread(work, id="a", restrat="permanent")
+    for build in (partial(thread, work, id="a"), partial(supervisor, "app"), partial(dynamic_supervisor, "app")):
+        with pytest.raises(TypeError, match=f"{build.func.__name__}.* unexpected keyword argument 'restrat'"):
+            build(restrat="permanent")
+    with pytest.raises(TypeError, match="strategy"):
+        dynamic_supervisor("app", strategy="one_for_all")
 
 
 def test_strings_and_enums_are_the_same():

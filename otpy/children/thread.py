@@ -23,7 +23,7 @@ from otpy.exceptions import Fenced, Ignore, Killed, Shutdown, SpecError
 from otpy.messages import ChildExited, ChildStarted
 from otpy.registry import Role
 from otpy.reports import ExitKind, ExitReason
-from otpy.specs import ChildSpec, Common
+from otpy.specs import ChildSpec, Common, check_common
 
 
 class Service:
@@ -62,6 +62,7 @@ def thread(target: Callable[..., object], *args: Any, id: str | None = None, **c
     Raises:
         SpecError: A field is wrong, or *target* cannot be called with these arguments.
     """
+    check_common("thread", common)
     name = id if id is not None else getattr(target, "__name__", "")
     _check(name, target, args)
     if _is_service(target):
