@@ -717,6 +717,12 @@ class SupervisorMachine:
         for slot in self.slots.values():
             slot.waiting.clear()
 
+    def unanswered(self) -> list[Any]:
+        """Return the replies that somebody still waits for."""
+        slots = self.slots.values()
+        calls = [*self._waiting, *(call for slot in slots for call in (*slot.waiting, slot.asked) if call is not None)]
+        return [*(call.reply for call in calls), *(reply for slot in slots for reply in slot.leavers)]
+
     def _on_stray(self, message: object) -> None:
         self._do(Tell(reports.StrayMessage(path=self.path, item=exceptions.show(message))))
 

@@ -344,12 +344,18 @@ class SupervisorThread:
         return error
 
     def _refuse_leftover(self, item: object) -> None:
-        if isinstance(item, messages.Call) and not item.reply.is_given:
-            item.reply.refuse(NotAlive(self.path))
+        if isinstance(item, messages.Call):
+            self._refuse_late(item.reply)
+
+    def _refuse_late(self, reply: Reply) -> None:
+        if not reply.is_given:
+            reply.refuse(NotAlive(self.path))
 
     def _break_down(self, error: BaseException) -> None:
         """Our own code is wrong: stop by force what runs, then crash as a child does (OTP: terminate/2 runs, too)."""
         self._refuse_leftover(self._message)
+        for reply in self.machine.unanswered():
+            self._refuse_late(reply)
         for child in self._children.values():
             child.kill(INTERRUPT_GRACE)
         deadline = time.monotonic() + INTERRUPT_GRACE

@@ -301,6 +301,12 @@ class TestGate:
             assert ended in (["end"], ["hit", "end"])
             hits += len(ended) - 1
 
+    def test_a_python_that_has_no_interrupts(self, monkeypatch):
+        """It says so."""
+        monkeypatch.delattr("ctypes.pythonapi")
+
+        assert raise_in(threading.get_ident(), otpy.Killed) is False
+
     def test_a_thread_that_is_gone_cannot_be_hit(self):
         """The system says so."""
         gone = threading.Thread(target=int)
@@ -308,7 +314,6 @@ class TestGate:
         gone.join()
 
         assert raise_in(gone.ident, otpy.Killed) is False
-        assert raise_in(gone.ident, None) is True
 
 
 def test_a_python_without_interrupts(launch, monkeypatch, go):
@@ -318,3 +323,40 @@ def test_a_python_without_interrupts(launch, monkeypatch, go):
     report = app.stop()
 
     assert [one.path for one in report.unstopped] == ["app/a"]
+
+
+def test_an_interrupt_that_is_sent_while_the_gate_closes(monkeypatch):
+    """Whoever closes waits for whoever is just sending; it hits before the gate is closed, or never."""
+    sending, closed, hits = threading.Event(), threading.Event(), []
+    real = otpy.children.thread.raise_in
+
+    def slow(ident, exception):
+        if not sending.is_set():
+            sending.set()
+            closed.wait(0.2)  # always in vain: the gate cannot close meanwhile
+        return real(ident, exception)
+
+    monkeypatch.setattr(otpy.children.thread, "raise_in", slow)
+    gate, opened = Gate(), threading.Event()
+
+    def body():
+        gate.open()
+        opened.set()
+        sending.wait(HANG)
+        try:
+            gate.close()
+        except otpy.Killed:
+            hits.append("before")
+        closed.set()
+        try:
+            sum(range(100_000))
+        except otpy.Killed:
+            hits.append("after")
+
+    target = threading.Thread(target=body)
+    target.start()
+    opened.wait(HANG)
+    gate.interrupt()
+    target.join(HANG)
+
+    assert "after" not in hits

@@ -7,6 +7,7 @@ after the thread has ended, when its number may belong to another thread. ``Gate
 
 from __future__ import annotations
 
+import ctypes  # here and not where it is used: an interrupt in the middle of its import would lock all imports
 import inspect
 import sys
 import threading
@@ -166,25 +167,32 @@ class Gate:
         return True
 
     def close(self) -> None:
-        """Keep interrupts out, and take back one that has been sent and not arrived."""
-        if not self._is_shut:
-            with self._lock:
-                self._is_shut = True
+        """Keep interrupts out, and meet the one that has been sent, if it has not arrived yet."""
+        with self._lock:  # also when it is shut already: the one who shut it may be just about to send
+            self._is_shut = True
         if self._is_hit:
-            raise_in(threading.get_ident(), None)
+            self._meet()
+
+    def _meet(self) -> None:
+        """Leave no interrupt on its way.
+
+        Whether the one that was sent has arrived is not known: the child may have swallowed it. So send another one,
+        which takes its place, and wait for that. To take it back instead would leave the interpreter's flag for it set,
+        and slow down every thread (CPython 3.11 and 3.12; under a tracer 3.11 then hangs).
+        """
+        try:
+            raise_in(threading.get_ident(), Killed)
+            while True:
+                pass
+        except Killed:
+            pass
 
 
-def raise_in(ident: int, exception: type[BaseException] | None) -> bool:
-    """Have *exception* raised in the thread *ident* when it next runs Python code; None takes one back.
-
-    False: it cannot be done.
-    """
-    try:
-        import ctypes
-    except ImportError:
+def raise_in(ident: int, exception: type[BaseException]) -> bool:
+    """Have *exception* raised in the thread *ident* when it next runs Python code; False: it cannot be done."""
+    if not hasattr(ctypes, "pythonapi"):  # not CPython
         return False
-    argument = ctypes.py_object(exception) if exception is not None else None
-    return ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(ident), argument) > 0 or exception is None
+    return ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(ident), ctypes.py_object(exception)) > 0
 
 
 @attrs.define(eq=False)

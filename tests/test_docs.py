@@ -1,0 +1,86 @@
+"""The documents say what there is. Their code is run by the conftest.py of the repository's root."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import attrs
+import pytest
+
+import otpy
+from otpy import abc, reports
+from otpy.specs import Common
+from otpy.supervisors import Options
+
+ROOT = Path(__file__).parent.parent
+DOCS = sorted((ROOT / "docs").glob("*.md"))
+REFERENCE = (ROOT / "docs" / "reference.md").read_text("utf-8")
+
+REPORTS = [one for one in vars(reports).values() if isinstance(one, type) and issubclass(one, reports.Report)]
+MEMBERS = [
+    *Common.__annotations__,
+    *Options.__annotations__,
+    *(field.name for field in attrs.fields(otpy.SupervisorSpec) if field.name not in ("start", "dynamic")),
+    *(name for name in dir(otpy.Supervisor) if not name.startswith("_")),
+    *(name for name in dir(otpy.Service) if not name.startswith("_")),
+    *(value.name for choice in vars(otpy).values() if isinstance(choice, type(otpy.Strategy)) for value in choice),
+    *(
+        field.name
+        for value in (otpy.ChildInfo, otpy.Counts, otpy.Snapshot, otpy.Escalation, otpy.StopReport, *REPORTS)
+        for field in attrs.fields(value)
+    ),
+]
+
+
+@pytest.mark.parametrize("name", [*otpy.__all__, *(report.__name__ for report in REPORTS)])
+def test_the_reference_has_every_public_name(name):
+    assert re.search(rf"`(otpy\.)?{name}\b", REFERENCE)
+
+
+@pytest.mark.parametrize("name", sorted(set(MEMBERS)))
+def test_the_reference_has_every_option_and_member(name):
+    assert re.search(rf"`{name}\b|\"{name}\"", REFERENCE)
+
+
+@pytest.mark.parametrize("name", [name for name in vars(otpy.Context) if not name.startswith("_")])
+def test_the_reference_has_what_a_child_sees(name):
+    """All but what belongs to the kinds of children."""
+    is_for_children = name not in ("enter", "hangs_on", "ask", "fence")
+
+    assert bool(re.search(rf"^\|.*`{name}\b.*\|", REFERENCE, re.MULTILINE)) or not is_for_children
+
+
+@pytest.mark.parametrize("name", ["Birth", "Child", "Clock", "Puttable", "ReportHandler"])
+def test_the_reference_has_the_ports(name):
+    assert hasattr(abc, name)
+    assert f"`{name}`" in REFERENCE
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *DOCS], ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    """Links between the documents, and to a heading of the same document."""
+    text = page.read_text("utf-8")
+    anchors = {
+        re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
+        for heading in re.findall(r"^#+ (.*)", text, re.MULTILINE)
+    }
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if link.startswith("#"):
+            assert link[1:] in anchors
+        elif not link.startswith("http"):
+            assert (page.parent / link).exists(), link
+
+
+def test_the_index_has_every_page():
+    index = (ROOT / "docs" / "index.md").read_text("utf-8")
+
+    assert [page.name for page in DOCS if f"({page.name})" not in index and page.name != "index.md"] == []
+
+
+def test_the_commands_come_first():
+    """The first two sh blocks of the README: install and run, install and test."""
+    blocks = re.findall(r"```sh\n(.*?)\n```", (ROOT / "README.md").read_text("utf-8"))
+
+    assert blocks[0].endswith("python examples/quickstart.py")
+    assert blocks[1].endswith("python -m pytest")
