@@ -19,9 +19,12 @@ def tests(session: nox.Session) -> None:
     session.run("python", "-m", "pytest", *session.posargs)
 
 
-@nox.session
+@nox.session(python="3.13")
 def coverage(session: nox.Session) -> None:
-    """Measure branch coverage; floors 0 to 2 must have all of it."""
+    """Measure branch coverage; floors 0 to 2 must have all of it.
+
+    Not on 3.11: there a traced thread spins while an interrupt waits for another thread that is blocked.
+    """
     session.install("-e", ".[tests]")
     session.run("coverage", "run", "-m", "pytest", *session.posargs)
     session.run("coverage", "report")

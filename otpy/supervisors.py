@@ -611,9 +611,15 @@ def start(tree: SupervisorSpec, **options: Unpack[Options]) -> Supervisor:
         SpecError: *tree* or an option is wrong; nothing has been started.
         StartError: Some child did not come up, or not all did in time. What had been started was stopped in reverse
             order. Its ``path`` is the child's, its ``__cause__`` what the child raised.
+        KeyboardInterrupt: Ctrl-C while the tree started; what had been started was stopped likewise.
     """
-    core = _launch(tree, options)
-    _bring_up(core, options.get("timeout"))
+    with _signals(_unhandled()) as signals:
+        core = _begin(tree, options, signals)
+        if signals.count:
+            core.done.wait(None, core.path)
+            core.tree.settle()
+    if signals.count:
+        raise KeyboardInterrupt
     return Supervisor(core.tree, core.path)
 
 
@@ -630,14 +636,8 @@ def run(tree: SupervisorSpec, **options: Unpack[Options]) -> StopReport:
         SpecError, StartError: As for ``start``.
         TreeFailed: The root gave up. Left alone, this ends the program with a non-zero exit status.
     """
-    with _signals() as signals:
-        core = _launch(tree, options)
-        signals.obey(core)
-        try:
-            _bring_up(core, options.get("timeout"))
-        except StartError:
-            if not signals.count:
-                raise
+    with _signals([signal.SIGINT, signal.SIGTERM]) as signals:
+        core = _begin(tree, options, signals)
         report: StopReport = core.done.wait(None, core.path)
     core.tree.settle()
     if report.reason.kind not in (ExitKind.NORMAL, ExitKind.SHUTDOWN):
@@ -693,6 +693,18 @@ def _check_numbers(spec: SupervisorSpec, options: Options) -> None:
         raise SpecError(spec.id, "log", options["log"], "True or False")
 
 
+def _begin(spec: SupervisorSpec, options: Options, signals: _Signals) -> SupervisorThread:
+    """Start the tree and wait until it is up, or until it has ended because of a signal."""
+    core = _launch(spec, options)
+    signals.obey(core)
+    try:
+        _bring_up(core, options.get("timeout"))
+    except StartError:
+        if not signals.count:
+            raise
+    return core
+
+
 def _launch(spec: SupervisorSpec, options: Options) -> SupervisorThread:
     """Start the root's thread; it is not up yet."""
     _check_options(spec, options)
@@ -726,7 +738,7 @@ def _bring_up(core: SupervisorThread, timeout: float | None) -> None:
         late = ", ".join(_starting(Supervisor(core.tree, core.path)))
         _stop_and_wait(core)
         raise StartError(late or core.path, f"not up after {timeout} s") from None
-    except BaseException:  # a StartError: it has ended already; or an interrupt from the keyboard
+    except BaseException:  # a StartError: it has ended already; or what a signal handler of the program raised
         _stop_and_wait(core)
         raise
 
@@ -747,7 +759,7 @@ def _starting(handle: Supervisor) -> Iterator[str]:
 
 
 class _Signals:
-    """What SIGINT and SIGTERM mean while ``run`` runs. It runs in the main thread, between any two bytecodes."""
+    """What signals mean to a tree: stop, hurry, exit. It runs in the main thread, between any two bytecodes."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -769,14 +781,17 @@ class _Signals:
             self._core.stop() if self.count == 1 else self._core.kill()
 
 
+def _unhandled() -> list[signal.Signals]:
+    """Return the signals that would raise in the middle of a start; those that the program handles are its own."""
+    return [signal.SIGINT] if signal.getsignal(signal.SIGINT) is signal.default_int_handler else []
+
+
 @contextlib.contextmanager
-def _signals() -> Iterator[_Signals]:
+def _signals(numbers: Iterable[signal.Signals]) -> Iterator[_Signals]:
     """Handle signals, where that is possible: in the main thread; put back what was there before."""
     signals = _Signals()
-    if threading.current_thread() is not threading.main_thread():
-        yield signals
-        return
-    before = {number: signal.signal(number, signals) for number in (signal.SIGINT, signal.SIGTERM)}
+    is_possible = threading.current_thread() is threading.main_thread()
+    before = {number: signal.signal(number, signals) for number in numbers if is_possible}
     try:
         yield signals
     finally:

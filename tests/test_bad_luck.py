@@ -243,8 +243,14 @@ class TestBrokenInside:
     def test_a_child_that_does_not_end_then_is_named(self, monkeypatch):
         """At the root: the stop report has it."""
         monkeypatch.setattr("otpy.supervisors.INTERRUPT_GRACE", 0.05)
-        gate = threading.Event()
-        app = otpy.start(supervisor("app", children=[thread(lambda ctx: gate.wait(HANG), id="x")]), log=False)
+        entered, gate = threading.Event(), threading.Event()
+
+        def stuck(ctx):
+            entered.set()
+            gate.wait(HANG)
+
+        app = otpy.start(supervisor("app", children=[thread(stuck, id="x")]), log=False)
+        assert entered.wait(HANG)
         monkeypatch.setattr(core_of(app).machine, "receive", None)
         core_of(app).mailbox.put(StopSupervisor())
         reason = app.wait(HANG)

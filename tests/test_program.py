@@ -246,7 +246,7 @@ class TestSignals:
         assert running.end() == (0, ["down a", "('app/b', 'app/a')"], "")
 
     def test_an_interrupt_while_start_waits(self, watch):
-        """start itself handles no signals: the KeyboardInterrupt stops what was started, and goes on."""
+        """It stops what was started, and then raises KeyboardInterrupt."""
         running = watch(
             """
             def slow(ctx):
