@@ -595,9 +595,8 @@ class SupervisorMachine:
 
     def _hurry(self) -> None:
         """Time is up: interrupt all that still run, at one moment; who was interrupted before has no longer grace."""
-        self._hurried = True
-        if self._plan is not None:
-            self._plan.width = float("inf")
+        assert self._plan is not None, "only an end has a budget, and it is a plan"
+        self._hurried, self._plan.width = True, float("inf")
         for slot in list(self._live.values()):
             if slot.state is ChildState.STOPPING:
                 self._kill(slot)

@@ -100,6 +100,16 @@ def test_timers_agree_with_a_dict(orders):
     assert sorted(fired) == sorted(ref for ref, at in model.items() if at <= 10)
 
 
+def test_timers_that_are_armed_again_and_again():
+    """What was armed before does not pile up."""
+    timers = Timers()
+    for at in range(1000):
+        timers.arm(1, float(at))
+
+    assert len(timers._heap) <= 66
+    assert (timers.next(), len(timers)) == (999.0, 1)
+
+
 def test_a_reply_is_given_once_to_all_who_wait():
     """A value or an exception."""
     reply = Reply()

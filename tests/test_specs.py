@@ -9,6 +9,7 @@ import pytest
 from otpy import (
     AutoShutdown,
     Budget,
+    ChildSpec,
     Ignore,
     OnUnstopped,
     Restart,
@@ -100,6 +101,11 @@ def test_a_bad_max_children(value):
 def test_what_only_a_dynamic_supervisor_is_and_is_not(options, field):
     """Its children come later, are independent and may be bounded."""
     assert error_of(SupervisorSpec, id="app", start=work, **options).field == field
+
+
+def test_a_start_that_cannot_be_called():
+    """The kinds of children provide it; who writes a kind hears of a mistake."""
+    assert error_of(ChildSpec, id="a", start=3).field == "start"
 
 
 def test_the_message():

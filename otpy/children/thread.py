@@ -192,7 +192,8 @@ def raise_in(ident: int, exception: type[BaseException]) -> bool:
     """Have *exception* raised in the thread *ident* when it next runs Python code; False: it cannot be done."""
     if not hasattr(ctypes, "pythonapi"):  # not CPython
         return False
-    return ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(ident), ctypes.py_object(exception)) > 0
+    hits: int = ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(ident), ctypes.py_object(exception))
+    return hits > 0
 
 
 @attrs.define(eq=False)
