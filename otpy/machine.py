@@ -280,7 +280,7 @@ class SupervisorMachine:
 
     def _absorb(self, slot: Slot, reason: ExitReason) -> None:
         """Take the end of a child that was about to be stopped as its stop (docs/otp.md, "Deaths during stops")."""
-        self._check_end(slot, brutal=slot.spec.shutdown is Budget.BRUTAL_KILL, reason=reason)
+        self._check_end(slot, reason)
         self._account(slot)
         slot.state = ChildState.UNDEFINED
         self._refuse_start(slot, reason)
@@ -288,7 +288,7 @@ class SupervisorMachine:
     def _has_stopped(self, slot: Slot, reason: ExitReason) -> None:
         self._do(Disarm(slot.ref))
         if not self._is_failed_start(slot):
-            self._check_end(slot, brutal=slot.spec.shutdown is Budget.BRUTAL_KILL, reason=reason)
+            self._check_end(slot, reason)
         self._account(slot)
         self._gone(slot)
 
@@ -305,8 +305,9 @@ class SupervisorMachine:
         else:
             self._release(slot, Fate.KEEP)
 
-    def _check_end(self, slot: Slot, brutal: bool, reason: ExitReason) -> None:
-        if not is_acceptable(slot.spec.restart, brutal, reason):
+    def _check_end(self, slot: Slot, reason: ExitReason) -> None:
+        """Report a child that was told to stop and ended otherwise than it should."""
+        if not is_acceptable(slot.spec.restart, slot.spec.shutdown is Budget.BRUTAL_KILL, reason):
             self._tell(reports.ShutdownError, slot, reason=reason)
 
     def _account(self, slot: Slot) -> None:

@@ -327,11 +327,12 @@ class SupervisorThread:
         """Say the last word: to callers, to handlers if this is the root, to those who wait, and to the parent."""
         self.mailbox.close(self._refuse_leftover)
         if self.path == self.tree.root:
-            busy = self.tree.close()
-            report = attrs.evolve(report, unstopped=self.tree.unstopped(), handlers=busy)
+            report = attrs.evolve(report, handlers=self.tree.close())
         else:
             self.tree.directory.pop(self.path, None)
-        self.done.answer(report)
+        self.done.answer(attrs.evolve(report, unstopped=self.tree.unstopped(self.path)))
+        if self.path == self.tree.root:
+            self.tree.is_over()
         if not self.up.is_given:
             self.up.refuse(self._why_not_up(report.reason))
         self._deliver(ChildExited(self.birth.ref, report.reason))

@@ -70,15 +70,19 @@ class Tree:
             self._strays.pop(child, None)
         return dict(self._strays)
 
-    def unstopped(self) -> tuple[Unstopped, ...]:
-        """Return a report of each stray, with its stack as it is now."""
-        return tuple(attrs.evolve(report, stack=child.stack()) for child, report in self.strays().items())
+    def unstopped(self, path: str) -> tuple[Unstopped, ...]:
+        """Return a report of each stray below *path*, with its stack as it is now."""
+        strays = self.strays().items()
+        return tuple(attrs.evolve(one, stack=child.stack()) for child, one in strays if one.path.startswith(f"{path}/"))
 
     def close(self) -> tuple[str, ...]:
         """End the handlers when the root has ended; return the names of the helper threads that are still busy."""
-        _running.pop(self, None)
         self.telemetry.close()
         return registry.settle(self, {Role.HELPER}, FLUSH)
+
+    def is_over(self) -> None:
+        """Take it from the guardian's list: all is done, and everybody has been told."""
+        _running.pop(self, None)
 
     def settle(self) -> None:
         """Wait until the threads that have said their last word have ended."""

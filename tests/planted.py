@@ -24,7 +24,7 @@ def bug(plant: Callable[[Any], None]) -> Callable[[Any], None]:
     return plant
 
 
-def _nothing(*args: object, **named: object) -> None:
+def _nothing(*args: object) -> None:
     return None
 
 
@@ -205,7 +205,7 @@ def deaths_are_told_twice(monkeypatch: Any) -> None:
 
     def judge(self: SupervisorMachine, slot: Slot, reason: Any) -> None:
         real(self, slot, reason)
-        self._check_end(slot, brutal=False, reason=reason)
+        self._check_end(slot, reason)
 
     monkeypatch.setattr(SupervisorMachine, "_judge", judge)
 

@@ -119,6 +119,15 @@ def test_a_stop_with_a_budget_names_all_that_are_stuck(launch, stucks):
     assert report.interrupted == ("app/s",)
 
 
+def test_a_nested_supervisor_names_what_is_left_of_it(launch, stuck):
+    """Its own stop report, too."""
+    children = [thread(stuck, id="x", shutdown=0.0), thread(idle, id="a")]
+    app = launch(supervisor("app", children=[supervisor("s", restart="temporary", children=children)]))
+    stuck.wait()
+
+    assert [one.path for one in app.find("app/s").stop().unstopped] == ["app/s/x"]
+
+
 def test_a_stuck_child_is_replaced(launch, stuck):
     """The default: the group goes on without it; when it wakes up, its context is useless."""
     puppet = Puppet()
