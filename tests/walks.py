@@ -495,8 +495,9 @@ class World:
             chronicle.failed.append(self.now)
 
     def _note_crash(self, chronicle: Chronicle, report: Any) -> None:
-        slot = chronicle.core.machine.slots.get(report.path.rpartition("/")[2])
-        if slot is not None and slot.spec.restart is not Restart.TEMPORARY and not report.reason.is_fatal:
+        actor = self._cast.get((report.path, report.incarnation))
+        spec = actor.birth.spec if actor else self._supervisors[report.path].core.machine.spec
+        if spec.restart is not Restart.TEMPORARY and not report.reason.is_fatal:
             self._check_window(chronicle, chronicle.terminated)
             chronicle.terminated.append(self.now)
 

@@ -1,0 +1,34 @@
+"""Runs the Python code of README.md and docs/*.md, block by block, each document in a namespace of its own."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from sybil import Sybil
+from sybil.parsers.markdown import PythonCodeBlockParser
+
+from otpy import registry
+
+HANG = 10.0
+
+
+def open_document(namespace: dict[str, Any]) -> None:
+    """Make its code believe that it is a program."""
+    namespace["__name__"] = "__main__"
+
+
+def close_document(_namespace: dict[str, Any]) -> None:
+    """Assert that no thread of ours outlives the document."""
+    deadline = time.monotonic() + HANG
+    for entry in registry.threads():
+        entry.thread.join(max(0.0, deadline - time.monotonic()))
+    assert not [entry.thread.name for entry in registry.threads()]
+
+
+pytest_collect_file = Sybil(
+    parsers=[PythonCodeBlockParser()],
+    patterns=["README.md", "docs/*.md"],
+    setup=open_document,
+    teardown=close_document,
+).pytest()
