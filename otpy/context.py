@@ -108,7 +108,8 @@ class Context:
         """Have *callback* called once, on a helper thread, when the child is asked to stop.
 
         For what wakes a blocked child: close the socket, shut the server down. Called at once if the child has been
-        asked already. What it raises is logged.
+        asked already. What it raises is logged. It stays registered until the child ends: register what serves the
+        whole life, not one callback per item of work.
 
         Raises:
             TypeError: *callback* cannot be called.

@@ -47,7 +47,7 @@ class SpecError(ValueError):
 
 
 class Refusal(Exception):
-    """Base of all refusals: the call could not be served now, and changed nothing.
+    """Base of all refusals: the call was not served. All but CallTimeout have changed nothing.
 
     Attributes:
         path: The child or the supervisor that the call was about.

@@ -590,9 +590,14 @@ class SupervisorMachine:
             grace = within / 2 if within else self.grace
         self.grace = min(self.grace, grace)
         at = self._now + max(0.0, within - self.grace)
-        if at + self.grace < self._deadline:
-            self._deadline = at + self.grace
-            self._hurry() if at <= self._now else self._do(Arm(SUPERVISOR, at))
+        if at + self.grace >= self._deadline:
+            return  # a stop can only be shortened
+        self._deadline = at + self.grace
+        if at > self._now:
+            self._do(Arm(SUPERVISOR, at))
+        else:
+            self._do(Disarm(SUPERVISOR))
+            self._hurry()
 
     def _hurry(self) -> None:
         """Time is up: interrupt all that still run, at one moment; who was interrupted before has no longer grace."""

@@ -52,7 +52,9 @@ def log_report(report: Report) -> None:
 
 
 def _fields(report: Report) -> dict[str, object]:
-    fields: dict[str, object] = {"path": report.path, "incarnation": report.incarnation}
+    fields: dict[str, object] = {"path": report.path}
+    if report.incarnation:
+        fields["incarnation"] = report.incarnation
     if report.reason is not None:
         fields["reason"] = str(report.reason)
     if report.reason is not None and report.reason.traceback:

@@ -303,7 +303,7 @@ class TestLadder:
         talk.hear(StopSupervisor(within=2.0))
 
         assert talk.hear(StopSupervisor(within=9.0)) == []
-        assert talk.hear(StopSupervisor(within=0.0)) == ["kill 1", "arm 1 at 0.5"]
+        assert talk.hear(StopSupervisor(within=0.0)) == ["disarm 0", "kill 1", "arm 1 at 0.5"]
         assert talk.exit("a", KILLED) == ["disarm 1", "tell ShutdownError app/a killed", "end shutdown a!"]
         assert talk.hear(StopSupervisor(within=0.0)) == []
 
@@ -697,8 +697,16 @@ def test_hurrying_shortens_a_grace_that_runs():
     assert talk.hear(messages.Due(0)) == ["kill 1", "arm 1 at 0.2"]
 
 
+def test_a_budget_that_was_shortened_does_not_run_out_later():
+    """The hurry comes once; a second one would give more grace (found by the walks)."""
+    talk = booted(child("a", shutdown="infinity"))
+    talk.hear(StopSupervisor(within=1.0))
+
+    assert talk.hear(StopSupervisor(within=0.0, grace=0.1)) == ["disarm 0", "kill 1", "arm 1 at 0.1"]
+
+
 def test_a_killed_supervisor_uses_the_grace_that_it_was_given():
     """Not more."""
     talk = booted(child("a"))
 
-    assert talk.hear(StopSupervisor(within=0.0, grace=0.1)) == ["kill 1", "arm 1 at 0.1"]
+    assert talk.hear(StopSupervisor(within=0.0, grace=0.1)) == ["disarm 0", "kill 1", "arm 1 at 0.1"]

@@ -46,7 +46,7 @@ def test_the_log_line_of_a_report(report, level, event, more):
         telemetry.log_report(report)
 
     reason = {"reason": str(report.reason), "exception": report.reason.traceback.rstrip()} if report.reason else {}
-    common = {"path": report.path, "incarnation": report.incarnation}
+    common = {"path": report.path} | ({"incarnation": report.incarnation} if report.incarnation else {})
     assert logs == [{"log_level": level, "event": event, **common, **reason, **more}]
 
 
