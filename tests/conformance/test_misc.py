@@ -417,7 +417,6 @@ def test_format_log_2(launch, recorder):
             "log_level": "critical",
             "event": "limit_reached",
             "path": "app",
-            "incarnation": 0,
             "reason": "crashed: RuntimeError('no start')",
             "child": "app/a",
         },
