@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from otpy import messages, reports
+from otpy import messages
 from otpy.machine import SupervisorMachine
 from otpy.messages import Action, ChildExited, ChildStarted
 from otpy.reports import ChildInfo, ExitKind, ExitReason
@@ -98,6 +98,3 @@ def booted(*children: ChildSpec, **flags: Any) -> Talk:
     for one in children:
         talk.up(one.id)
     return talk
-
-
-__all__ = ["CRASH", "KILLED", "NORMAL", "SHUTDOWN", "Talk", "booted", "brief", "child", "nested", "reports"]
