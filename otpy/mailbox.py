@@ -1,10 +1,13 @@
-"""Where a supervisor's thread waits: Mailbox, Timers, Reply. The only module that waits."""
+"""Where threads wait: Mailbox, Timers, Reply, and Bell for the main thread. The only module that waits."""
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import itertools
 import queue
+import signal
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -125,6 +128,10 @@ class Reply:
         """Answer with an exception."""
         self._future.set_exception(error)
 
+    def when_given(self, callback: Callable[[], object]) -> None:
+        """Have *callback* called when the answer is there; on the thread that gives it, or at once."""
+        self._future.add_done_callback(lambda _: callback())
+
     @property
     def is_given(self) -> bool:
         return self._future.done()
@@ -142,3 +149,39 @@ class Reply:
             if self._future.done():
                 return self._future.result()
             raise CallTimeout(path) from None
+
+
+class Bell:
+    """Lets the main thread wait for a reply and for signals at once.
+
+    The system may deliver a signal to any thread, and does so when another one is just pending for the main thread.
+    Python's handler then waits until the main thread runs Python code, which it does not while it waits for a lock. So
+    it waits at a socket instead, and both signals and replies write to that.
+    """
+
+    def __init__(self) -> None:
+        self._inside, self._button = socket.socketpair()
+        self._button.setblocking(False)
+        self._before = signal.set_wakeup_fd(self._button.fileno(), warn_on_full_buffer=False)
+
+    def wait(self, reply: Reply, timeout: float | None, path: str) -> Any:
+        """Return the answer, or raise it, as ``Reply.wait`` does; signal handlers run meanwhile."""
+        reply.when_given(self._ring)
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while not reply.is_given:
+            self._inside.settimeout(bounded(None if deadline is None else max(0.001, deadline - time.monotonic())))
+            try:
+                self._inside.recv(4096)
+            except TimeoutError:
+                break
+        return reply.wait(0.0, path)
+
+    def close(self) -> None:
+        """Put back what was there before."""
+        signal.set_wakeup_fd(self._before)
+        self._inside.close()
+        self._button.close()
+
+    def _ring(self) -> None:
+        with contextlib.suppress(OSError):  # it has rung often enough, or nobody waits any more
+            self._button.send(b"!")

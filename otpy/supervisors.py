@@ -47,7 +47,7 @@ from otpy.exceptions import (
     show,
 )
 from otpy.machine import INTERRUPT_GRACE, Phase, SupervisorMachine
-from otpy.mailbox import Mailbox, Reply, SystemClock, Timers
+from otpy.mailbox import Bell, Mailbox, Reply, SystemClock, Timers
 from otpy.messages import ChildExited, ChildStarted, Due, Message, StopSupervisor, TooManyUnstopped
 from otpy.reports import (
     ChildInfo,
@@ -617,7 +617,7 @@ def start(tree: SupervisorSpec, **options: Unpack[Options]) -> Supervisor:
     with _signals(_unhandled()) as signals:
         core = _begin(tree, options, signals)
         if signals.count:
-            core.done.wait(None, core.path)
+            signals.wait(core.done, None, core.path)
             core.tree.settle()
     if signals.count:
         raise KeyboardInterrupt
@@ -639,7 +639,7 @@ def run(tree: SupervisorSpec, **options: Unpack[Options]) -> StopReport:
     """
     with _signals([signal.SIGINT, signal.SIGTERM]) as signals:
         core = _begin(tree, options, signals)
-        report: StopReport = core.done.wait(None, core.path)
+        report: StopReport = signals.wait(core.done, None, core.path)
     core.tree.settle()
     if report.reason.kind not in (ExitKind.NORMAL, ExitKind.SHUTDOWN):
         raise TreeFailed(core.path, report.reason, report) from report.reason.exception
@@ -699,7 +699,7 @@ def _begin(spec: SupervisorSpec, options: Options, signals: _Signals) -> Supervi
     core = _launch(spec, options)
     signals.obey(core)
     try:
-        _bring_up(core, options.get("timeout"))
+        _bring_up(core, options.get("timeout"), signals)
     except StartError:
         if not signals.count:
             raise
@@ -731,22 +731,22 @@ def _telemetry(spec: SupervisorSpec, options: Options, tree: Tree) -> Telemetry:
     return telemetry
 
 
-def _bring_up(core: SupervisorThread, timeout: float | None) -> None:
+def _bring_up(core: SupervisorThread, timeout: float | None, signals: _Signals) -> None:
     """Wait until the tree is up; otherwise stop it, wait for its end, and raise."""
     try:
-        core.up.wait(timeout, core.path)
+        signals.wait(core.up, timeout, core.path)
     except CallTimeout:
         late = ", ".join(_starting(Supervisor(core.tree, core.path)))
-        _stop_and_wait(core)
+        _stop_and_wait(core, signals)
         raise StartError(late or core.path, f"not up after {timeout} s") from None
     except BaseException:  # a StartError: it has ended already; or what a signal handler of the program raised
-        _stop_and_wait(core)
+        _stop_and_wait(core, signals)
         raise
 
 
-def _stop_and_wait(core: SupervisorThread) -> None:
+def _stop_and_wait(core: SupervisorThread, signals: _Signals) -> None:
     core.stop()
-    core.done.wait(None, core.path)
+    signals.wait(core.done, None, core.path)
     core.tree.settle()
 
 
@@ -762,9 +762,22 @@ def _starting(handle: Supervisor) -> Iterator[str]:
 class _Signals:
     """What signals mean to a tree: stop, hurry, exit. It runs in the main thread, between any two bytecodes."""
 
-    def __init__(self) -> None:
+    def __init__(self, numbers: Iterable[signal.Signals]) -> None:
         self.count = 0
         self._core: SupervisorThread | None = None
+        self._before = {number: signal.signal(number, self) for number in numbers}
+        self._bell = Bell() if self._before else None
+
+    def close(self) -> None:
+        """Put back the handlers that were there before."""
+        if self._bell is not None:
+            self._bell.close()
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def wait(self, reply: Reply, timeout: float | None, path: str) -> Any:
+        """Wait for *reply*, as ``Reply.wait`` does."""
+        return self._bell.wait(reply, timeout, path) if self._bell else reply.wait(timeout, path)
 
     def __call__(self, signum: int, frame: FrameType | None) -> None:
         self.count += 1
@@ -790,11 +803,9 @@ def _unhandled() -> list[signal.Signals]:
 @contextlib.contextmanager
 def _signals(numbers: Iterable[signal.Signals]) -> Iterator[_Signals]:
     """Handle signals, where that is possible: in the main thread; put back what was there before."""
-    signals = _Signals()
     is_possible = threading.current_thread() is threading.main_thread()
-    before = {number: signal.signal(number, signals) for number in numbers if is_possible}
+    signals = _Signals(numbers if is_possible else ())
     try:
         yield signals
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        signals.close()

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from otpy import CallTimeout
-from otpy.mailbox import Mailbox, Reply, Timers, bounded
+from otpy.mailbox import Bell, Mailbox, Reply, Timers, bounded
 from tests.helpers import HANG
 
 
@@ -134,3 +134,20 @@ def test_a_reply_that_is_itself_a_timeout():
 
     with pytest.raises(CallTimeout, match="elsewhere"):
         reply.wait(1.0, "here")
+
+
+def test_the_bell_rings_for_a_reply():
+    """Whoever gives it, before or after somebody waits; a missing one is a CallTimeout."""
+    bell, early, late = Bell(), Reply(), Reply()
+    try:
+        early.answer(1)
+        giver = threading.Thread(target=late.answer, args=(2,))
+        giver.start()
+
+        assert (bell.wait(early, None, "p"), bell.wait(late, HANG, "p")) == (1, 2)
+        giver.join(HANG)
+        with pytest.raises(CallTimeout):
+            bell.wait(Reply(), 0.0, "p")
+    finally:
+        bell.close()
+    bell._ring()  # too late, and harmless

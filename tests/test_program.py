@@ -229,6 +229,27 @@ class TestSignals:
 
         assert status in (128 + signal.SIGTERM, 128 + signal.SIGINT)
 
+    def test_a_signal_that_another_thread_gets(self, watch):
+        """The main thread wakes all the same, and the tree is stopped in order."""
+        running = watch(
+            """
+            def where_main_is():
+                frame = sys._current_frames()[threading.main_thread().ident]
+                return frame.f_code, frame.f_lasti
+            def signalled(ctx):
+                say("up")
+                before = None
+                while before != (before := where_main_is()):
+                    ctx.sleep(0.05)
+                signal.raise_signal(signal.SIGTERM)  # to this thread, not to the process
+                ctx.wait_stop()
+            children = [thread(polite, id="a"), thread(signalled, id="x")]
+            say(otpy.run(supervisor("app", children=children), log=False).stopped)
+            """
+        )
+
+        assert running.end()[:2] == (0, ["up a", "up", "down a", "('app/x', 'app/a')"])
+
     def test_a_signal_while_the_tree_starts(self, watch):
         """The start is overtaken; what was up is stopped, what was not is never started."""
         running = watch(

@@ -359,7 +359,7 @@ class TestHandle:
             with pytest.raises(NotAlive):
                 call()
 
-    def test_snapshot(self, launch):
+    def test_snapshot(self, launch, recorder):
         """The whole subtree as values: states, incarnations, budgets."""
         puppet, clock = Puppet(), ManualClock()
         app = launch(
@@ -369,7 +369,7 @@ class TestHandle:
             clock=clock,
         )
         puppet.next().crash()
-        puppet.next()
+        recorder.wait_for(Progress, "app/s/a", count=2)
         app.terminate_child("t")
         clock.advance(2.5)
         top = app.snapshot()
