@@ -20,7 +20,12 @@ _SHORT.maxstring = _SHORT.maxother = 80
 
 def show(value: object) -> str:
     """Return a short text for *value*, whatever its ``__repr__`` does."""
-    return printable(_SHORT.repr(value))
+    try:
+        return printable(_SHORT.repr(value))
+    except (
+        BaseException
+    ):  # reprlib catches Exception only, and this runs where a SystemExit would end a handler's thread
+        return f"<{type(value).__name__} without a repr>"
 
 
 def printable(text: str) -> str:
@@ -124,9 +129,10 @@ class StartError(Exception):
 
     Attributes:
         path: The child that failed, however deep in the tree.
+        detail: Its exit reason, or a line for people.
     """
 
-    def __init__(self, path: str, detail: str) -> None:
+    def __init__(self, path: str, detail: object) -> None:
         super().__init__(path, detail)
         self.path, self.detail = path, detail
 

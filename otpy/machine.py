@@ -413,7 +413,7 @@ class SupervisorMachine:
         """Return the error of the child that failed, however deep: a supervisor hands on what it got from below."""
         if isinstance(reason.exception, exceptions.StartError):
             return reason.exception
-        error = exceptions.StartError(self._path_of(slot), str(reason))
+        error = exceptions.StartError(self._path_of(slot), reason)
         error.__cause__ = reason.exception
         return error
 
@@ -729,7 +729,7 @@ class SupervisorMachine:
         return [*(call.reply for call in calls), *(reply for slot in slots for reply in slot.leavers)]
 
     def _on_stray(self, message: object) -> None:
-        self._do(Tell(reports.StrayMessage(path=self.path, item=exceptions.show(message))))
+        self._do(Tell(reports.StrayMessage(path=self.path, item=message)))
 
     # The plan
 

@@ -282,10 +282,10 @@ class StrayMessage(Report):
     """Something was on a supervisor's queue that does not belong there; it was ignored (OTP: unexpected message).
 
     Attributes:
-        item: A short text for it.
+        item: What it was, as it was.
     """
 
-    item: str
+    item: object
 
 
 @attrs.frozen(kw_only=True)

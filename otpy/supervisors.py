@@ -340,7 +340,7 @@ class SupervisorThread:
     def _why_not_up(self, reason: ExitReason) -> Exception:
         if isinstance(reason.exception, StartError):
             return reason.exception
-        error = StartError(self.path, str(reason))
+        error = StartError(self.path, reason)
         error.__cause__ = reason.exception
         return error
 

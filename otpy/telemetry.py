@@ -66,7 +66,7 @@ def _fields(report: Report) -> dict[str, object]:
     if isinstance(report, reports.AutoShutdown):
         fields["child"] = report.child
     if isinstance(report, reports.StrayMessage):
-        fields["item"] = report.item
+        fields["item"] = show(report.item)
     return fields
 
 

@@ -135,7 +135,7 @@ def test_garbage_on_a_mailbox(launch, recorder, item):
     core_of(app).mailbox.put(item)
     report = recorder.wait_for(StrayMessage, "app")
 
-    assert report.item[:3] == repr(item)[:3]
+    assert report.item is item
     assert app.which_children()[0].state is ChildState.RUNNING
 
 
@@ -219,6 +219,36 @@ def test_an_id_that_is_used_again_at_once(launch, recorder):
 
     assert app.which_children()[0].state is ChildState.RUNNING
     assert recorder.of(ChildTerminated) == []
+
+
+def test_no_repr_runs_on_a_supervisors_thread(launch, recorder):
+    """It is user code: it may block, and raise anything. Who wants a text makes it on a thread of their own."""
+    threads = []
+
+    class Loud:
+        def __repr__(self):
+            threads.append(threading.current_thread().name)
+            raise SystemExit
+
+        __str__ = __repr__
+
+    class LoudError(Loud, Exception):
+        pass
+
+    def fails(ctx):
+        raise LoudError
+
+    app = launch(supervisor("app", children=[supervisor("s", restart="temporary", intensity=1)]))
+    core_of(app).mailbox.put(Loud())
+    recorder.wait_for(StrayMessage, "app")
+    nested = app.find("app/s")
+    with pytest.raises(StartError):
+        nested.start_child(thread(fails, id="a", ready=True))
+    nested.start_child(thread(fails, id="b"))
+    nested.wait(HANG)
+
+    assert app.which_children() == ()
+    assert {"app", "app/s"}.isdisjoint(threads)
 
 
 class TestBrokenInside:

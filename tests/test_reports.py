@@ -5,7 +5,7 @@ import pickle
 import pytest
 
 from otpy import ExitKind, ExitReason, NotFound, SpecError, StartError, TreeFailed
-from otpy.exceptions import printable
+from otpy.exceptions import printable, show
 from otpy.reports import Escalation
 
 
@@ -39,6 +39,16 @@ def test_an_exception_whose_str_raises():
 
     assert "Nasty" in reason.traceback
     assert str(reason).startswith("crashed: <Nasty instance at 0x")
+
+
+def test_a_value_whose_repr_raises_anything():
+    """It can be shown, on whatever thread."""
+
+    class Exits:
+        def __repr__(self):
+            raise SystemExit
+
+    assert show(Exits()) == "<Exits without a repr>"
 
 
 def test_an_exception_that_cannot_be_formatted():

@@ -377,7 +377,7 @@ def test_gap_08_unknown_messages(launch, recorder, item):
     app._core().mailbox.put(item)
     stray = recorder.wait_for(StrayMessage, "app")
 
-    assert stray.item
+    assert stray.item is item
     assert look(app) == ["a running 1"]
 
 
