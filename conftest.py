@@ -8,7 +8,7 @@ from typing import Any
 from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser
 
-from otpy import registry
+from otpy import threads
 
 HANG = 10.0
 
@@ -21,9 +21,9 @@ def open_document(namespace: dict[str, Any]) -> None:
 def close_document(_namespace: dict[str, Any]) -> None:
     """Assert that no thread of ours outlives the document."""
     deadline = time.monotonic() + HANG
-    for entry in registry.threads():
+    for entry in threads.entries():
         entry.thread.join(max(0.0, deadline - time.monotonic()))
-    assert not [entry.thread.name for entry in registry.threads()]
+    assert not [entry.thread.name for entry in threads.entries()]
 
 
 pytest_collect_file = Sybil(

@@ -34,7 +34,7 @@ def coverage(session: nox.Session) -> None:
 PURE = [
     f"otpy/{name}.py"
     for name in (
-        "exceptions specs messages reports restarts strategy machine abc mailbox telemetry registry".split()  # noqa: SIM905
+        "exceptions specs messages reports restarts strategy machine abc mailbox telemetry threads".split()  # noqa: SIM905
     )
 ]
 

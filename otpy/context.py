@@ -13,13 +13,13 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from otpy import registry, telemetry
+from otpy import telemetry, threads
 from otpy.abc import Birth, Deliver
 from otpy.exceptions import Fenced, NotFound
 from otpy.mailbox import bounded
 from otpy.messages import ChildStarted
-from otpy.registry import Role
 from otpy.reports import ExitReason
+from otpy.threads import Role
 
 
 class Context:
@@ -174,7 +174,7 @@ class Context:
     def _call_back(self) -> None:
         birth = self._birth
         try:
-            registry.spawn(
+            threads.spawn(
                 self._drain, name=f"{birth.path} (on_stop)", role=Role.HELPER, purpose="calls on_stop", owner=birth.tree
             )
         except RuntimeError:  # no more threads, or the interpreter exits

@@ -19,11 +19,11 @@ from typing import Any
 import attrs
 import structlog
 
-from otpy import registry, reports
+from otpy import reports, threads
 from otpy.abc import Puttable, ReportHandler
 from otpy.exceptions import NotFound, printable, show
-from otpy.registry import Role
 from otpy.reports import Cause, Escalation, Report
+from otpy.threads import Role
 
 EVENTS = {
     # report: (log level, event)
@@ -85,7 +85,7 @@ class Outlet:
 
     def __init__(self, name: str, owner: object) -> None:
         self._queue: queue.SimpleQueue[tuple[Callable[[Any], object], Any] | None] = queue.SimpleQueue()
-        registry.spawn(self._run, name=name, role=Role.HELPER, purpose="calls handlers", owner=owner)
+        threads.spawn(self._run, name=name, role=Role.HELPER, purpose="calls handlers", owner=owner)
 
     def send(self, handler: Callable[[Any], object], value: object) -> None:
         self._queue.put((handler, value))

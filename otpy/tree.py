@@ -15,13 +15,13 @@ from typing import Any
 
 import attrs
 
-from otpy import registry
+from otpy import threads
 from otpy.abc import Child, Clock
 from otpy.mailbox import Reply
 from otpy.messages import StopSupervisor
-from otpy.registry import Role
 from otpy.reports import Unstopped
 from otpy.telemetry import Telemetry
+from otpy.threads import Role
 
 FLUSH = 1.0
 """How long the end of a tree waits for handlers and callbacks to finish, in seconds, all together."""
@@ -57,7 +57,7 @@ class Tree:
         self.launch = self._launch
 
     def _launch(self, main: Callable[[], None], name: str) -> object:
-        return registry.spawn(main, name=name, role=Role.SUPERVISOR, purpose="supervises", owner=self)
+        return threads.spawn(main, name=name, role=Role.SUPERVISOR, purpose="supervises", owner=self)
 
     def left_behind(self, child: Child, report: Unstopped) -> int:
         """Count *child* as unstopped and return how many such are still alive."""
@@ -78,7 +78,7 @@ class Tree:
     def close(self) -> tuple[str, ...]:
         """End the handlers when the root has ended; return the names of the helper threads that are still busy."""
         self.telemetry.close()
-        return registry.settle(self, {Role.HELPER}, FLUSH)
+        return threads.settle(self, {Role.HELPER}, FLUSH)
 
     def is_over(self) -> None:
         """Take it from the guardian's list: all is done, and everybody has been told."""
@@ -86,7 +86,7 @@ class Tree:
 
     def settle(self) -> None:
         """Wait until the threads that have said their last word have ended."""
-        registry.settle(self, {Role.CHILD, Role.SUPERVISOR}, SETTLE, {one.path for one in self.strays().values()})
+        threads.settle(self, {Role.CHILD, Role.SUPERVISOR}, SETTLE, {one.path for one in self.strays().values()})
 
 
 # The guardian. Trees that still run when the interpreter exits are stopped in order: atexit comes after the main thread
@@ -101,14 +101,23 @@ def guard(tree: Tree, post: Callable[[object], None], done: Reply) -> None:
     _running[tree] = (post, done)
 
 
-def _stop_all() -> None:
-    """Stop all trees side by side, each in order; an interrupt from the keyboard shortens all budgets to zero."""
+def ask_all(within: float | None) -> dict[Tree, Reply]:
+    """Ask all running trees to stop, side by side and each in order; return their ends, to be waited for.
+
+    Args:
+        within: Seconds for each of them; None: as long as its specs allow.
+    """
     running = dict(_running)
+    for post, _ in running.values():
+        post(StopSupervisor(within))
+    return {tree: done for tree, (_, done) in running.items()}
+
+
+def _stop_all() -> None:
+    """Stop all trees; an interrupt from the keyboard shortens all budgets to zero."""
     for within in (None, 0.0):
-        for post, _ in running.values():
-            post(StopSupervisor(within))
         try:
-            for tree, (_, done) in running.items():
+            for tree, done in ask_all(within).items():
                 done.wait(None, tree.root)
         except KeyboardInterrupt:
             continue
@@ -120,7 +129,7 @@ def _after_fork() -> None:
     for tree in _running:
         tree.is_foreign = True
     _running.clear()
-    registry.forget_all()
+    threads.forget_all()
 
 
 atexit.register(_stop_all)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import otpy
-from otpy import registry
+from otpy import threads
 from tests.helpers import HANG, Recorder
 
 
@@ -17,13 +17,13 @@ from tests.helpers import HANG, Recorder
 def _no_thread_outlives_its_test() -> Iterator[None]:
     before = set(threading.enumerate())
     yield
-    for entry in registry.threads():
+    for entry in threads.entries():
         entry.thread.join(HANG)
     left = [thread for thread in threading.enumerate() if thread not in before]
     for thread in left:
         thread.join(HANG)
     assert not [thread for thread in left if thread.is_alive()]
-    assert not registry.threads()
+    assert not threads.entries()
 
 
 @pytest.fixture

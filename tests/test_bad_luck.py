@@ -16,9 +16,9 @@ from otpy import (
     StartError,
     TreeFailed,
     dynamic_supervisor,
-    registry,
     supervisor,
     thread,
+    threads,
 )
 from otpy.messages import StopSupervisor
 from otpy.reports import ChildTerminated, Progress, StrayMessage
@@ -216,7 +216,7 @@ def test_an_id_that_is_used_again_at_once(launch, recorder):
     app.terminate_child("a")
     app.start_child(thread(idle, id="a"))
     gate.set()
-    wait_until(lambda: [one.thread.name for one in registry.threads()].count("app/a") == 1)
+    wait_until(lambda: [one.thread.name for one in threads.entries()].count("app/a") == 1)
 
     assert app.which_children()[0].state is ChildState.RUNNING
     assert recorder.of(ChildTerminated) == []

@@ -13,7 +13,7 @@ ROOT = pathlib.Path(otpy.__file__).parent
 FLOORS = [
     {"exceptions", "specs", "messages", "reports"},
     {"restarts", "strategy", "machine"},
-    {"abc", "mailbox", "telemetry", "registry"},
+    {"abc", "mailbox", "telemetry", "threads"},
     {"context", "tree", "children", "children.thread", "supervisors"},
 ]
 FLOOR = {module: number for number, modules in enumerate(FLOORS) for module in modules}
@@ -66,12 +66,12 @@ def test_the_pure_floors_import_nothing_that_acts(module):
     assert outside <= FOREIGN[FLOOR[module]]
 
 
-def test_only_telemetry_logs_and_only_registry_starts_threads():
+def test_only_telemetry_logs_and_only_threads_starts_threads():
     """One place for each."""
     logs = {name for name, path in modules().items() if {"structlog", "logging"} & set(imports(path))}
     starts = {name for name, path in modules().items() if "threading.Thread(" in path.read_text()}
 
-    assert (logs, starts) == ({"telemetry"}, {"registry"})
+    assert (logs, starts) == ({"telemetry"}, {"threads"})
 
 
 def test_the_exports_are_sorted_and_real():

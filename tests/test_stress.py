@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 
 import otpy
-from otpy import Refusal, StartError, dynamic_supervisor, registry, supervisor, thread
+from otpy import Refusal, StartError, dynamic_supervisor, supervisor, thread, threads
 from otpy.reports import ChildTerminated, Progress
 from tests.helpers import HANG, Recorder, wait_until
 
@@ -84,7 +84,7 @@ def test_hundreds_crash_while_callers_meddle():
     assert app.stop().unstopped == ()
     assert all(box.empty() for box in boxes)
     assert app._tree.directory.keys() == {"app"}
-    wait_until(lambda: not registry.threads())
+    wait_until(lambda: not threads.entries())
     assert descriptors() == before
     lives = Counter((one.path, one.incarnation) for one in recorder.of(Progress))
     deaths = Counter((one.path, one.incarnation, id(one.reason.exception)) for one in recorder.of(ChildTerminated))

@@ -7,7 +7,7 @@ import pytest
 import structlog
 
 import otpy
-from otpy import ExitKind, ExitReason, registry, reports, supervisor, telemetry, thread
+from otpy import ExitKind, ExitReason, reports, supervisor, telemetry, thread, threads
 from otpy.reports import Cause, Escalation
 from tests.helpers import HANG, Puppet, Recorder
 
@@ -94,7 +94,7 @@ def test_a_handler_that_blocks_delays_nothing_and_is_named(monkeypatch):
     report = app.stop()
     assert (report.handlers, got) == (("app (reports)",), [])
     gate.set()
-    for entry in registry.threads():
+    for entry in threads.entries():
         entry.thread.join(HANG)
 
     assert got == ["app/a"] * 3

@@ -17,14 +17,14 @@ from typing import Any, Unpack
 
 import attrs
 
-from otpy import registry
+from otpy import threads
 from otpy.abc import Birth, Deliver
 from otpy.context import Context
 from otpy.exceptions import Fenced, Ignore, Killed, Shutdown, SpecError
 from otpy.messages import ChildExited, ChildStarted
-from otpy.registry import Role
 from otpy.reports import ExitKind, ExitReason
 from otpy.specs import ChildSpec, Common, check_common
+from otpy.threads import Role
 
 
 class Service:
@@ -216,7 +216,7 @@ class ThreadChild:
         self._deliver, self._ctx = deliver, Context(birth, deliver)
         purpose = birth.spec.purpose or f"runs {birth.spec.id}"
         try:
-            self._thread = registry.spawn(
+            self._thread = threads.spawn(
                 self._main, name=birth.path, role=Role.CHILD, purpose=purpose, owner=birth.tree
             )
         except (RuntimeError, MemoryError) as error:  # can't start new thread

@@ -21,9 +21,9 @@ from otpy import (
     StillRestarting,
     dynamic_supervisor,
     messages,
-    registry,
     supervisor,
     thread,
+    threads,
 )
 from otpy.reports import Cause, Progress, Unstopped
 from tests.conformance.tools import Hurdle, join, look, post, wait_for_look
@@ -239,7 +239,7 @@ def test_simple_global_supervisor(launch):
     handle = app.find("app/sub")
 
     def run_once():
-        return sorted(one.thread.name for one in registry.threads() if one.thread.name in names) == names
+        return sorted(one.thread.name for one in threads.entries() if one.thread.name in names) == names
 
     for end in (
         lambda life: handle.stop(),

@@ -2,16 +2,16 @@
 
 import threading
 
-from otpy import registry
-from otpy.registry import Role
+from otpy import threads
+from otpy.threads import Role
 from tests.helpers import HANG, wait_until
 
 
 def test_a_thread_is_tracked_while_it_lives():
     """With its name, role, purpose and owner; it is a daemon."""
     owner, gate = object(), threading.Event()
-    thread = registry.spawn(lambda: gate.wait(HANG), name="t", role=Role.HELPER, purpose="waits", owner=owner)
-    (entry,) = wait_until(lambda: registry.threads(owner))
+    thread = threads.spawn(lambda: gate.wait(HANG), name="t", role=Role.HELPER, purpose="waits", owner=owner)
+    (entry,) = wait_until(lambda: threads.entries(owner))
 
     assert (entry.thread, entry.role, entry.purpose, thread.name, thread.daemon) == (
         thread,
@@ -20,20 +20,20 @@ def test_a_thread_is_tracked_while_it_lives():
         "t",
         True,
     )
-    assert registry.threads(object()) == []
-    assert registry.settle(owner, {Role.HELPER}, 0.0) == ("t",)
-    assert registry.settle(owner, {Role.CHILD}, 0.0) == ()
-    assert registry.settle(owner, {Role.HELPER}, 0.0, strays={"t"}) == ()
+    assert threads.entries(object()) == []
+    assert threads.settle(owner, {Role.HELPER}, 0.0) == ("t",)
+    assert threads.settle(owner, {Role.CHILD}, 0.0) == ()
+    assert threads.settle(owner, {Role.HELPER}, 0.0, strays={"t"}) == ()
     gate.set()
-    assert registry.settle(owner, {Role.HELPER}, HANG) == ()
-    assert registry.threads(owner) == []
+    assert threads.settle(owner, {Role.HELPER}, HANG) == ()
+    assert threads.entries(owner) == []
 
 
 def test_a_thread_does_not_wait_for_itself():
     """A handler may stop the tree that it hears of."""
     owner, left = object(), []
-    thread = registry.spawn(
-        lambda: left.extend(registry.settle(owner, {Role.HELPER}, 0.0)),
+    thread = threads.spawn(
+        lambda: left.extend(threads.settle(owner, {Role.HELPER}, 0.0)),
         name="t",
         role=Role.HELPER,
         purpose="",
@@ -46,7 +46,7 @@ def test_a_thread_does_not_wait_for_itself():
 
 def test_a_forked_process_forgets_them_all(monkeypatch):
     """None of them exists there."""
-    monkeypatch.setattr(registry, "_tracked", {threading.current_thread(): None})
-    registry.forget_all()
+    monkeypatch.setattr(threads, "_entries", {threading.current_thread(): None})
+    threads.forget_all()
 
-    assert registry._tracked == {}
+    assert threads._entries == {}
