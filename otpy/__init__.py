@@ -28,13 +28,24 @@ from otpy.exceptions import (
     WouldDeadlock,
 )
 from otpy.reports import ChildInfo, ChildState, Counts, Escalation, ExitKind, ExitReason, Snapshot, StopReport
-from otpy.specs import AutoShutdown, Budget, ChildSpec, ChildType, OnUnstopped, Restart, Strategy, SupervisorSpec
+from otpy.specs import (
+    AutoShutdown,
+    Backoff,
+    Budget,
+    ChildSpec,
+    ChildType,
+    OnUnstopped,
+    Restart,
+    Strategy,
+    SupervisorSpec,
+)
 from otpy.supervisors import Supervisor, dynamic_supervisor, run, start, supervisor
 
 __all__ = [
     "AlreadyPresent",
     "AlreadyStarted",
     "AutoShutdown",
+    "Backoff",
     "Budget",
     "CallTimeout",
     "ChildInfo",

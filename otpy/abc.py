@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import attrs
 
-from otpy.messages import Message
+from otpy.messages import Handover, Message
 from otpy.reports import ExitReason, Report
 from otpy.specs import ChildSpec
 
@@ -44,6 +44,7 @@ class Birth:
         ref: The number that its news must carry.
         path, spec, incarnation: Who it is.
         last_exit: Why the incarnation before ended, None if there was none.
+        handover: What the incarnations before have left; to be read only.
         supervisor: The handle of its supervisor, None at the root.
         tree: What all supervisors of the running tree share.
     """
@@ -53,6 +54,7 @@ class Birth:
     spec: ChildSpec
     incarnation: int
     last_exit: ExitReason | None
+    handover: Handover
     supervisor: Any
     tree: Any
 
@@ -81,9 +83,22 @@ class Child(Protocol):
     def stack(self) -> str:
         """Return what it is doing now, formatted like a traceback; "" if nothing runs."""
 
+    def detach(self) -> None:
+        """Run on without a supervisor. Its ChildExited is delivered all the same."""
+
+    def pulse(self) -> tuple[float, float]:
+        """Return when it last checked in, and until when it may be silent, both monotonic; asked if it has a heartbeat.
+
+        To come up counts as a check-in.
+        """
+
     @property
-    def path(self) -> str:
-        """Its path."""
+    def state(self) -> object:
+        """What it has saved last, or else what it was handed over."""
+
+    @property
+    def birth(self) -> Birth:
+        """What it was made from."""
 
     @property
     def alive(self) -> bool:

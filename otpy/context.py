@@ -1,25 +1,34 @@
 """What a child sees of its tree: ``ctx``.
 
 Who runs what: a context is used by the threads of its child; ``ask`` and ``fence`` are called by the supervisor's
-thread. There is no lock between them: each flag is written by one side only, and a callback is taken from the deque by
-exactly one of the threads that try.
+thread, and so are ``pulse`` and ``saved``. There is no lock between them: each flag is written by one side only, and a
+callback is taken from the deque by exactly one of the threads that try.
+
+What a child saves stays in its own context until the supervisor takes it over, at its end or when it is given up. So
+there is nothing that a stray could write to later.
 """
 
 from __future__ import annotations
 
 import collections
 import contextvars
+import copy
 import threading
 from collections.abc import Callable
 from typing import Any
 
 from otpy import telemetry, threads
 from otpy.abc import Birth, Deliver
-from otpy.exceptions import Fenced, NotFound
+from otpy.exceptions import Fenced, NotFound, show
 from otpy.mailbox import bounded
 from otpy.messages import ChildStarted
 from otpy.reports import ExitReason
+from otpy.specs import is_number
 from otpy.threads import Role
+
+UNCHANGED: Any = object()
+PLAIN = frozenset({bool, bytes, complex, float, int, str, type(None)})
+"""What needs no copy: it cannot change."""
 
 
 class Context:
@@ -33,11 +42,15 @@ class Context:
 
     __slots__ = (
         "__weakref__",
+        "_allowance",
+        "_beat",
         "_birth",
         "_callbacks",
         "_deliver",
         "_fenced",
         "_is_ready",
+        "_monotonic",
+        "_saved",
         "_stop",
         "_thread",
         "running",
@@ -51,6 +64,10 @@ class Context:
         self._is_ready = not birth.spec.ready
         self._fenced = False
         self._thread: int | None = None
+        self._saved = birth.handover.state
+        self._monotonic = birth.tree.clock.monotonic
+        self._beat: float = self._monotonic()
+        self._allowance = (self._beat, 0.0)
 
     @property
     def id(self) -> str:
@@ -82,6 +99,36 @@ class Context:
         """A structlog logger, bound to path and incarnation."""
         birth = self._use()
         return telemetry.logger(path=birth.path, incarnation=birth.incarnation)
+
+    @property
+    def state(self) -> Any:
+        """What was saved last by ``check_in(state)``, also by the incarnations before; None: nothing.
+
+        A copy, so that what is done to it changes nothing before it is saved again; with the option ``snapshot`` the
+        very object that this function returned.
+        """
+        self._use()
+        return copy.deepcopy(self._saved) if self._copies() else self._saved
+
+    def check_in(self, state: Any = UNCHANGED, *, allow: float | None = None) -> None:
+        """Say that all is well; a child with a ``heartbeat`` must do so at least that often. Costs next to nothing.
+
+        Args:
+            state: Save this for the replacement, as it is now: a later change of the object does not change it. See the
+                option ``snapshot`` for how it is copied. What the copying raises is raised here, and nothing is saved.
+            allow: The next check-in may take as many seconds, this once, if that is more than the heartbeat.
+
+        Raises:
+            ValueError: *allow* is not a finite number > 0.
+        """
+        if self._fenced:
+            raise Fenced(self._birth.path)
+        if state is not UNCHANGED:
+            self._saved = self._copied(state)
+        if allow is None:
+            self._beat = self._monotonic()
+        else:
+            self._allow(allow)
 
     def sleep(self, seconds: float) -> None:
         """Sleep, or return early when asked to stop.
@@ -126,6 +173,7 @@ class Context:
         birth = self._use()
         if not self._is_ready:
             self._is_ready = True
+            self._beat = self._monotonic()
             self._deliver(ChildStarted(birth.ref, threading.current_thread().name))
 
     @property
@@ -165,6 +213,34 @@ class Context:
     def fence(self) -> None:
         """Make this context useless."""
         self._fenced = True
+
+    def pulse(self) -> tuple[float, float]:
+        """Return when the child checked in last, and until when it may be silent."""
+        beat = self._beat
+        since, allowance = self._allowance  # of another check-in than the last: over
+        heartbeat = self._birth.spec.heartbeat or 0.0
+        return beat, beat + (max(heartbeat, allowance) if since == beat else heartbeat)
+
+    @property
+    def saved(self) -> object:
+        """What is left to the replacement: the object itself."""
+        return self._saved
+
+    def _copies(self) -> bool:
+        return self._birth.spec.snapshot is copy.deepcopy and type(self._saved) not in PLAIN
+
+    def _copied(self, value: object) -> object:
+        snapshot = self._birth.spec.snapshot
+        if snapshot is None or (snapshot is copy.deepcopy and type(value) in PLAIN):
+            return value
+        return snapshot(value)
+
+    def _allow(self, seconds: float) -> None:
+        if not is_number(seconds) or seconds <= 0:
+            raise ValueError(f"allow = {show(seconds)}: expected a finite number of seconds > 0")
+        beat = self._monotonic()
+        self._allowance = (beat, seconds)  # first: whoever sees the new beat must see what goes with it
+        self._beat = beat
 
     def _use(self) -> Birth:
         if self._fenced:

@@ -29,16 +29,27 @@ Where OTP blocks, we keep what can be observed and let messages in:
   calls and a shutdown come first (docs/otp.md, "Failed restarts"). Whoever takes the child out of RESTARTING cancels
   the retry.
 
+Where we go beyond OTP:
+
+* A child that failed may have to wait (``backoff``). It is RESTARTING then as well, with a time when it is due, and the
+  rest of its group is stopped at once and waits with it, down. The unit is spent when the wait is over.
+* A child that does not check in (``heartbeat``) is stopped, and its end is judged as a crash. Its one timer is set to
+  the time by which it must check in; when that runs out, it is set anew, or the child has stalled. So a check-in costs
+  nothing here.
+* Detaching is an end that stops nobody.
+
 What this file must not know: threads, queues, kinds of children, wall-clock time.
 
-Not proud of: a slot has several fields that matter in one state only (``why``, ``killed``, ``failure``, ``wanted``).
+Not proud of: a slot has several fields that matter in one state only (``why``, ``killed``, ``failure``, ``wanted``,
+``due``).
 """
 
 from __future__ import annotations
 
 import collections
 import enum
-from collections.abc import Callable, Iterable
+import random
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 import attrs
@@ -58,11 +69,14 @@ from otpy.messages import (
     ChildStarted,
     CountChildren,
     DeleteChild,
+    Detach,
     Disarm,
     Due,
     End,
     Escalate,
+    Expose,
     GetChildSpec,
+    Handover,
     Kill,
     Refuse,
     RestartChild,
@@ -79,7 +93,7 @@ from otpy.messages import (
     WhichChildren,
 )
 from otpy.reports import Cause, ChildInfo, ChildState, Counts, Escalation, ExitKind, ExitReason, Snapshot
-from otpy.restarts import VERDICTS, Fate, Window, is_acceptable
+from otpy.restarts import VERDICTS, Fate, Patience, Window, is_acceptable
 from otpy.specs import (
     AutoShutdown,
     Budget,
@@ -97,6 +111,7 @@ INTERRUPT_GRACE = 0.5
 """How long a thread that was interrupted may take to end, in seconds, before it counts as unstopped."""
 
 ASKED_TO_STOP = ExitReason(ExitKind.SHUTDOWN)
+DETACHED = ExitReason(ExitKind.SHUTDOWN, detail="detached")
 UNSTOPPABLE = ExitReason(ExitKind.KILLED, detail="it could not be stopped")
 
 
@@ -118,9 +133,11 @@ class Why(enum.Enum):
     CALLED = "terminate_child"
     GROUP = "a plan says so"
     LATE = "it was not ready in time"
+    STALLED = "it did not check in"
 
 
 UP_OR_COMING = (ChildState.RUNNING, ChildState.STARTING)
+NO_BEATS: Mapping[int, float] = {}
 ACTIVE = (ChildState.RUNNING, ChildState.STARTING, ChildState.STOPPING)
 
 
@@ -131,7 +148,9 @@ class Slot:
     Attributes:
         ref: Its key in ``_live`` while it runs, stops, or waits for a retry.
         why, killed: While STOPPING: what for, and whether it has been interrupted.
-        failure: While STOPPING because it was LATE: what to say of the start.
+        failure: While STOPPING because it was LATE or has STALLED, or RESTARTING: what to say of that.
+        due: While RESTARTING: when it is started, or None if there is a Retry in the queue.
+        detach: While STOPPING, of a supervisor: whether it lets its workers run on.
         wanted: While UNSTOPPED: a plan wanted to start it, and goes on when it has ended.
         asked: The call that waits for its start.
         leavers: The terminate_child calls that wait for its end.
@@ -139,6 +158,8 @@ class Slot:
     """
 
     spec: ChildSpec
+    patience: Patience
+    handover: Handover = attrs.field(factory=Handover)
     state: ChildState = ChildState.UNDEFINED
     ref: int = 0
     incarnation: int = 0
@@ -149,6 +170,8 @@ class Slot:
     why: Why = Why.GROUP
     killed: bool = False
     failure: ExitReason = ASKED_TO_STOP
+    due: float | None = None
+    detach: bool = False
     wanted: bool = False
     cause: Cause = Cause.INIT
     asked: StartChild | RestartChild | None = None
@@ -201,20 +224,24 @@ REFUSALS: dict[type[Call], dict[ChildState, type[Refusal]]] = {
 class SupervisorMachine:
     """One supervisor's state and rules. Only one thread may use it; see the head of this file."""
 
-    def __init__(self, spec: SupervisorSpec, path: str, grace: float = INTERRUPT_GRACE) -> None:
+    def __init__(
+        self, spec: SupervisorSpec, path: str, grace: float = INTERRUPT_GRACE, rng: random.Random | None = None
+    ) -> None:
         self.spec, self.path, self.grace = spec, path, grace
+        self._rng = rng or random.Random(path)
         self.phase = Phase.BOOTING
         self.outcome = ASKED_TO_STOP
         self.window = Window(spec.intensity, spec.period)
-        self.slots = {child.id: Slot(child) for child in spec.children}
+        self.slots = {child.id: self._slot(child) for child in spec.children}
         self._live: dict[int, Slot] = {}
         self._plan: Plan | None = None
         self._waiting: collections.deque[Call] = collections.deque()
-        self._early: list[ChildExited] = []
-        self._hurried = False
+        self._early: list[tuple[Slot, ExitReason]] = []
+        self._hurried = self._detaching = False
         self._deadline = float("inf")
         self._ending_since = 0.0
         self._ended: list[tuple[str, bool]] = []
+        self._let_gone: list[str] = []
         self._last_ref = SUPERVISOR
         self._now = 0.0
         self._out: list[Action] = []
@@ -237,7 +264,9 @@ class SupervisorMachine:
         if slot is None or slot.state is not ChildState.STARTING:
             return  # given up, or a stop overtook the start
         slot.state, slot.since, slot.thread = ChildState.RUNNING, self._now, message.thread
-        if slot.spec.start_timeout is not None:
+        if slot.spec.heartbeat is not None:
+            self._do(Arm(slot.ref, self._now + slot.spec.heartbeat))
+        elif slot.spec.start_timeout is not None:
             self._do(Disarm(slot.ref))
         self._tell(reports.Progress, slot, cause=slot.cause)
         self._answer_start(slot)
@@ -249,15 +278,26 @@ class SupervisorMachine:
         slot = self._live.get(message.ref)
         if slot is None:
             return
+        if slot.state is ChildState.RUNNING:
+            self._comes_down(slot)
         if self.phase is Phase.BOOTING and slot.state is ChildState.RUNNING:
-            self._early.append(message)
-            return
-        del self._live[message.ref]
-        slot.last_exit = message.reason
-        EXITS[slot.state](self, slot, message.reason)
+            self._early.append((slot, message.reason))
+        else:
+            self._bury(slot, message.reason)
+
+    def _comes_down(self, slot: Slot) -> None:
+        slot.patience.was_up(self._now - slot.since)
+        if slot.spec.heartbeat is not None:
+            self._do(Disarm(slot.ref))
+
+    def _bury(self, slot: Slot, reason: ExitReason) -> None:
+        del self._live[slot.ref]
+        slot.last_exit = reason
+        EXITS[slot.state](self, slot, reason)
 
     def _died(self, slot: Slot, reason: ExitReason) -> None:
         """Handle the end of a child that nobody had told to stop (OTP: restart_child/3, do_restart/3)."""
+        slot.last_exit = reason
         if self._is_doomed(slot):
             self._absorb(slot, reason)
         elif reason.is_ignore:
@@ -273,7 +313,7 @@ class SupervisorMachine:
         if reason.is_fatal:
             self._give_up(slot, reason)
         elif verdict.fate is Fate.RESTART:
-            self._restart(slot, reason)
+            self._restart_when_due(slot, reason)
         else:
             self._release(slot, verdict.fate)
             self._check_auto_shutdown(slot)
@@ -287,7 +327,7 @@ class SupervisorMachine:
 
     def _has_stopped(self, slot: Slot, reason: ExitReason) -> None:
         self._do(Disarm(slot.ref))
-        if not self._is_failed_start(slot):
+        if not self._has_failed(slot):
             self._check_end(slot, reason)
         self._account(slot)
         self._gone(slot)
@@ -298,8 +338,8 @@ class SupervisorMachine:
         wanted, slot.wanted = slot.wanted, False
         if self._plan is not None and slot.id in self._plan.starts:
             return  # it will be started in its turn
-        if slot.why is Why.LATE:
-            self._start_failed(slot, slot.failure)
+        if slot.why in AFTERMATH:
+            AFTERMATH[slot.why](self, slot, slot.failure)
         elif wanted:
             self._begin_group(slot)
         else:
@@ -316,6 +356,14 @@ class SupervisorMachine:
 
     # Restarts
 
+    def _restart_when_due(self, slot: Slot, reason: ExitReason) -> None:
+        """Restart the group around *slot* at once, or after the wait that its ``backoff`` demands."""
+        wait = slot.patience.next_wait()
+        if wait is None:
+            self._restart(slot, reason)
+        else:
+            self._wait(slot, reason, wait)
+
     def _restart(self, slot: Slot, reason: ExitReason) -> None:
         """Spend one unit, then restart the group around *slot*, or give up."""
         if self.window.spend(self._now):
@@ -325,31 +373,57 @@ class SupervisorMachine:
 
     def _begin_group(self, slot: Slot) -> None:
         if self.spec.strategy is Strategy.ONE_FOR_ONE:
-            self._start(slot, Cause.RESTART)
-            return
-        stops, starts = restart_group(self.spec.strategy, self.slots, slot.id)
+            self._start(slot, self._cause(slot))
+        else:
+            self._plan = _plan(*self._take_over(slot))
+
+    def _take_over(self, slot: Slot) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Take the group around *slot* out of whatever its members wait for; return who stops and who starts."""
+        stops, starts = self._group(slot)
         for id in starts:
             self._overtake(self.slots[id])
-        self._plan = _plan(stops, starts)
+        return stops, starts
+
+    def _group(self, slot: Slot) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        return restart_group(self.spec.strategy, self.slots, slot.id)
 
     def _on_retry(self, message: Retry) -> None:
-        slot = self._live.pop(message.ref, None)
+        slot = self._live.get(message.ref)
         if slot is not None:
-            slot.state = ChildState.UNDEFINED
-            self._restart(slot, slot.failure)
+            self._try_again(slot)
+
+    def _try_again(self, slot: Slot) -> None:
+        self._call_off(slot)
+        self._restart(slot, slot.failure)
 
     def _retry_later(self, slot: Slot, reason: ExitReason) -> None:
-        """Leave the child RESTARTING and let everything that is queued come first."""
+        """A restart failed: leave the child RESTARTING and let everything that is queued come first, or wait."""
+        wait = slot.patience.next_wait()
+        if wait is not None:
+            self._wait(slot, reason, wait)
+            return
         slot.state, slot.failure = ChildState.RESTARTING, reason
         self._enlist(slot)
         self._do(Again(slot.ref))
         self._break_off(slot)
 
+    def _wait(self, slot: Slot, reason: ExitReason, seconds: float) -> None:
+        """Leave the child RESTARTING until it is due, and its group down with it."""
+        stops, starts = self._take_over(slot)
+        self._plan = _plan(stops, ())
+        self._refuse_starts(starts)
+        slot.state, slot.failure, slot.due = ChildState.RESTARTING, reason, self._now + seconds
+        self._enlist(slot)
+        self._do(Arm(slot.ref, slot.due))
+
     def _call_off(self, slot: Slot) -> None:
         """Cancel the retry of a child, if it waits for one."""
-        if slot.state is ChildState.RESTARTING:
-            del self._live[slot.ref]
-            slot.state = ChildState.UNDEFINED
+        if slot.state is not ChildState.RESTARTING:
+            return
+        if slot.due is not None:
+            self._do(Disarm(slot.ref))
+        del self._live[slot.ref]
+        slot.state, slot.due = ChildState.UNDEFINED, None
 
     def _overtake(self, slot: Slot) -> None:
         """A plan takes the child over: it is no failed start any more that wants to be tried again by itself."""
@@ -365,7 +439,11 @@ class SupervisorMachine:
     def _break_off(self, slot: Slot) -> None:
         """Drop the plan that waits for *slot*: what it has not started yet stays down."""
         if self._plan is not None and slot.id in self._plan.awaiting:
-            self._plan = None
+            self._drop(self._plan)
+
+    def _drop(self, plan: Plan) -> None:
+        self._plan = None
+        self._refuse_starts(plan.starts)
 
     # Starts
 
@@ -373,7 +451,7 @@ class SupervisorMachine:
         slot.state, slot.cause, slot.incarnation = ChildState.STARTING, cause, slot.incarnation + 1
         slot.restarts += cause is Cause.RESTART
         self._enlist(slot)
-        self._do(Start(slot.ref, slot.spec, slot.incarnation, slot.last_exit))
+        self._do(Start(slot.ref, slot.spec, slot.incarnation, slot.last_exit, slot.handover))
         if slot.spec.start_timeout is not None:
             self._do(Arm(slot.ref, self._now + slot.spec.start_timeout))
 
@@ -436,11 +514,22 @@ class SupervisorMachine:
             self._do(Refuse(asked.reply, self._start_error(slot, reason)))
             self._release(slot, Fate.FORGET if isinstance(asked, StartChild) else Fate.KEEP)
 
+    def _refuse_starts(self, ids: Iterable[str]) -> None:
+        """Answer the calls for starts that no plan is going to make any more."""
+        for slot in [self.slots[id] for id in ids if id in self.slots]:
+            if slot.state is ChildState.UNDEFINED:
+                self._refuse_start(slot, ASKED_TO_STOP)
+
     # Stops: the ladder. Ask, interrupt, give up.
 
     def _stop(self, slot: Slot, why: Why) -> None:
         self._refuse_calls_from(slot)
+        if slot.state is ChildState.RUNNING:
+            slot.patience.was_up(self._now - slot.since)
         slot.state, slot.why, slot.killed = ChildState.STOPPING, why, False
+        if self._detaching or slot.detach:
+            self._let_go(slot)
+            return
         if self._hurried or slot.spec.shutdown is Budget.BRUTAL_KILL:
             self._kill(slot)
             return
@@ -459,6 +548,15 @@ class SupervisorMachine:
             self._do(Kill(slot.ref, self.grace) if slot.spec.interrupt else Stop(slot.ref))
             self._do(Arm(slot.ref, self._now + self.grace))
 
+    def _let_go(self, slot: Slot) -> None:
+        """Do not stop it: let it run on, or, if it is a supervisor, let it do the same with its children and end."""
+        self._do(Disarm(slot.ref))
+        self._do(Detach(slot.ref))
+        if slot.spec.type is ChildType.WORKER:
+            del self._live[slot.ref]
+            self._let_gone.append(slot.id)
+            self._gone(slot)
+
     def _abandon(self, slot: Slot) -> None:
         """Give the child up: from now on nothing that this incarnation says counts."""
         self._do(Disarm(slot.ref))
@@ -468,9 +566,9 @@ class SupervisorMachine:
             self._hold(slot)
             return
         del self._live[slot.ref]
-        self._gone(slot)
         if slot.spec.unstopped is OnUnstopped.ESCALATE and self.phase is Phase.UP:
-            self._give_up(slot, UNSTOPPABLE)
+            self._give_up(slot, UNSTOPPABLE)  # first: then nothing is started that would have to be stopped again
+        self._gone(slot)
 
     def _can_hold(self, slot: Slot) -> bool:
         """Whether there is a spec to hold a start of: not if it goes with this child."""
@@ -490,9 +588,9 @@ class SupervisorMachine:
 
     def _gone(self, slot: Slot) -> None:
         """The child no longer runs, or no longer counts."""
-        slot.state = ChildState.UNDEFINED
-        if self._is_failed_start(slot):
-            self._start_failed(slot, slot.failure)
+        slot.state, slot.detach = ChildState.UNDEFINED, False
+        if self._has_failed(slot):
+            AFTERMATH[slot.why](self, slot, slot.failure)
             return
         self._refuse_start(slot, ASKED_TO_STOP)
         if slot.leavers:
@@ -500,9 +598,9 @@ class SupervisorMachine:
             self._answer_leavers(slot)
         self._settled(slot)
 
-    def _is_failed_start(self, slot: Slot) -> bool:
-        """Whether it stops because it was not ready in time, and neither a plan nor a caller has overtaken that."""
-        return slot.why is Why.LATE and not slot.leavers
+    def _has_failed(self, slot: Slot) -> bool:
+        """Whether it stops because of a failure of its own, and neither a plan nor a caller has overtaken that."""
+        return slot.why in AFTERMATH and not slot.leavers
 
     def _answer_leavers(self, slot: Slot) -> None:
         for reply in slot.leavers:
@@ -516,15 +614,42 @@ class SupervisorMachine:
         slot = self._live.get(message.ref)
         if slot is None:
             return
-        if slot.state is ChildState.STARTING and not self._is_doomed(slot):
-            self._late(slot)
-        elif slot.state is ChildState.STOPPING:
+        if slot.state is ChildState.STOPPING:
             self._abandon(slot) if slot.killed else self._kill(slot)
+        elif not self._is_doomed(slot):
+            DUES[slot.state](self, slot, message)
 
-    def _late(self, slot: Slot) -> None:
+    def _late(self, slot: Slot, message: Due) -> None:
         late = TimeoutError(f"not ready after {slot.spec.start_timeout} s")
         slot.failure = ExitReason(ExitKind.KILLED, late)
         self._stop(slot, Why.LATE)
+
+    # Stalls: silence is no news of a child, so a timer has to bring it
+
+    def _silent(self, slot: Slot, message: Due) -> None:
+        assert message.silent_until is not None, "a child that is up has a timer for its heartbeat only"
+        if message.silent_until > self._now:
+            self._do(Arm(slot.ref, message.silent_until))
+        else:
+            self._stall(slot)
+
+    def _stall(self, slot: Slot) -> None:
+        slot.failure = ExitReason(ExitKind.STALLED, detail="it did not check in")
+        self._do(Expose(slot.ref, self._report(reports.Stalled, slot, reason=slot.failure)))
+        self._stop(slot, Why.STALLED)
+
+    def _stall_is_over(self, slot: Slot, reason: ExitReason) -> None:
+        """The stalled child has ended or been given up: now its failure counts as a crash does, also during boot."""
+        if self.phase is Phase.BOOTING:
+            slot.state = ChildState.RUNNING
+            self._enlist(slot)  # under a new number: if it was given up, it may still say something
+            self._early.append((slot, reason))
+        else:
+            self._died(slot, reason)
+        self._settled(slot)
+
+    def _wait_is_over(self, slot: Slot, message: Due) -> None:
+        self._try_again(slot)
 
     # Ends of the supervisor
 
@@ -562,11 +687,22 @@ class SupervisorMachine:
 
     def _significant_end_matters(self) -> bool:
         if self.spec.auto_shutdown is AutoShutdown.ALL_SIGNIFICANT:
-            return all(slot.state is ChildState.UNDEFINED for slot in self.slots.values() if slot.spec.significant)
+            return not any(self._is_up_or_coming(slot) for slot in self.slots.values() if slot.spec.significant)
         return self.spec.auto_shutdown is AutoShutdown.ANY_SIGNIFICANT
 
+    def _is_up_or_coming(self, slot: Slot) -> bool:
+        """Whether it runs, or a group restart that is under way, or waits, is going to start it."""
+        restarting = [one for one in self.slots.values() if one.state is ChildState.RESTARTING]
+        return (
+            slot.state is not ChildState.UNDEFINED
+            or (self._plan is not None and slot.id in self._plan.starts)
+            or any(slot.id in self._group(one)[1] for one in restarting)
+        )
+
     def _on_stop_supervisor(self, message: StopSupervisor) -> None:
-        self._end(ASKED_TO_STOP)
+        if message.detach and self.phase in (Phase.BOOTING, Phase.UP):
+            self._detaching = True
+        self._end(DETACHED if message.detach else ASKED_TO_STOP)
         if message.within is not None and self.phase is Phase.ENDING:
             self._limit(message.within, message.grace)
 
@@ -579,9 +715,10 @@ class SupervisorMachine:
         for slot in self.slots.values():
             self._overtake(slot)
             self._write_off(slot)
-        for message in self._early:
-            self._on_exited(message)  # nobody is restarted any more: these ends are absorbed
+        for slot, reason in self._early:
+            self._bury(slot, reason)  # nobody is restarted any more: these ends are absorbed
         self._early.clear()
+        self._refuse_starts(self.slots)
         self._refuse_all_calls()
 
     def _limit(self, within: float, grace: float | None) -> None:
@@ -632,7 +769,7 @@ class SupervisorMachine:
             ABSENT[type(call)](self, call)
         elif slot.state is ChildState.STOPPING and not isinstance(call, TerminateChild):
             slot.waiting.append(call)
-        elif refusal := REFUSALS.get(type(call), {}).get(slot.state):
+        elif (refusal := REFUSALS.get(type(call), {}).get(slot.state)) and not self._may_be_hastened(call, slot):
             self._refuse(call, refusal(self._path_of(slot)))
         else:
             PRESENT[type(call)](self, call, slot)
@@ -649,18 +786,31 @@ class SupervisorMachine:
         if self.spec.max_children is not None and len(self.slots) >= self.spec.max_children:
             self._refuse(call, exceptions.MaxChildren(self.path))
             return
-        self.slots[call.id] = Slot(call.spec)
+        self.slots[call.id] = self._slot(call.spec)
         self._start_for(call, self.slots[call.id])
 
     def _start_for(self, call: StartChild | RestartChild, slot: Slot) -> None:
         slot.asked = call
         self._start(slot, Cause.CALL)
 
+    def _may_be_hastened(self, call: Call, slot: Slot) -> bool:
+        """Whether it asks to start a child that waits for nothing but time."""
+        return isinstance(call, RestartChild) and slot.due is not None
+
+    def _restart_for(self, call: RestartChild, slot: Slot) -> None:
+        if slot.due is None:
+            self._start_for(call, slot)
+            return
+        self._call_off(slot)
+        slot.asked = call
+        self._begin_group(slot)  # the rest of it is down because of this child
+
     def _terminate(self, call: TerminateChild, slot: Slot) -> None:
-        if call.inside == call.id and slot.state in ACTIVE:
+        if call.inside == call.id and slot.state in ACTIVE and not call.detach:
             self._refuse(call, WouldDeadlock(self._path_of(slot)))
         elif slot.state in ACTIVE:
             slot.leavers.append(call.reply)
+            slot.detach = call.detach and slot.spec.type is ChildType.SUPERVISOR
             if slot.state is not ChildState.STOPPING:
                 self._stop(slot, Why.CALLED)
         else:
@@ -670,6 +820,9 @@ class SupervisorMachine:
     def _cancel(self, slot: Slot) -> None:
         """Terminate a child that does not run: whatever was going to start it does not."""
         slot.wanted, slot.why = False, Why.CALLED
+        if slot.due is not None:  # the rest of its group is down because of this child only
+            _, starts = self._take_over(slot)
+            self._plan = _plan((), (id for id in starts if id != slot.id))
         self._call_off(slot)
         if slot.state is ChildState.UNDEFINED:
             self._release(slot, Fate.KEEP)
@@ -704,7 +857,7 @@ class SupervisorMachine:
             intensity=spec.intensity,
             period=spec.period,
             budget_left=self.window.left(self._now),
-            children=self._infos(),
+            children=self._infos(call.beats),
         )
         self._do(Answer(call.reply, snapshot))
 
@@ -770,10 +923,15 @@ class SupervisorMachine:
             self._drop_bystander(slot)
         elif slot.state is ChildState.UNDEFINED:
             plan.awaiting.add(slot.id)
-            self._start(slot, Cause.INIT if self.phase is Phase.BOOTING else Cause.RESTART)
+            self._start(slot, self._cause(slot))
         elif slot.state is ChildState.UNSTOPPED:
             slot.wanted = True
-            self._plan = None
+            self._drop(plan)
+
+    def _cause(self, slot: Slot) -> Cause:
+        if slot.asked is not None:
+            return Cause.CALL
+        return Cause.INIT if self.phase is Phase.BOOTING else Cause.RESTART
 
     def _drop_bystander(self, slot: Slot) -> None:
         """A temporary child that was stopped in a group restart does not come back (OTP: del_child)."""
@@ -786,14 +944,15 @@ class SupervisorMachine:
             self._is_up()
         elif self.phase is Phase.ENDING:
             self.phase = Phase.ENDED
-            self._do(End(self.outcome, tuple(self._ended), self._now - self._ending_since))
+            duration = self._now - self._ending_since
+            self._do(End(self.outcome, tuple(self._ended), duration, tuple(self._let_gone)))
 
     def _is_up(self) -> None:
         self.phase = Phase.UP
         self._do(Up())
         early, self._early = self._early, []
-        for message in early:
-            self._on_exited(message)
+        for slot, reason in early:
+            self._bury(slot, reason)
 
     # Small words
 
@@ -802,6 +961,9 @@ class SupervisorMachine:
 
     def _refuse(self, call: Call, error: Exception) -> None:
         self._do(Refuse(call.reply, error))
+
+    def _slot(self, spec: ChildSpec) -> Slot:
+        return Slot(spec, Patience(spec.backoff, self._rng))
 
     def _path_of(self, slot: Slot) -> str:
         return f"{self.path}/{slot.id}"
@@ -835,10 +997,11 @@ class SupervisorMachine:
         self._waiting.extend(slot.waiting)
         slot.waiting.clear()
 
-    def _infos(self) -> tuple[ChildInfo, ...]:
-        return tuple(self._info(slot) for slot in self.slots.values())
+    def _infos(self, beats: Mapping[int, float] = NO_BEATS) -> tuple[ChildInfo, ...]:
+        return tuple(self._info(slot, beats) for slot in self.slots.values())
 
-    def _info(self, slot: Slot) -> ChildInfo:
+    def _info(self, slot: Slot, beats: Mapping[int, float] = NO_BEATS) -> ChildInfo:
+        is_up, beat = slot.state is ChildState.RUNNING, beats.get(slot.ref)
         return ChildInfo(
             id=slot.id,
             path=self._path_of(slot),
@@ -846,10 +1009,14 @@ class SupervisorMachine:
             state=slot.state,
             incarnation=slot.incarnation,
             restarts=slot.restarts,
-            age=self._now - slot.since if slot.state is ChildState.RUNNING else None,
+            age=self._now - slot.since if is_up else None,
             last_exit=slot.last_exit,
-            due=0.0 if slot.state is ChildState.RESTARTING else None,
+            due=self._due(slot) if slot.state is ChildState.RESTARTING else None,
+            heartbeat_age=self._now - beat if is_up and beat is not None else None,
         )
+
+    def _due(self, slot: Slot) -> float:
+        return max(0.0, slot.due - self._now) if slot.due is not None else 0.0
 
 
 M = SupervisorMachine
@@ -881,6 +1048,19 @@ EXITS: dict[ChildState, Callable[[SupervisorMachine, Slot, ExitReason], None]] =
     ChildState.UNSTOPPED: M._came_home,
 }
 
+DUES: dict[ChildState, Callable[[SupervisorMachine, Slot, Due], None]] = {
+    # what it means that the time of a child has run out in each state that has a timer; STOPPING has the ladder
+    ChildState.STARTING: M._late,
+    ChildState.RUNNING: M._silent,
+    ChildState.RESTARTING: M._wait_is_over,
+}
+
+AFTERMATH: dict[Why, Callable[[SupervisorMachine, Slot, ExitReason], None]] = {
+    # what is to be done when a child has been stopped because of a failure of its own
+    Why.LATE: M._start_failed,
+    Why.STALLED: M._stall_is_over,
+}
+
 ABSENT: dict[type[Call], Callable[[SupervisorMachine, Any], None]] = {
     # what a call does where there is no such child
     StartChild: M._add,
@@ -892,6 +1072,6 @@ ABSENT: dict[type[Call], Callable[[SupervisorMachine, Any], None]] = {
 PRESENT: dict[type[Call], Callable[[SupervisorMachine, Any, Slot], None]] = {
     # what a call does to a child where REFUSALS has nothing against it
     TerminateChild: M._terminate,
-    RestartChild: M._start_for,
+    RestartChild: M._restart_for,
     DeleteChild: M._delete,
 }

@@ -6,13 +6,29 @@ current is about an incarnation that is no longer ours, and is dropped.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import attrs
 from attrs.validators import instance_of
 
-from otpy.reports import Escalation, ExitReason, Report, Unstopped
+from otpy.reports import Escalation, ExitReason, Report, Stalled, Unstopped
 from otpy.specs import ChildSpec
+
+
+@attrs.define(eq=False)
+class Handover:
+    """What the incarnations of a child leave to each other. It lives as long as the child's spec.
+
+    Only the thread of the supervisor writes it, when an incarnation has ended or been given up; to the machine it
+    means nothing.
+
+    Attributes:
+        state: What was saved last.
+    """
+
+    state: object = None
+
 
 SUPERVISOR = 0
 """The ref of the supervisor itself: its one timer is the total budget of its stop."""
@@ -45,10 +61,12 @@ class StopSupervisor(Message):
     Attributes:
         within: Seconds for the whole subtree; None: as long as the specs allow; 0: interrupt at once.
         grace: How many of them are for what has been interrupted; None: INTERRUPT_GRACE, or half of a short *within*.
+        detach: Stop nobody: let the workers run on.
     """
 
     within: float | None = None
     grace: float | None = None
+    detach: bool = False
 
 
 @attrs.frozen
@@ -80,9 +98,14 @@ class ChildExited(Message):
 
 @attrs.frozen
 class Due(Message):
-    """The timer of *ref* ran out. What that means depends on the state the child is in."""
+    """The timer of *ref* ran out. What that means depends on the state the child is in.
+
+    Attributes:
+        silent_until: Until when a child with a heartbeat may be silent, as of its last check-in.
+    """
 
     ref: int
+    silent_until: float | None = None
 
 
 @attrs.frozen
@@ -121,9 +144,14 @@ class StartChild(Call):
 
 @attrs.frozen(kw_only=True)
 class TerminateChild(Call):
-    """Stop a child; its spec stays, unless it is temporary or the supervisor dynamic."""
+    """Stop a child; its spec stays, unless it is temporary or the supervisor dynamic.
+
+    Attributes:
+        detach: If it is a supervisor, it lets its workers run on.
+    """
 
     id: str
+    detach: bool = False
 
 
 @attrs.frozen(kw_only=True)
@@ -159,7 +187,13 @@ class CountChildren(Call):
 
 @attrs.frozen(kw_only=True)
 class TakeSnapshot(Call):
-    """Ask for the supervisor and its children."""
+    """Ask for the supervisor and its children.
+
+    Attributes:
+        beats: When those with a heartbeat checked in last, by ref.
+    """
+
+    beats: Mapping[int, float] = attrs.field(factory=dict)
 
 
 # Orders. The runtime performs them in order and reports what comes of them as messages.
@@ -173,6 +207,7 @@ class Start(Action):
     spec: ChildSpec
     incarnation: int
     last_exit: ExitReason | None
+    handover: Handover = attrs.field(factory=Handover, eq=False)
 
 
 @attrs.frozen
@@ -196,6 +231,21 @@ class Abandon(Action):
 
     ref: int
     report: Unstopped
+
+
+@attrs.frozen
+class Detach(Action):
+    """Let the child go: a worker runs on unsupervised, a supervisor lets its children go and ends."""
+
+    ref: int
+
+
+@attrs.frozen
+class Expose(Action):
+    """Tell *report* with the current stack of the child."""
+
+    ref: int
+    report: Stalled
 
 
 @attrs.frozen
@@ -262,8 +312,10 @@ class End(Action):
     Attributes:
         ended: The ids of the children that ended on the way, in that order, each with whether it had to be interrupted.
         duration: Seconds since the end was decided.
+        detached: The ids of the children that run on.
     """
 
     reason: ExitReason
     ended: tuple[tuple[str, bool], ...] = ()
     duration: float = 0.0
+    detached: tuple[str, ...] = ()

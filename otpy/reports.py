@@ -8,6 +8,8 @@ from __future__ import annotations
 import enum
 import functools
 import traceback as tracebacks
+from collections.abc import Iterator
+from typing import Any
 
 import attrs
 
@@ -108,6 +110,7 @@ class ChildInfo:
         age: Seconds since it came up, None if it is not up.
         last_exit: Why the incarnation before ended, None if none did.
         due: Seconds until the next restart, None if none is due.
+        heartbeat_age: In a snapshot, seconds since it checked in, None if it has no heartbeat or is not up.
         snapshot: In a snapshot, the subtree of a running supervisor.
     """
 
@@ -120,6 +123,7 @@ class ChildInfo:
     age: float | None
     last_exit: ExitReason | None
     due: float | None = None
+    heartbeat_age: float | None = None
     snapshot: Snapshot | None = None
 
 
@@ -224,9 +228,28 @@ class Progress(Report):
 
 @attrs.frozen(kw_only=True)
 class ChildTerminated(Report):
-    """A child ended by itself (OTP: child_terminated). ``reason`` has the exception and its traceback."""
+    """A child ended by itself (OTP: child_terminated). ``reason`` has the exception and its traceback.
+
+    Unpacks to what the consumer of a shared error queue expects: the name of the thread, the exception (None if there
+    was none) and the formatted traceback.
+    """
 
     reason: ExitReason
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.thread, self.reason.exception, self.reason.traceback))
+
+
+@attrs.frozen(kw_only=True)
+class Stalled(Report):
+    """A child has not checked in for longer than its ``heartbeat``. It is stopped now, and its end will be told, too.
+
+    Attributes:
+        stack: What its thread was doing, formatted like a traceback.
+    """
+
+    reason: ExitReason
+    stack: str = ""
 
 
 @attrs.frozen(kw_only=True)
@@ -297,6 +320,7 @@ class StopReport:
         reason: Why.
         stopped: The paths that ended after they were asked, in the order of their ends.
         interrupted: The paths that ended after they were interrupted.
+        detached: The paths of the children that run on, because it was detached.
         unstopped: What is left: an ``Unstopped`` for every thread of the tree that still runs, with its stack.
         handlers: The names of the helper threads that had not finished a report handler or an on_stop callback.
         duration: Seconds from the order to the end.
@@ -306,6 +330,7 @@ class StopReport:
     reason: ExitReason
     stopped: tuple[str, ...] = ()
     interrupted: tuple[str, ...] = ()
+    detached: tuple[str, ...] = ()
     unstopped: tuple[Unstopped, ...] = ()
     handlers: tuple[str, ...] = ()
     duration: float = 0.0

@@ -1,14 +1,19 @@
-"""The restart table, the table of acceptable ends, and the intensity window. Pure; time arrives as an argument."""
+"""The restart table, the table of acceptable ends, and the two ledgers: intensity window and back-off.
+
+Pure: time and chance arrive as arguments. The ledgers know nothing of each other: the window counts restarts by time
+and nothing else, the back-off grows with failures in a row and falls back after calm time.
+"""
 
 from __future__ import annotations
 
 import collections
 import enum
+import random
 
 import attrs
 
 from otpy.reports import ExitKind, ExitReason
-from otpy.specs import Restart
+from otpy.specs import Backoff, Restart
 
 
 class Fate(enum.Enum):
@@ -113,3 +118,30 @@ class Window:
     def _forget(self, now: float) -> None:
         while self._times and now - self._times[0] > self.period:
             self._times.popleft()
+
+
+class Patience:
+    """How long one child waits before its next restart. Without a ``Backoff`` it does not wait.
+
+    Laws:
+    1. The first wait is *initial*, each further one *factor* times the one before, none longer than *maximum*.
+    2. After *reset_after* seconds up, in one piece, the next wait is *initial* again. Nothing else resets it.
+    3. Jitter changes one wait and is not carried on to the next.
+    """
+
+    def __init__(self, backoff: Backoff | None, rng: random.Random) -> None:
+        self._backoff, self._rng = backoff, rng
+        self._last: float | None = None
+
+    def was_up(self, seconds: float) -> None:
+        """Note that the child has been up for so long, without a break."""
+        if self._backoff is not None and seconds >= self._backoff.reset_after:
+            self._last = None
+
+    def next_wait(self) -> float | None:
+        """Return how long to wait, in seconds, now that the child has failed once more; None: not at all."""
+        if (backoff := self._backoff) is None:
+            return None
+        self._last = backoff.initial if self._last is None else min(backoff.maximum, self._last * backoff.factor)
+        swing = 1 + backoff.jitter * self._rng.uniform(-1, 1)
+        return min(backoff.maximum, self._last * swing)

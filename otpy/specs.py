@@ -8,6 +8,7 @@ Laws:
 
 from __future__ import annotations
 
+import copy
 import enum
 import math
 from collections.abc import Callable, Iterable
@@ -112,7 +113,8 @@ def is_number(value: object) -> bool:
 
 
 def _where(spec: Any) -> str:
-    return spec.id if isinstance(spec.id, str) and spec.id else f"<{type(spec).__name__}>"
+    id = getattr(spec, "id", None)
+    return id if isinstance(id, str) and id else f"<{type(spec).__name__}>"
 
 
 def _refuse(spec: Any, field: Any, value: object, expected: str) -> None:
@@ -162,6 +164,21 @@ def _positive_or_none(spec: Any, field: Any, value: Any) -> None:
         _refuse(spec, field, value, "a finite number of seconds > 0, or None")
 
 
+def _not_negative(spec: Any, field: Any, value: Any) -> None:
+    if not is_number(value) or value < 0:
+        _refuse(spec, field, value, "a finite number of seconds >= 0")
+
+
+def _factor(spec: Any, field: Any, value: Any) -> None:
+    if not is_number(value) or value < 1:
+        _refuse(spec, field, value, "a finite number >= 1")
+
+
+def _fraction(spec: Any, field: Any, value: Any) -> None:
+    if not is_number(value) or not 0 <= value <= 1:
+        _refuse(spec, field, value, "a number from 0 to 1")
+
+
 def _count(spec: Any, field: Any, value: Any) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         _refuse(spec, field, value, "an int >= 0")
@@ -185,6 +202,41 @@ def _significant(spec: Any, field: Any, value: object) -> None:
         )
 
 
+def _maximum(spec: Any, field: Any, value: Any) -> None:
+    _positive(spec, field, value)
+    if value < spec.initial:
+        _refuse(spec, field, value, f"at least the initial delay, {spec.initial} s")
+
+
+@attrs.frozen
+class Backoff:
+    """How long a child waits before it is restarted: longer after each failure in a row.
+
+    The first restart of a calm child waits *initial*. Each further failure multiplies that by *factor*, up to
+    *maximum*; once the child has been up for *reset_after* it is calm again. Only time spent up counts for that, not
+    waiting, nor starting. The intensity window knows nothing of all this.
+
+    Attributes:
+        initial: Seconds, > 0.
+        maximum: Seconds; no wait is longer, jitter included.
+        factor: From one failure in a row to the next, >= 1.
+        jitter: By what part of itself a wait may be longer or shorter, at random, so that children that failed together
+            do not come back together: 0.1 means up to a tenth. see the option ``seed`` of ``start``.
+        reset_after: Seconds.
+    """
+
+    initial: float = attrs.field(validator=_positive)
+    maximum: float = attrs.field(validator=_maximum)
+    factor: float = attrs.field(default=2.0, validator=_factor)
+    jitter: float = attrs.field(default=0.1, validator=_fraction)
+    reset_after: float = attrs.field(default=60.0, validator=_not_negative)
+
+
+def _backoff(spec: Any, field: Any, value: object) -> None:
+    if value is not None and not isinstance(value, Backoff):
+        _refuse(spec, field, value, "a Backoff, or None")
+
+
 def _default_shutdown(spec: Any) -> Any:
     return 5.0 if spec.type is ChildType.WORKER else Budget.INFINITY
 
@@ -205,6 +257,10 @@ class ChildSpec:
         significant: Whether its own end may end the supervisor, see ``auto_shutdown``.
         ready: Whether it counts as started only when it says so with ``ctx.ready()``.
         start_timeout: How long it may take to become ready; None: no limit.
+        heartbeat: How long it may run without ``ctx.check_in()`` before it counts as stalled; None: for ever.
+        backoff: How long it waits before a restart; None: not at all.
+        snapshot: Makes the copy of what ``ctx.check_in(state)`` saves; None: it is saved as it is. The default copies
+            deeply, and ``ctx.state`` hands out copies as well.
         unstopped: What to do if it cannot be stopped.
         purpose: A line for people.
     """
@@ -219,6 +275,9 @@ class ChildSpec:
     significant: bool = attrs.field(default=False, validator=_significant)
     ready: bool = attrs.field(default=False, validator=_bool)
     start_timeout: float | None = attrs.field(default=None, validator=_positive_or_none)
+    heartbeat: float | None = attrs.field(default=None, validator=_positive_or_none)
+    backoff: Backoff | None = attrs.field(default=None, validator=_backoff)
+    snapshot: Callable[[Any], Any] | None = attrs.field(default=copy.deepcopy, validator=_callable_or_none)
     unstopped: OnUnstopped = attrs.field(
         default=OnUnstopped.REPLACE, converter=_to_unstopped, validator=_one_of(OnUnstopped)
     )
@@ -309,15 +368,28 @@ class SupervisorSpec(ChildSpec):
         return 1 + max((child.depth for child in self.children), default=0)
 
 
+OF_WORKERS: dict[str, tuple[object, str]] = {
+    # what only a worker can choose: the only value in a supervisor, and in words
+    "heartbeat": (None, "None: a supervisor never stalls, its children do"),
+    "snapshot": (copy.deepcopy, "nothing: a supervisor saves no state"),
+}
+
+OF_DYNAMIC: dict[str, tuple[object, str]] = {
+    # what a dynamic supervisor cannot choose
+    "strategy": (Strategy.ONE_FOR_ONE, "'one_for_one': children of a dynamic supervisor are independent"),
+    "auto_shutdown": (AutoShutdown.NEVER, "'never' in a dynamic supervisor"),
+    "children": ((), "no children: those of a dynamic supervisor come by start_child"),
+}
+
+OF_OTHERS: dict[str, tuple[object, str]] = {
+    # what only a dynamic supervisor can choose
+    "max_children": (None, "None: only a dynamic supervisor has a limit"),
+}
+
+
 def _only(spec: SupervisorSpec) -> dict[str, tuple[object, str]]:
-    """Return what a dynamic supervisor cannot choose, or another one cannot: the only value, and in words."""
-    if not spec.dynamic:
-        return {"max_children": (None, "None: only a dynamic supervisor has a limit")}
-    return {
-        "strategy": (Strategy.ONE_FOR_ONE, "'one_for_one': children of a dynamic supervisor are independent"),
-        "auto_shutdown": (AutoShutdown.NEVER, "'never' in a dynamic supervisor"),
-        "children": ((), "no children: those of a dynamic supervisor come by start_child"),
-    }
+    """Return the fields in which this kind of supervisor has no choice."""
+    return OF_WORKERS | (OF_DYNAMIC if spec.dynamic else OF_OTHERS)
 
 
 class Common(TypedDict, total=False):
@@ -329,6 +401,9 @@ class Common(TypedDict, total=False):
     significant: bool
     ready: bool
     start_timeout: float | None
+    heartbeat: float | None
+    backoff: Backoff | None
+    snapshot: Callable[[Any], Any] | None
     unstopped: OnUnstopped | Literal["replace", "hold", "escalate"]
     purpose: str
 

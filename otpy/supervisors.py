@@ -21,6 +21,7 @@ import collections
 import contextlib
 import os
 import queue
+import random
 import signal
 import sys
 import threading
@@ -48,10 +49,11 @@ from otpy.exceptions import (
 )
 from otpy.machine import INTERRUPT_GRACE, Phase, SupervisorMachine
 from otpy.mailbox import Bell, Mailbox, Reply, SystemClock, Timers
-from otpy.messages import ChildExited, ChildStarted, Due, Message, StopSupervisor, TooManyUnstopped
+from otpy.messages import ChildExited, ChildStarted, Due, Handover, Message, StopSupervisor, TooManyUnstopped
 from otpy.reports import (
     ChildInfo,
     ChildState,
+    ChildTerminated,
     Counts,
     Escalation,
     ExitKind,
@@ -155,8 +157,10 @@ class SupervisorThread:
     up: Reply = attrs.field(factory=Reply, init=False)
     done: Reply = attrs.field(factory=Reply, init=False)
     _local: collections.deque[Message] = attrs.field(factory=collections.deque, init=False)
+    _orders: collections.deque[messages.Action] = attrs.field(factory=collections.deque, init=False)
     _children: dict[int, Child] = attrs.field(factory=dict, init=False)
     _below: dict[str, StopReport] = attrs.field(factory=dict, init=False)
+    _detached: dict[int, Birth] = attrs.field(factory=dict, init=False)
     _deliver: Deliver = attrs.field(init=False)
     _thread: Any = attrs.field(default=None, init=False)
     _ident: int | None = attrs.field(default=None, init=False)
@@ -165,7 +169,8 @@ class SupervisorThread:
     def __attrs_post_init__(self) -> None:
         spec = self.birth.spec
         assert isinstance(spec, SupervisorSpec)
-        self.machine = SupervisorMachine(spec, self.path)
+        chance = random.Random(f"{self.tree.seed} {self.path}")  # a child's own, whatever its siblings do
+        self.machine = SupervisorMachine(spec, self.path, rng=chance)
 
     @property
     def path(self) -> str:
@@ -194,8 +199,17 @@ class SupervisorThread:
         self.mailbox.put(StopSupervisor(0.0, grace))
         return True
 
+    def detach(self) -> None:
+        self.mailbox.put(StopSupervisor(detach=True))
+
     def abandon(self) -> None:
         raise InternalError(f"{self.path}: a supervisor never has to be abandoned")
+
+    def pulse(self) -> tuple[float, float]:
+        raise InternalError(f"{self.path}: a supervisor has no heartbeat")
+
+    state = None
+    """A supervisor saves nothing."""
 
     def stack(self) -> str:
         frame = sys._current_frames().get(self._ident or 0)
@@ -218,9 +232,11 @@ class SupervisorThread:
     def turn(self) -> None:
         """Take one message, waiting for it if there is none, and obey."""
         self._message = self._next()
-        if isinstance(self._message, ChildExited):
-            self._note_exit(self._message)
-        for action in self.machine.receive(self._message, self.tree.clock.monotonic()):
+        if (prepare := PREPARE.get(type(self._message))) is not None:
+            self._message = prepare(self, self._message)
+        self._orders.extend(self.machine.receive(self._message, self.tree.clock.monotonic()))
+        while self._orders:
+            action = self._orders.popleft()
             PERFORM[type(action)](self, action)
 
     def _next(self) -> object:
@@ -228,7 +244,7 @@ class SupervisorThread:
             now = self.tree.clock.monotonic()
             ref = self.timers.pop_due(now)
             if ref is not None:
-                return Due(ref)
+                return Due(ref, self._silent_until(ref))
             at = self.timers.next()
             with contextlib.suppress(queue.Empty):
                 return self.mailbox.get(None if at is None else at - now)
@@ -241,10 +257,44 @@ class SupervisorThread:
         else:
             self.mailbox.put(message)
 
-    def _note_exit(self, message: ChildExited) -> None:
+    # What the machine cannot know is added to a message here
+
+    def _silent_until(self, ref: int) -> float | None:
+        child = self._children.get(ref)
+        return child.pulse()[1] if child is not None and child.birth.spec.heartbeat is not None else None
+
+    def _note_exit(self, message: ChildExited) -> ChildExited:
         child = self._children.pop(message.ref, None)
+        if child is not None:
+            self._take_over(child)
         if isinstance(child, SupervisorThread) and self.machine.phase is Phase.ENDING:
             self._below[child.birth.spec.id] = child.done.wait(None, child.path)
+        if message.ref in self._detached:
+            self._mourn(message)
+        return message
+
+    def _take_over(self, child: Child) -> None:
+        """Keep what *child* has saved, for its replacement."""
+        child.birth.handover.state = child.state
+
+    def _take_pulses(self, message: messages.TakeSnapshot) -> messages.TakeSnapshot:
+        alive = self._children.items()
+        beats = {ref: child.pulse()[0] for ref, child in alive if child.birth.spec.heartbeat is not None}
+        return attrs.evolve(message, beats=beats)
+
+    def _mourn(self, message: ChildExited) -> None:
+        """Tell of the crash of a detached child: nobody else does."""
+        birth = self._detached.pop(message.ref)
+        if message.reason.is_normal:
+            return
+        report = ChildTerminated(
+            path=birth.path,
+            incarnation=birth.incarnation,
+            thread=birth.path,
+            time=self.tree.clock.wall(),
+            reason=message.reason,
+        )
+        self.tree.telemetry.tell_late(report)
 
     # Actions
 
@@ -255,6 +305,7 @@ class SupervisorThread:
             spec=action.spec,
             incarnation=action.incarnation,
             last_exit=action.last_exit,
+            handover=action.handover,
             supervisor=Supervisor(self.tree, self.path),
             tree=self.tree,
         )
@@ -274,11 +325,22 @@ class SupervisorThread:
     def _abandon(self, action: messages.Abandon) -> None:
         child = self._children.pop(action.ref)
         child.abandon()
+        self._take_over(child)
         report = attrs.evolve(action.report, stack=child.stack())
         self._tell(messages.Tell(report))
         count = self.tree.left_behind(child, report)
         if count > self.tree.max_unstopped:
             self.tree.directory[self.tree.root].mailbox.put(TooManyUnstopped(report.path, count))
+
+    def _detach(self, action: messages.Detach) -> None:
+        child = self._children[action.ref]
+        if child.birth.spec.type is ChildType.WORKER:
+            self._detached[action.ref] = self._children.pop(action.ref).birth
+        child.detach()
+
+    def _expose(self, action: messages.Expose) -> None:
+        stack = self._children[action.ref].stack()
+        self._tell(messages.Tell(attrs.evolve(action.report, stack=stack)))
 
     def _arm(self, action: messages.Arm) -> None:
         self.timers.arm(action.ref, action.at)
@@ -308,10 +370,12 @@ class SupervisorThread:
     def _end(self, action: messages.End) -> None:
         stopped: list[str] = []
         interrupted: list[str] = []
+        detached = [f"{self.path}/{id}" for id in action.detached]
         for id, was_interrupted in action.ended:
             if below := self._below.get(id):
                 stopped += below.stopped
                 interrupted += below.interrupted
+                detached += below.detached
             (interrupted if was_interrupted else stopped).append(f"{self.path}/{id}")
         self._leave(
             StopReport(
@@ -319,6 +383,7 @@ class SupervisorThread:
                 reason=action.reason,
                 stopped=tuple(stopped),
                 interrupted=tuple(interrupted),
+                detached=tuple(detached),
                 duration=action.duration,
             )
         )
@@ -347,6 +412,8 @@ class SupervisorThread:
     def _refuse_leftover(self, item: object) -> None:
         if isinstance(item, messages.Call):
             self._refuse_late(item.reply)
+        elif isinstance(item, ChildExited) and item.ref in self._detached:
+            self._mourn(item)
 
     def _refuse_late(self, reply: Reply) -> None:
         if not reply.is_given:
@@ -355,7 +422,8 @@ class SupervisorThread:
     def _break_down(self, error: BaseException) -> None:
         """Our own code is wrong: stop by force what runs, then crash as a child does (OTP: terminate/2 runs, too)."""
         self._refuse_leftover(self._message)
-        for reply in self.machine.unanswered():
+        undelivered = [one.reply for one in self._orders if isinstance(one, messages.Answer | messages.Refuse)]
+        for reply in (*self.machine.unanswered(), *undelivered):
             self._refuse_late(reply)
         for child in self._children.values():
             child.kill(INTERRUPT_GRACE)
@@ -364,7 +432,7 @@ class SupervisorThread:
             with contextlib.suppress(queue.Empty):
                 self._clear_away(self.mailbox.get(left))
         for child in self._children.values():
-            self.tree.left_behind(child, Unstopped(path=child.path))
+            self.tree.left_behind(child, Unstopped(path=child.birth.path))
         internal = InternalError(f"{self.path}: {error!r}")
         internal.__cause__ = error
         self._leave(StopReport(path=self.path, reason=ExitReason(ExitKind.CRASHED, internal)))
@@ -377,11 +445,18 @@ class SupervisorThread:
 
 S = SupervisorThread
 
+PREPARE: dict[type, Callable[[SupervisorThread, Any], object]] = {
+    ChildExited: S._note_exit,
+    messages.TakeSnapshot: S._take_pulses,
+}
+
 PERFORM: dict[type[messages.Action], Callable[[SupervisorThread, Any], None]] = {
     messages.Start: S._start,
     messages.Stop: S._stop,
     messages.Kill: S._kill,
     messages.Abandon: S._abandon,
+    messages.Detach: S._detach,
+    messages.Expose: S._expose,
     messages.Arm: S._arm,
     messages.Disarm: S._disarm,
     messages.Again: S._again,
@@ -565,6 +640,25 @@ class Supervisor:
             self._tree.settle()
         return report
 
+    def detach(self) -> StopReport:
+        """End this supervisor and all supervisors below it, and let their workers run on, unsupervised.
+
+        They are in ``otpy.registry`` as detached, until they end; nobody restarts them, and their crash is logged. A
+        nested supervisor that is detached stays down, as after ``terminate_child``.
+
+        Returns:
+            The report, as ``stop`` does; ``detached`` names those that run on.
+        """
+        core, (above, _, id) = self._core(), self._path.rpartition("/")
+        if above:
+            Supervisor(self._tree, above)._call(messages.TerminateChild, None, id=id, detach=True)
+        else:
+            core.detach()
+        report: StopReport = core.done.wait(None, self._path)
+        if not above:
+            self._tree.settle()
+        return report
+
     def __enter__(self) -> Supervisor:
         return self
 
@@ -657,6 +751,8 @@ class Options(TypedDict, total=False):
         max_unstopped: How many threads that could not be stopped the tree may leave behind before the root gives up;
             default 100.
         clock: Where time comes from; default: the machine's.
+        seed: What the jitter of ``Backoff`` is made from: the same seed, the same waits; None, the default: other ones
+            each time.
     """
 
     reports: ReportHandler | Puttable | None
@@ -665,6 +761,7 @@ class Options(TypedDict, total=False):
     timeout: float | None
     max_unstopped: int
     clock: Clock | None
+    seed: int | None
 
 
 def _check_sink(path: str, field: str, value: object) -> None:
@@ -690,6 +787,8 @@ def _check_numbers(spec: SupervisorSpec, options: Options) -> None:
         raise SpecError(spec.id, "timeout", timeout, "a finite number of seconds > 0, or None")
     if not isinstance(count, int) or isinstance(count, bool) or count < 0:
         raise SpecError(spec.id, "max_unstopped", count, "an int >= 0")
+    if not isinstance(options.get("seed"), int | None):
+        raise SpecError(spec.id, "seed", options["seed"], "an int or None")
     if not isinstance(options.get("log", True), bool):
         raise SpecError(spec.id, "log", options["log"], "True or False")
 
@@ -709,9 +808,24 @@ def _begin(spec: SupervisorSpec, options: Options, signals: _Signals) -> Supervi
 def _launch(spec: SupervisorSpec, options: Options) -> SupervisorThread:
     """Start the root's thread; it is not up yet."""
     _check_options(spec, options)
-    tree = Tree(spec.id, options.get("clock") or SystemClock(), options.get("max_unstopped", 100))
+    seed = options.get("seed")
+    tree = Tree(
+        root=spec.id,
+        clock=options.get("clock") or SystemClock(),
+        max_unstopped=options.get("max_unstopped", 100),
+        seed=random.getrandbits(64) if seed is None else seed,
+    )
     core = SupervisorThread(
-        Birth(ref=0, path=spec.id, spec=spec, incarnation=1, last_exit=None, supervisor=None, tree=tree)
+        Birth(
+            ref=0,
+            path=spec.id,
+            spec=spec,
+            incarnation=1,
+            last_exit=None,
+            handover=Handover(),
+            supervisor=None,
+            tree=tree,
+        )
     )
     try:
         tree.telemetry = _telemetry(spec, options, tree)

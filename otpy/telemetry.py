@@ -29,6 +29,7 @@ EVENTS = {
     # report: (log level, event)
     reports.Progress: ("info", "progress"),
     reports.ChildTerminated: ("error", "child_terminated"),
+    reports.Stalled: ("error", "stalled"),
     reports.StartError: ("error", "start_error"),
     reports.ShutdownError: ("error", "shutdown_error"),
     reports.LimitReached: ("critical", "limit_reached"),
@@ -59,7 +60,7 @@ def _fields(report: Report) -> dict[str, object]:
         fields["reason"] = str(report.reason)
     if report.reason is not None and report.reason.traceback:
         fields["exception"] = report.reason.traceback.rstrip()
-    if isinstance(report, reports.Unstopped):
+    if isinstance(report, reports.Unstopped | reports.Stalled):
         fields["stack"] = report.stack
     if isinstance(report, reports.LimitReached):
         fields["child"] = report.escalation.child
@@ -80,6 +81,14 @@ def complain(event: str, error: BaseException, **fields: object) -> None:
             sys.stderr.write(f"otpy: {event} {fields}\n{text}")
 
 
+def call(handler: Callable[[Any], object], value: object) -> None:
+    """Call *handler*; what it raises is logged."""
+    try:
+        handler(value)
+    except BaseException as error:
+        complain("handler_failed", error, handler=show(handler))
+
+
 class Outlet:
     """A thread that calls handlers one after the other, in the order of ``send``."""
 
@@ -96,12 +105,8 @@ class Outlet:
 
     def _run(self) -> None:
         while (item := self._queue.get()) is not None:
-            handler, value = item
-            try:
-                handler(value)
-            except BaseException as error:
-                complain("handler_failed", error, handler=show(handler))
-            del item, handler, value  # an idle outlet must not keep the last report alive
+            call(*item)
+            del item  # an idle outlet must not keep the last report alive
 
 
 @attrs.frozen(eq=False)
@@ -127,6 +132,7 @@ class Telemetry:
         self._lock = threading.Lock()  # guards changes of the two lists; readers take the tuple as it is
         self._subscriptions: tuple[_Subscription, ...] = ()
         self._outlets: tuple[Outlet, ...] = ()
+        self._is_closed = False
         self._escalations = self._open("escalations")
 
     def _open(self, what: str) -> Outlet:
@@ -161,6 +167,15 @@ class Telemetry:
             if subscription.wants(report):
                 subscription.outlet.send(subscription.handler, report)
 
+    def tell_late(self, report: Report) -> None:
+        """Send *report*, or, if the tree has ended meanwhile, hand it over here and now: nobody else would."""
+        with self._lock:  # no outlet is closed between the look and the sending
+            handlers = [one.handler for one in self._subscriptions if self._is_closed and one.wants(report)]
+            if not self._is_closed:
+                self.tell(report)
+        for handler in handlers:
+            call(handler, report)
+
     def escalate(self, own: Callable[[Escalation], object] | None, escalation: Escalation) -> None:
         """Call the supervisor's *own* handler, then the tree's."""
         for handler in (own, self._on_escalation):
@@ -174,6 +189,6 @@ class Telemetry:
     def close(self) -> None:
         """End the outlets' threads once they have called all that is queued."""
         with self._lock:
-            outlets, self._subscriptions = self._outlets, ()
+            self._is_closed, outlets = True, self._outlets
         for outlet in outlets:
             outlet.close()

@@ -101,13 +101,15 @@ def entries(owner: object = None) -> list[Entry]:
     return [entry for entry in list(_entries.values()) if owner is None or entry.owner is owner]
 
 
-def settle(owner: object, roles: Container[Role], timeout: float, strays: Container[str] = ()) -> tuple[str, ...]:
-    """Wait until the threads of *owner* in these *roles* have ended, all but *strays*; return the names of the others.
+def settle(owner: object, roles: Container[Role], timeout: float) -> tuple[str, ...]:
+    """Wait until the threads of *owner* in these *roles* have ended; return the names of those that have not.
+
+    Those that could not be stopped or were let go are not waited for.
 
     Args:
         timeout: Seconds for all together.
     """
-    waited_for = [one.thread for one in entries(owner) if one.role in roles and one.thread.name not in strays]
+    waited_for = [one.thread for one in entries(owner) if one.role in roles and one.state is ThreadState.RUNNING]
     return tuple(thread.name for thread in join_all(waited_for, timeout))
 
 

@@ -38,6 +38,7 @@ class Tree:
         root: The path of the root supervisor.
         clock: Where time comes from.
         max_unstopped: How many threads may be left behind before the root gives up.
+        seed: What the chance of each supervisor is made from, together with its path.
         launch: Starts the thread of a supervisor: ``launch(main, name)``.
         telemetry: The handlers.
         directory: The supervisors that live, by path; the root stays in it when it has ended.
@@ -47,6 +48,7 @@ class Tree:
     root: str
     clock: Clock
     max_unstopped: int
+    seed: int
     telemetry: Telemetry = attrs.field(init=False)
     launch: Callable[[Callable[[], None], str], object] = attrs.field(init=False)
     directory: dict[str, Any] = attrs.field(factory=dict)
@@ -86,7 +88,7 @@ class Tree:
 
     def settle(self) -> None:
         """Wait until the threads that have said their last word have ended."""
-        threads.settle(self, {Role.CHILD, Role.SUPERVISOR}, SETTLE, {one.path for one in self.strays().values()})
+        threads.settle(self, {Role.CHILD, Role.SUPERVISOR}, SETTLE)
 
 
 # The guardian. Trees that still run when the interpreter exits are stopped in order: atexit comes after the main thread

@@ -32,12 +32,14 @@ def nested(id: str, **options: Any) -> SupervisorSpec:
 def brief(action: Action) -> str:
     """Return an action as a short line, with all of it that matters."""
     match action:
-        case messages.Start(ref, spec, incarnation, _):
+        case messages.Start(ref, spec, incarnation):
             return f"start {spec.id} {incarnation} as {ref}"
-        case messages.Stop(ref) | messages.Kill(ref, _) | messages.Disarm(ref) | messages.Again(ref):
+        case (
+            messages.Stop(ref) | messages.Kill(ref) | messages.Disarm(ref) | messages.Again(ref) | messages.Detach(ref)
+        ):
             return f"{type(action).__name__.lower()} {ref}"
-        case messages.Abandon(ref, report):
-            return f"abandon {ref}: {report.path} {report.incarnation}"
+        case messages.Abandon(ref, report) | messages.Expose(ref, report):
+            return f"{type(action).__name__.lower()} {ref}: {report.path} {report.incarnation}"
         case messages.Arm(ref, at):
             return f"arm {ref} at {at:g}"
         case messages.Answer(reply, ChildInfo() as info):
@@ -52,8 +54,9 @@ def brief(action: Action) -> str:
             )
         case messages.Escalate(escalation):
             return f"escalate {escalation.path} because of {escalation.child}"
-        case messages.End(reason, ended, _):
-            return " ".join(["end", reason.kind.value, *(id + "!" * hard for id, hard in ended)])
+        case messages.End(reason, ended, _, detached):
+            names = [id + "!" * hard for id, hard in ended] + [id + "~" for id in detached]
+            return " ".join(["end", reason.kind.value, *names])
     return type(action).__name__.lower()
 
 
@@ -80,8 +83,9 @@ class Talk:
     def exit(self, id: str, reason: ExitReason = CRASH) -> list[str]:
         return self.hear(ChildExited(self.refs[id], reason))
 
-    def due(self, id: str) -> list[str]:
-        return self.hear(messages.Due(self.refs[id]))
+    def due(self, id: str, silent_until: float | None = None) -> list[str]:
+        """Say that the time of *id* is over; *silent_until* as of its last check-in."""
+        return self.hear(messages.Due(self.machine.slots[id].ref, silent_until))
 
     def states(self) -> dict[str, str]:
         return {slot.id: slot.state.value for slot in self.machine.slots.values()}

@@ -8,7 +8,7 @@ import pytest
 from otpy import ChildSpec, ExitKind, Service, Supervisor, supervisor, thread
 from otpy.abc import Birth, Child
 from otpy.mailbox import SystemClock
-from otpy.messages import ChildExited, ChildStarted
+from otpy.messages import ChildExited, ChildStarted, Handover
 from otpy.supervisors import SupervisorThread
 from otpy.telemetry import Telemetry
 from otpy.tree import Tree
@@ -75,7 +75,7 @@ class Stage:
     """A tree without a root, for one child, and what the child says."""
 
     def __init__(self, spec: ChildSpec) -> None:
-        self.tree = Tree("root", SystemClock(), max_unstopped=100)
+        self.tree = Tree("root", SystemClock(), max_unstopped=100, seed=0)
         self.tree.telemetry = Telemetry("root", self.tree, None)
         self.news: queue.SimpleQueue = queue.SimpleQueue()
         birth = Birth(
@@ -84,6 +84,7 @@ class Stage:
             spec=spec,
             incarnation=1,
             last_exit=None,
+            handover=Handover(),
             supervisor=Supervisor(self.tree, "root"),
             tree=self.tree,
         )

@@ -19,8 +19,8 @@ FLOORS = [
 FLOOR = {module: number for number, modules in enumerate(FLOORS) for module in modules}
 
 FOREIGN = [
-    {"attrs", "enum", "functools", "math", "reprlib", "traceback", "typing", "collections"},
-    {"attrs", "collections", "enum", "itertools", "typing"},
+    {"attrs", "copy", "enum", "functools", "math", "reprlib", "traceback", "typing", "collections"},
+    {"attrs", "collections", "enum", "itertools", "random", "typing"},
 ]
 """What floors 0 and 1 may import from outside: nothing that waits, starts, logs or tells the time."""
 

@@ -216,7 +216,7 @@ class TestSignals:
                 ctx.wait_stop()
                 say("asked")
                 threading.Event().wait()
-            otpy.supervisors.SupervisorMachine.__init__.__defaults__ = (3600.0,)  # a grace that does not end
+            otpy.supervisors.SupervisorMachine.__init__.__defaults__ = (3600.0, None)  # a grace that does not end
             otpy.run(supervisor("app", children=[thread(slow, id="x", shutdown="infinity")]), log=False)
             """
         )

@@ -18,6 +18,7 @@ EVERY_REPORT = [
     (reports.Progress(path="app/a", incarnation=1, cause=Cause.INIT), "info", "progress", {}),
     (reports.Progress(path="app/a", incarnation=1, cause=Cause.CALL), "debug", "progress", {}),
     (reports.ChildTerminated(path="app/a", incarnation=1, reason=CRASH), "error", "child_terminated", {}),
+    (reports.Stalled(path="app/a", incarnation=1, reason=CRASH, stack="here"), "error", "stalled", {"stack": "here"}),
     (reports.StartError(path="app/a", incarnation=1, reason=CRASH), "error", "start_error", {}),
     (reports.ShutdownError(path="app/a", incarnation=1, reason=CRASH), "error", "shutdown_error", {}),
     (

@@ -3,7 +3,7 @@
 import threading
 
 from otpy import threads
-from otpy.threads import Role
+from otpy.threads import Role, ThreadState
 from tests.helpers import HANG, wait_until
 
 
@@ -23,7 +23,9 @@ def test_a_thread_is_tracked_while_it_lives():
     assert threads.entries(object()) == []
     assert threads.settle(owner, {Role.HELPER}, 0.0) == ("t",)
     assert threads.settle(owner, {Role.CHILD}, 0.0) == ()
-    assert threads.settle(owner, {Role.HELPER}, 0.0, strays={"t"}) == ()
+    threads.mark(thread, ThreadState.UNSTOPPED)
+    assert threads.settle(owner, {Role.HELPER}, 0.0) == ()
+    threads.mark(thread, ThreadState.RUNNING)
     gate.set()
     assert threads.settle(owner, {Role.HELPER}, HANG) == ()
     assert threads.entries(owner) == []

@@ -94,6 +94,16 @@ class Actor:
         self.fenced = True
         self.world.note_end(self)
 
+    def detach(self) -> None:
+        pass
+
+    def pulse(self) -> tuple[float, float]:
+        return 0.0, 0.0
+
+    @property
+    def state(self) -> object:
+        return None
+
     def stack(self) -> str:
         return "" if self.ended else "somewhere"
 
@@ -201,11 +211,21 @@ class World:
         self._supervisors: dict[str, Chronicle] = {}
         self._turning: SupervisorThread | None = None
         spec = self._any_supervisor("root", depth=self.random.randint(0, 2))
-        self.tree = Tree(spec.id, self, max_unstopped=self.pick(0, 2, 100))
+        self.tree = Tree(spec.id, self, max_unstopped=self.pick(0, 2, 100), seed=seed)
         self.tree.telemetry = NoTelemetry(self)  # type: ignore[assignment]
         self.tree.launch = self._launch
-        birth = Birth(ref=0, path="root", spec=spec, incarnation=1, last_exit=None, supervisor=None, tree=self.tree)
-        self.root = SupervisorThread(birth)
+        self.root = SupervisorThread(
+            Birth(
+                ref=0,
+                path="root",
+                spec=spec,
+                incarnation=1,
+                last_exit=None,
+                handover=messages.Handover(),
+                supervisor=None,
+                tree=self.tree,
+            )
+        )
 
     # Dice
 
@@ -520,7 +540,7 @@ class World:
         machine = core.machine
         running = {ref for ref, slot in machine._live.items() if slot.state is not ChildState.RESTARTING}
         gone = {ref for ref, slot in machine._live.items() if slot.state is ChildState.UNSTOPPED}
-        gone |= {message.ref for message in machine._early}
+        gone |= {slot.ref for slot, _ in machine._early}
         self.check(
             running - gone == set(core._children), f"{core.path}: {running} live, {set(core._children)} children"
         )

@@ -24,7 +24,7 @@ from otpy.exceptions import Fenced, Ignore, Killed, Shutdown, SpecError
 from otpy.messages import ChildExited, ChildStarted
 from otpy.reports import ExitKind, ExitReason
 from otpy.specs import ChildSpec, Common, check_common
-from otpy.threads import Role
+from otpy.threads import Role, ThreadState
 
 
 class Service:
@@ -57,8 +57,9 @@ def thread(target: Callable[..., object], *args: Any, id: str | None = None, **c
         target: Called as ``target(ctx, *args)``, or a subclass of ``Service``, whose ``init`` gets *args*.
         args: Its arguments, the same at each start.
         id: Its name among its siblings; default: the name of *target*.
-        **common: ``restart``, ``shutdown``, ``significant``, ``ready``, ``start_timeout``, ``interrupt``,
-            ``unstopped``, ``purpose``: see ``ChildSpec``. A ``Service`` is always ``ready=True``.
+        **common: ``restart``, ``shutdown``, ``significant``, ``ready``, ``start_timeout``, ``heartbeat``, ``backoff``,
+            ``snapshot``, ``interrupt``, ``unstopped``, ``purpose``: see ``ChildSpec``. A ``Service`` is always
+            ``ready=True``.
 
     Raises:
         SpecError: A field is wrong, or *target* cannot be called with these arguments.
@@ -207,10 +208,6 @@ class ThreadChild:
     _thread: threading.Thread | None = attrs.field(default=None, init=False)
     _deliver: Deliver = attrs.field(init=False)
 
-    @property
-    def path(self) -> str:
-        return self.birth.path
-
     def start(self, deliver: Deliver) -> None:
         birth = self.birth
         self._deliver, self._ctx = deliver, Context(birth, deliver)
@@ -235,6 +232,21 @@ class ThreadChild:
     def abandon(self) -> None:
         self._ctx.ask()
         self._ctx.fence()
+        self._mark(ThreadState.UNSTOPPED)
+
+    def detach(self) -> None:
+        self._mark(ThreadState.DETACHED)
+
+    def _mark(self, state: ThreadState) -> None:
+        if self._thread is not None:
+            threads.mark(self._thread, state, self._ctx.ask)
+
+    def pulse(self) -> tuple[float, float]:
+        return self._ctx.pulse()
+
+    @property
+    def state(self) -> object:
+        return self._ctx.saved
 
     def stack(self) -> str:
         frame = sys._current_frames().get(self._thread.ident or 0) if self._thread else None

@@ -38,6 +38,7 @@ class Mute:
 
     birth: object
     alive = False
+    state = None
 
     def start(self, deliver):
         deliver(messages.ChildStarted(self.birth.ref))
