@@ -4,6 +4,8 @@ Reports are in ``otpy.reports``; the ports for new kinds of children, clocks and
 """
 
 from otpy import abc, reports
+from otpy.children.adopted import adopt
+from otpy.children.periodic import periodic
 from otpy.children.thread import Service, thread
 from otpy.context import Context, current
 from otpy.exceptions import (
@@ -82,8 +84,10 @@ __all__ = [
     "TreeFailed",
     "WouldDeadlock",
     "abc",
+    "adopt",
     "current",
     "dynamic_supervisor",
+    "periodic",
     "reports",
     "run",
     "start",

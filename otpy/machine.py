@@ -426,9 +426,9 @@ class SupervisorMachine:
         slot.state, slot.due = ChildState.UNDEFINED, None
 
     def _overtake(self, slot: Slot) -> None:
-        """A plan takes the child over: it is no failed start any more that wants to be tried again by itself."""
+        """A plan takes the child over: nothing that has failed, waits or is held for comes back by itself any more."""
         self._call_off(slot)
-        slot.why = Why.GROUP
+        slot.why, slot.wanted = Why.GROUP, False
 
     def _write_off(self, slot: Slot) -> None:
         """Stop waiting for the end of an unstopped child."""
@@ -640,13 +640,13 @@ class SupervisorMachine:
 
     def _stall_is_over(self, slot: Slot, reason: ExitReason) -> None:
         """The stalled child has ended or been given up: now its failure counts as a crash does, also during boot."""
+        self._settled(slot)  # first: its failure may end the supervisor, and then nothing must be left to look at
         if self.phase is Phase.BOOTING:
             slot.state = ChildState.RUNNING
             self._enlist(slot)  # under a new number: if it was given up, it may still say something
             self._early.append((slot, reason))
         else:
             self._died(slot, reason)
-        self._settled(slot)
 
     def _wait_is_over(self, slot: Slot, message: Due) -> None:
         self._try_again(slot)
@@ -821,8 +821,8 @@ class SupervisorMachine:
         """Terminate a child that does not run: whatever was going to start it does not."""
         slot.wanted, slot.why = False, Why.CALLED
         if slot.due is not None:  # the rest of its group is down because of this child only
-            _, starts = self._take_over(slot)
-            self._plan = _plan((), (id for id in starts if id != slot.id))
+            stops, starts = self._take_over(slot)
+            self._plan = _plan(stops, (id for id in starts if id != slot.id))
         self._call_off(slot)
         if slot.state is ChildState.UNDEFINED:
             self._release(slot, Fate.KEEP)

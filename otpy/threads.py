@@ -4,7 +4,8 @@ The threads that otpy needs for itself are daemon threads, so that one that cann
 interpreter hostage; trees that still run when the interpreter exits are stopped in order by tree.py.
 
 Who owns what: an entry is made by whoever starts the thread, before it starts, and removed by the thread itself as its
-last act; ``mark`` is called by the supervisor of the thread. Readers may come from any thread, and take copies.
+last act; ``mark`` is called by the supervisor of the thread. Readers may come from any thread, and take copies. Whether
+a thread has begun is answered once: by itself as its first act, or by its starter, if the start fails.
 """
 
 from __future__ import annotations
@@ -12,9 +13,13 @@ from __future__ import annotations
 import enum
 import threading
 import time
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Sequence
+from concurrent.futures import InvalidStateError
 
 import attrs
+
+from otpy.exceptions import CallTimeout
+from otpy.mailbox import Reply, bounded
 
 
 class Role(enum.Enum):
@@ -36,25 +41,54 @@ class ThreadState(enum.Enum):
 
 @attrs.define(eq=False)
 class Entry:
-    """A living thread of ours.
+    """A living thread of ours, or one that is about to start.
 
     Attributes:
         thread, role, purpose: Which, and what for.
+        name: The one that it was started with; anybody may change that of the thread.
         owner: The tree or the registry that it belongs to.
         spawned_at: When it was started, wall clock.
         since: The same, monotonic.
         state: What became of it.
         ask: How to ask it to stop, where its owner does not do that any more.
+        begun: Answered True when it runs, or False if it never will.
     """
 
     thread: threading.Thread
     role: Role
     purpose: str
     owner: object
+    name: str
     spawned_at: float = attrs.field(factory=time.time)
     since: float = attrs.field(factory=time.monotonic)
     state: ThreadState = ThreadState.RUNNING
     ask: Callable[[], object] | None = None
+    begun: Reply = attrs.field(factory=Reply)
+
+    @property
+    def alive(self) -> bool:
+        """Whether it runs, or is about to start."""
+        return self.thread.is_alive() or not self.begun.is_given
+
+    def join(self, timeout: float) -> None:
+        """Wait *timeout* seconds for its end. A thread does not wait for itself."""
+        deadline = time.monotonic() + timeout
+        if self.thread is threading.current_thread():
+            return
+        try:
+            runs = self.begun.wait(timeout, self.name)  # one that has not started cannot be joined
+        except CallTimeout:
+            return
+        if runs:
+            self.thread.join(bounded(deadline - time.monotonic()))
+
+    def settle_start(self, runs: bool) -> bool:
+        """Answer whether it runs; return False if that has been answered already."""
+        try:
+            self.begun.answer(runs)
+        except InvalidStateError:
+            return False
+        return True
 
 
 _entries: dict[threading.Thread, Entry] = {}
@@ -68,21 +102,42 @@ def spawn(
     Raises:
         RuntimeError: The system has no more threads to give, or the interpreter exits.
     """
+    return launch(enlist(target, name=name, role=role, purpose=purpose, owner=owner, daemon=daemon))
+
+
+def enlist(
+    target: Callable[[], object], *, name: str, role: Role, purpose: str, owner: object, daemon: bool = True
+) -> Entry:
+    """Make the entry of a thread that is to be started by ``launch``."""
 
     def run() -> None:
+        if not entry.settle_start(True):
+            return  # whoever started it was interrupted meanwhile, and has given it up
         try:
             target()
         finally:
             forget(thread)
 
     thread = threading.Thread(target=run, name=name, daemon=daemon)
-    _entries[thread] = Entry(thread, role, purpose, owner)
+    entry = _entries[thread] = Entry(thread, role, purpose, owner, name)
+    return entry
+
+
+def launch(entry: Entry) -> threading.Thread:
+    """Start the thread of *entry*.
+
+    What a signal handler raises meanwhile is raised here; the thread then runs, and is in the record, or never will.
+
+    Raises:
+        RuntimeError: The system has no more threads to give, or the interpreter exits.
+    """
     try:
-        thread.start()
+        entry.thread.start()
     except BaseException:
-        forget(thread)
+        if entry.settle_start(False):
+            forget(entry.thread)
         raise
-    return thread
+    return entry.thread
 
 
 def forget(thread: threading.Thread) -> bool:
@@ -109,17 +164,16 @@ def settle(owner: object, roles: Container[Role], timeout: float) -> tuple[str, 
     Args:
         timeout: Seconds for all together.
     """
-    waited_for = [one.thread for one in entries(owner) if one.role in roles and one.state is ThreadState.RUNNING]
-    return tuple(thread.name for thread in join_all(waited_for, timeout))
+    waited_for = [one for one in entries(owner) if one.role in roles and one.state is ThreadState.RUNNING]
+    return tuple(one.name for one in join_all(waited_for, timeout))
 
 
-def join_all(threads: list[threading.Thread], timeout: float) -> list[threading.Thread]:
+def join_all(waited_for: Sequence[Entry], timeout: float) -> list[Entry]:
     """Wait *timeout* seconds for all together; return those that still live. A thread does not wait for itself."""
     deadline = time.monotonic() + timeout
-    for thread in threads:
-        if thread is not threading.current_thread() and thread.is_alive():  # and so it has been started, too
-            thread.join(max(0.0, deadline - time.monotonic()))
-    return [thread for thread in threads if thread.is_alive()]
+    for entry in waited_for:
+        entry.join(max(0.0, deadline - time.monotonic()))
+    return [entry for entry in waited_for if entry.alive]
 
 
 def forget_all() -> None:

@@ -14,7 +14,7 @@ FLOORS = [
     {"exceptions", "specs", "messages", "reports"},
     {"restarts", "strategy", "machine"},
     {"abc", "mailbox", "telemetry", "threads"},
-    {"context", "tree", "children", "children.thread", "supervisors"},
+    {"context", "tree", "children", "children.thread", "children.adopted", "children.periodic", "supervisors"},
 ]
 FLOOR = {module: number for number, modules in enumerate(FLOORS) for module in modules}
 

@@ -2,7 +2,7 @@
 
 The supervisors are the real ones: machine, timers, mailbox and the loop that obeys. Only three things are replaced:
 their threads (the world turns them, in random order), the clock (it jumps to the next thing that happens) and the
-children (actors that start, fail, stall, ignore stops and wake up late, as the dice fall).
+children (actors that start, fail, fall silent, save, ignore stops and wake up late, as the dice fall).
 
 While a life goes on, the world checks the invariants below; ``live(seed)`` raises Broken with the story so far.
 ``python -m tests.walks COUNT [FIRST]`` walks through many seeds.
@@ -25,16 +25,20 @@ import attrs
 
 from otpy import exceptions, messages, reports
 from otpy.abc import Birth, Deliver
-from otpy.machine import INTERRUPT_GRACE, Phase
+from otpy.machine import ACTIVE, INTERRUPT_GRACE, Phase
 from otpy.mailbox import Reply
 from otpy.messages import ChildExited, ChildStarted, StopSupervisor
 from otpy.reports import ChildState, ExitKind, ExitReason
-from otpy.specs import AutoShutdown, Budget, ChildSpec, Restart, Strategy, SupervisorSpec
+from otpy.specs import AutoShutdown, Backoff, Budget, ChildSpec, Restart, Strategy, SupervisorSpec
+from otpy.strategy import restart_group
 from otpy.supervisors import SupervisorThread
 from otpy.tree import Tree
 
 MOST_TURNS = 20_000
 """A life that takes more turns than this goes in a circle."""
+
+MOST_LINES = 5_000
+"""After so many lines of its story nobody checks in any more, so that a life with heartbeats comes to its end."""
 
 
 class Broken(AssertionError):
@@ -53,6 +57,11 @@ class Actor:
     asked: bool = False
     asked_at: float = math.inf
     killed_at: float = math.inf
+    beat: float = 0.0
+    silent_until: float = 0.0
+    saved: object = None
+    detached: bool = False
+    slot: Any = None
     reason: ExitReason | None = None
     deliver: Deliver = attrs.field(init=False)
 
@@ -65,7 +74,7 @@ class Actor:
         return not self.ended
 
     def start(self, deliver: Deliver) -> None:
-        self.deliver = deliver
+        self.deliver, self.saved = deliver, self.birth.handover.state
         self.world.note_birth(self)
         if not self.birth.spec.ready and not self.world.chance(0.03):
             self._is_up()  # as a thread child: up as soon as its thread is
@@ -95,14 +104,15 @@ class Actor:
         self.world.note_end(self)
 
     def detach(self) -> None:
-        pass
+        self.detached = True
+        self.world.note_detach(self)
 
     def pulse(self) -> tuple[float, float]:
-        return 0.0, 0.0
+        return self.beat, self.silent_until
 
     @property
     def state(self) -> object:
-        return None
+        return self.saved
 
     def stack(self) -> str:
         return "" if self.ended else "somewhere"
@@ -110,6 +120,7 @@ class Actor:
     def _is_up(self) -> None:
         if not self.ended:
             self.is_up = True
+            self._check_in(0.0)
             self.deliver(ChildStarted(self.birth.ref, self.path))
 
     def _come_up_soon(self) -> None:
@@ -119,6 +130,17 @@ class Actor:
     def _plan_life(self) -> None:
         if self.world.chance(0.5):
             self.world.after(self.world.delay() * 4, lambda: self.end(self.world.any_reason()))
+
+    def _check_in(self, allow: float) -> None:
+        """Check in now and again, and save what has been done, until the dice say silence; a stray does it as well."""
+        heartbeat = self.birth.spec.heartbeat
+        if self.ended or heartbeat is None:
+            return
+        self.beat, self.silent_until = self.world.now, self.world.now + max(allow, heartbeat)
+        self.saved = (self.birth.incarnation, self.world.now)
+        if self.world.chance(0.8) and len(self.world.story) < MOST_LINES:
+            allow = self.world.pick(0.0, 0.0, 3 * heartbeat)
+            self.world.after(self.world.pick(0.5, 0.9, 0.9) * max(allow, heartbeat), lambda: self._check_in(allow))
 
     def _fail_soon(self) -> None:
         delay = self.world.pick(0.0, 0.0, self.world.delay())
@@ -171,6 +193,8 @@ class NoTelemetry:
     def tell(self, report: reports.Report) -> None:
         self.world.note_report(report)
 
+    tell_late = tell
+
     def escalate(self, own: object, escalation: reports.Escalation) -> None:
         self.world.escalations.append(escalation)
 
@@ -192,6 +216,7 @@ class Chronicle:
     called: set[Actor] = attrs.field(factory=set)
     excused: set[str] = attrs.field(factory=set)
     has_given_up: bool = False
+    slack: float = 0.0
 
 
 class World:
@@ -210,6 +235,11 @@ class World:
         self._cast: dict[tuple[str, int], Actor] = {}
         self._supervisors: dict[str, Chronicle] = {}
         self._turning: SupervisorThread | None = None
+        self._left: dict[object, object] = {}
+        self._failed: dict[object, float] = {}
+        self._detached: list[Actor] = []
+        self._broken: Broken | None = None
+        self.has_health = self.chance(0.5)
         spec = self._any_supervisor("root", depth=self.random.randint(0, 2))
         self.tree = Tree(spec.id, self, max_unstopped=self.pick(0, 2, 100), seed=seed)
         self.tree.telemetry = NoTelemetry(self)  # type: ignore[assignment]
@@ -274,7 +304,13 @@ class World:
             start_timeout=self.pick(None, 0.5),
             interrupt=self.chance(0.8),
             unstopped=self.pick("replace", "replace", "hold", "escalate"),
+            heartbeat=self.pick(None, None, 0.7, 2.0) if self.has_health else None,
+            backoff=self._any_backoff() if self.has_health else None,
         )
+
+    def _any_backoff(self) -> Backoff | None:
+        calm = self.pick(0.0, 3.0, 60.0)
+        return self.pick(None, None, None, Backoff(0.2, 1.0, reset_after=calm), Backoff(2.0, 6.0, jitter=1.0))
 
     # The clock, and what happens when
 
@@ -355,6 +391,7 @@ class World:
             core.turn()
         finally:
             core._ident = self._turning = None
+        self.check(True, "")
         if core.alive:
             self._check_consistency(core)
         else:
@@ -381,6 +418,8 @@ class World:
             )
         elif self.chance(0.03) and core is not self.root:
             self._post(core, StopSupervisor(self.pick(None, 0.0, 1.0)))
+        elif self.chance(0.003):
+            self._post(core, StopSupervisor(detach=True))
         else:
             self._call(core)
 
@@ -392,7 +431,7 @@ class World:
         calls: tuple[messages.Call, ...] = (
             messages.StartChild(reply=reply, inside=self._any_inside(core), spec=spec),
             messages.StartChild(reply=reply, spec=spec),
-            messages.TerminateChild(reply=reply, inside=self._any_inside(core), id=id),
+            messages.TerminateChild(reply=reply, inside=self._any_inside(core), id=id, detach=self.chance(0.1)),
             messages.RestartChild(reply=reply, inside=self._any_inside(core), id=id),
             messages.RestartChild(reply=reply, id=id),
             messages.DeleteChild(reply=reply, id=id),
@@ -421,8 +460,10 @@ class World:
         self.story.append(f"{self.now:9.3f} {line}")
 
     def check(self, holds: bool, what: str) -> None:
-        if not holds:
-            raise Broken(what + "\n" + "\n".join(self.story[-60:]))
+        if not holds and self._broken is None:
+            self._broken = Broken(what + "\n" + "\n".join(self.story[-60:]))
+        if self._broken is not None:
+            raise self._broken  # again and again: a supervisor takes what its children raise
 
     def _of(self, path: str) -> Chronicle:
         return self._supervisors[path.rpartition("/")[0]]
@@ -432,9 +473,22 @@ class World:
         chronicle = self._of(actor.path)
         self.check(actor.path not in self._on_stage, f"{actor.path} has two incarnations")
         self._cast[actor.path, actor.birth.incarnation] = actor  # an id that is used again counts from 1 again
-        self.check(chronicle.core.machine.phase in (Phase.BOOTING, Phase.UP), f"{actor.path} started while ending")
         self._on_stage[actor.path] = actor
+        machine = chronicle.core.machine
+        slot = actor.slot = machine.slots[actor.birth.spec.id]
+        is_over = machine.phase in (Phase.ENDING, Phase.ENDED) and not self._is_about_to_end(chronicle.core)
+        self.check(not is_over, f"{actor.path} started while ending")
+        left = self._left.get(slot)
+        self.check(actor.saved == left, f"{actor.path} got {actor.saved}, and was left {left}")
+        if slot.spec.backoff is not None:
+            chronicle.slack = max(chronicle.slack, slot.spec.backoff.maximum)
+            self._check_wait(chronicle, slot)
         self._note_start(chronicle, actor)
+
+    def _is_about_to_end(self, core: SupervisorThread) -> bool:
+        """Whether the decision to end is younger than the order that is being obeyed: it is told further on."""
+        told = [order.report for order in core._orders if isinstance(order, messages.Tell)]
+        return any(isinstance(report, reports.LimitReached | reports.AutoShutdown) for report in told)
 
     def _note_start(self, chronicle: Chronicle, actor: Actor) -> None:
         slot = chronicle.core.machine.slots[actor.birth.spec.id]
@@ -456,6 +510,15 @@ class World:
         if slot.cause is reports.Cause.INIT:
             later = list(machine.slots)[list(machine.slots).index(slot.id) + 1 :]
             self.check(not any(self._is_on_stage(f"{machine.path}/{id}") for id in later), f"{actor.path} out of order")
+
+    def _check_wait(self, chronicle: Chronicle, slot: Any) -> None:
+        """A child that failed and is restarted alone has waited; a call or a group restart may have hastened it."""
+        failed = self._failed.pop(slot, None)
+        is_alone = chronicle.core.machine.spec.strategy is Strategy.ONE_FOR_ONE
+        if failed is not None and is_alone and slot.cause is reports.Cause.RESTART:
+            waited, backoff = self.now - failed, slot.spec.backoff
+            least = backoff.initial * (1 - backoff.jitter)
+            self.check(waited >= least - 1e-9, f"{chronicle.core.path}/{slot.id} waited {waited:.3f} s only")
 
     def _is_on_stage(self, path: str) -> bool:
         supervisor = self._supervisors.get(path)
@@ -488,8 +551,16 @@ class World:
         self.say(f"{'fence' if not actor.ended else 'end'} {actor.path} {actor.birth.incarnation} {actor.reason}")
         if self._on_stage.get(actor.path) is actor:
             del self._on_stage[actor.path]
+            self._left[actor.slot] = actor.saved
             if not actor.fenced:
                 self._of(actor.path).deaths.append(actor)
+
+    def note_detach(self, actor: Actor) -> None:
+        self.say(f"detach {actor.path} {actor.birth.incarnation}")
+        self.check(not actor.asked, f"{actor.path} was asked to stop and let go")
+        if self._on_stage.get(actor.path) is actor:
+            del self._on_stage[actor.path]
+            self._detached.append(actor)
 
     def is_news_in_flight(self, actor: Actor) -> bool:
         """Whether its end is on the queue, so that its supervisor cannot know."""
@@ -501,11 +572,20 @@ class World:
             self._note_limit(report)
         elif isinstance(report, reports.Unstopped):
             self._of(report.path).given_up.add(self._cast.get((report.path, report.incarnation)))
+        elif isinstance(report, reports.Stalled):
+            self._note_stall(report)
         elif isinstance(report, reports.ChildTerminated | reports.StartError | reports.ShutdownError):
             self._note_death(report)
 
+    def _note_stall(self, report: reports.Stalled) -> None:
+        actor = self._cast[report.path, report.incarnation]
+        self.check(self.now >= actor.silent_until, f"{report.path} stalled at {actor.silent_until:.3f} and not before")
+        self.check(actor.is_up and not actor.asked, f"{report.path} has no reason to check in")
+
     def _note_death(self, report: Any) -> None:
         chronicle = self._of(report.path)
+        if isinstance(report, reports.ChildTerminated) and self._is_of_a_detached(report):
+            return
         actor = self._cast.get((report.path, report.incarnation))  # None: a supervisor
         chronicle.told[actor] += 1
         self.check(actor is None or chronicle.told[actor] == 1, f"{report.path}: a death told twice")
@@ -513,12 +593,26 @@ class World:
             self._note_crash(chronicle, report)
         elif isinstance(report, reports.StartError):
             chronicle.failed.append(self.now)
+        if isinstance(report, reports.ChildTerminated | reports.StartError) and actor is not None:
+            slot = chronicle.core.machine.slots.get(actor.birth.spec.id)
+            if slot is not None and slot.incarnation == report.incarnation:
+                self._failed[slot] = self.now
+
+    def _is_of_a_detached(self, report: reports.ChildTerminated) -> bool:
+        """Whether it is about one that runs no more in the tree; then its death need not be told again."""
+        for actor in self._detached:
+            same = (actor.path, actor.birth.incarnation) == (report.path, report.incarnation)
+            if same and actor.reason is report.reason:
+                self._detached.remove(actor)
+                return True
+        return False
 
     def _note_crash(self, chronicle: Chronicle, report: Any) -> None:
         actor = self._cast.get((report.path, report.incarnation))
         spec = actor.birth.spec if actor else self._supervisors[report.path].core.machine.spec
         if spec.restart is not Restart.TEMPORARY and not report.reason.is_fatal:
-            self._check_window(chronicle, chronicle.terminated)
+            if not chronicle.slack:  # where some wait, the unit is spent later
+                self._check_window(chronicle, chronicle.terminated)
             chronicle.terminated.append(self.now)
 
     def _note_limit(self, report: reports.LimitReached) -> None:
@@ -526,7 +620,8 @@ class World:
         self.check(not chronicle.has_given_up, f"{report.path} gave up twice")
         chronicle.has_given_up = True
         spec, reason = chronicle.core.machine.spec, report.escalation.reason
-        units = [at for at in chronicle.terminated + chronicle.failed if self.now - at <= spec.period]
+        period = spec.period + chronicle.slack
+        units = [at for at in chronicle.terminated + chronicle.failed if self.now - at <= period]
         forced = reason.is_fatal or reason.kind is ExitKind.KILLED
         self.check(forced or len(units) > spec.intensity, f"{report.path} gave up after {len(units)} restarts only")
         below = reason.detail
@@ -548,8 +643,10 @@ class World:
             self.check(
                 (slot.state is ChildState.UNDEFINED) == (slot.ref not in machine._live), f"{core.path}/{slot.id}: ref"
             )
+            comes = machine._plan is not None and slot.id in machine._plan.starts
             self.check(
-                slot.asked is None or slot.state in (ChildState.STARTING, ChildState.STOPPING), f"{slot.id}: asked"
+                slot.asked is None or comes or slot.state in (ChildState.STARTING, ChildState.STOPPING),
+                f"{slot.id}: asked",
             )
             self.check(not slot.leavers or slot.state is ChildState.STOPPING, f"{slot.id}: leavers")
             self.check(not slot.waiting or slot.state is ChildState.STOPPING, f"{slot.id}: waiting")
@@ -557,9 +654,37 @@ class World:
         self.check(machine.phase is Phase.UP or machine._plan is not None, f"{core.path}: no plan")
         if machine.phase is Phase.UP and machine._plan is None:
             self._check_nobody_is_forgotten(core)
+        self._check_timers(core)
         for id in machine._plan.awaiting if machine._plan else ():
             state = machine.slots[id].state
             self.check(state in (ChildState.STARTING, ChildState.STOPPING), f"{core.path} waits for {id}, {state}")
+
+    def _check_timers(self, core: SupervisorThread) -> None:
+        """Whoever has to check in, or waits for a restart, has a timer; nobody has one who is gone."""
+        machine, timers = core.machine, core.timers._at
+        stale = set(timers) - set(machine._live) - {messages.SUPERVISOR}
+        self.check(not stale, f"{core.path}: stale timers {stale}")
+        early = {slot for slot, _ in machine._early}
+        for slot in machine._live.values():
+            if slot.state is ChildState.RUNNING and slot.spec.heartbeat is not None and slot not in early:
+                self._check_heartbeat(core, slot)
+            if slot.due is not None:
+                self.check(slot.state is ChildState.RESTARTING and slot.ref in timers, f"{slot.id} waits for nothing")
+                self.check(slot.due <= self.now + slot.spec.backoff.maximum, f"{slot.id} waits too long")
+                self._check_group_waits(core, slot)
+
+    def _check_heartbeat(self, core: SupervisorThread, slot: Any) -> None:
+        doomed = core.machine._plan is not None and slot.id in core.machine._plan.stops
+        actor = self._cast[f"{core.path}/{slot.id}", slot.incarnation]
+        at = core.timers._at.get(slot.ref, (math.inf,))[0]
+        self.check(doomed or at <= max(self.now, actor.silent_until) + 1e-9, f"{actor.path} may be silent for ever")
+
+    def _check_group_waits(self, core: SupervisorThread, waiting: Any) -> None:
+        """While a child waits, the rest of its group is down, but for what a caller has started."""
+        if core.machine._plan is None and not self._supervisors[core.path].excused:
+            for id in restart_group(core.machine.spec.strategy, core.machine.slots, waiting.id)[0]:
+                slot = core.machine.slots[id]
+                self.check(slot.state not in ACTIVE, f"{core.path}/{id} does not wait with {waiting.id}")
 
     def _check_nobody_is_forgotten(self, core: SupervisorThread) -> None:
         """A permanent child is down only if a caller or the child itself wanted it so.
@@ -594,6 +719,8 @@ class World:
         for chronicle in self._supervisors.values():
             self.check(not chronicle.core.alive, f"{chronicle.core.path} runs after the end")
             self._check_deaths(chronicle)
+        crashed = [one.path for one in self._detached if one.ended and not one.reason.is_normal]  # type: ignore[union-attr]
+        self.check(not crashed, f"{crashed} crashed after they were let go, and nobody was told")
         unanswered = [reply for reply in self._replies if not reply.is_given]
         self.check(not unanswered, f"{len(unanswered)} calls were never answered")
 

@@ -65,8 +65,8 @@ def thread(target: Callable[..., object], *args: Any, id: str | None = None, **c
         SpecError: A field is wrong, or *target* cannot be called with these arguments.
     """
     check_common("thread", common)
-    name = id if id is not None else getattr(target, "__name__", "")
-    _check(name, target, args)
+    name = id if id is not None else name_of(target)
+    _check(path_of(name, "thread"), target, args)
     if _is_service(target):
         common["ready"] = True
     return ChildSpec(id=name, start=ThreadStart(target, args), **common)
@@ -76,30 +76,49 @@ def _is_service(target: object) -> bool:
     return isinstance(target, type) and issubclass(target, Service)
 
 
-def _check(name: str, target: Any, args: tuple[Any, ...]) -> None:
-    path = name if isinstance(name, str) and name else "<thread>"
-    if not callable(target):
-        raise SpecError(path, "target", target, "a callable or a subclass of Service")
-    if inspect.iscoroutinefunction(target) or inspect.isgeneratorfunction(target) or inspect.isasyncgenfunction(target):
-        raise SpecError(path, "target", target, "a plain function: calling this one would run nothing")
+def _check(path: str, target: Any, args: tuple[Any, ...]) -> None:
+    check_function(path, "target", target, "a callable or a subclass of Service")
     if _is_service(target):
         _check_service(path, target, args)
     else:
-        _check_call(path, target, ("ctx", *args), "a callable that takes (ctx, *args)")
+        check_call(path, "target", target, ("ctx", *args), "a callable that takes (ctx, *args)")
 
 
 def _check_service(path: str, target: type[Service], args: tuple[Any, ...]) -> None:
     if target.run is Service.run:
         raise SpecError(path, "target", target, "a Service with a run method")
-    _check_call(path, target, (), "a Service that can be made without arguments; init gets them")
-    _check_call(path, target.init, ("self", *args), "a Service whose init takes (*args)")
+    check_call(path, "target", target, (), "a Service that can be made without arguments; init gets them")
+    check_call(path, "target", target.init, ("self", *args), "a Service whose init takes (*args)")
 
 
-def _check_call(path: str, target: Callable[..., object], args: tuple[Any, ...], expected: str) -> None:
+# What other builders do in the same way
+
+
+def name_of(target: object) -> str:
+    """Return the default of an id: the name of *target*; "", which is no id, if nobody gave it one."""
+    name: str = getattr(target, "__name__", "")
+    return "" if name == "<lambda>" else name
+
+
+def path_of(id: str, builder: str) -> str:
+    """Return where an error is, as far as that is known when the spec is made."""
+    return id if isinstance(id, str) and id else f"<{builder}>"
+
+
+def check_function(path: str, field: str, value: Any, expected: str) -> None:
+    """Refuse a *value* that cannot be called, or that would only return something to be run."""
+    if not callable(value):
+        raise SpecError(path, field, value, expected)
+    if inspect.iscoroutinefunction(value) or inspect.isgeneratorfunction(value) or inspect.isasyncgenfunction(value):
+        raise SpecError(path, field, value, "a plain function: calling this one would run nothing")
+
+
+def check_call(path: str, field: str, value: Callable[..., object], args: tuple[Any, ...], expected: str) -> None:
+    """Refuse a *value* that does not take *args*."""
     try:
-        inspect.signature(target).bind(*args)
+        inspect.signature(value).bind(*args)
     except TypeError as error:
-        raise SpecError(path, "target", target, f"{expected} ({error})") from None
+        raise SpecError(path, field, value, f"{expected} ({error})") from None
     except ValueError:
         pass  # a builtin that does not tell its signature
 
