@@ -14,7 +14,7 @@ from otpy.messages import ChildExited
 from otpy.reports import ChildState
 from otpy.restarts import VERDICTS, Fate, Verdict
 from otpy.specs import Restart
-from otpy.supervisors import PERFORM
+from otpy.supervisors import PERFORM, SupervisorThread
 
 BUGS: list[Callable[[Any], None]] = []
 
@@ -303,3 +303,148 @@ def killed_at_once(monkeypatch: Any) -> None:
 def _kill_instead(self: SupervisorMachine, slot: Slot, why: Why) -> None:
     slot.state, slot.why = ChildState.STOPPING, why
     self._kill(slot)
+
+
+@bug
+def a_check_in_is_not_looked_at(monkeypatch: Any) -> None:
+    """A child is stalled once its first deadline has passed, whatever it did meanwhile."""
+    monkeypatch.setitem(machine.DUES, ChildState.RUNNING, lambda self, slot, message: self._stall(slot))
+
+
+@bug
+def one_check_in_is_enough(monkeypatch: Any) -> None:
+    """The deadline is not set again once the child has checked in."""
+    monkeypatch.setitem(
+        machine.DUES,
+        ChildState.RUNNING,
+        lambda self, slot, message: self._stall(slot) if message.silent_until <= self._now else None,
+    )
+
+
+@bug
+def who_starts_is_not_watched(monkeypatch: Any) -> None:
+    """A child that comes up gets no deadline."""
+    real = SupervisorMachine._on_started
+
+    def on_started(self: SupervisorMachine, message: Any) -> None:
+        real(self, message)
+        self._out = [one for one in self._out if not isinstance(one, machine.Arm)]
+
+    monkeypatch.setitem(machine.CLAUSES, machine.ChildStarted, on_started)
+
+
+@bug
+def stalls_are_forgiven(monkeypatch: Any) -> None:
+    """A stalled child is stopped, and that is all."""
+    monkeypatch.delitem(machine.AFTERMATH, Why.STALLED)
+
+
+@bug
+def deadlines_survive(monkeypatch: Any) -> None:
+    """The deadline of a child that has ended is not cleared."""
+    monkeypatch.setattr(SupervisorMachine, "_comes_down", _nothing)
+
+
+@bug
+def stalls_during_boot_are_judged_at_once(monkeypatch: Any) -> None:
+    """The boot and the restart then make a mess of each other's plans."""
+    monkeypatch.setitem(machine.AFTERMATH, Why.STALLED, SupervisorMachine._died)
+
+
+@bug
+def calls_outlive_a_stall_that_ends_all(monkeypatch: Any) -> None:
+    """Calls that waited for the end of a stalled child are looked at after that has ended the supervisor."""
+
+    def stall_is_over(self: SupervisorMachine, slot: Slot, reason: Any) -> None:
+        waiting, slot.waiting = slot.waiting, []
+        real(self, slot, reason)
+        self._waiting.extend(waiting)
+
+    real = SupervisorMachine._stall_is_over
+    monkeypatch.setitem(machine.AFTERMATH, Why.STALLED, stall_is_over)
+
+
+@bug
+def nobody_waits(monkeypatch: Any) -> None:
+    """The back-off is worked out and not waited for."""
+    real = restarts.Patience.next_wait
+    monkeypatch.setattr(restarts.Patience, "next_wait", lambda self: real(self) and 0.0)
+
+
+@bug
+def patience_has_no_limit(monkeypatch: Any) -> None:
+    """Waits grow beyond the maximum."""
+
+    def next_wait(self: restarts.Patience) -> float | None:
+        wait = real(self)
+        return None if wait is None else self._last
+
+    def grow(self: restarts.Patience) -> float | None:
+        wait = next_wait(self)
+        if wait is not None:
+            self._last = wait * 3
+        return self._last
+
+    real = restarts.Patience.next_wait
+    monkeypatch.setattr(restarts.Patience, "next_wait", grow)
+
+
+@bug
+def the_group_does_not_wait(monkeypatch: Any) -> None:
+    """While a child waits, the rest of its group runs on without it."""
+    real = SupervisorMachine._wait
+
+    def wait(self: SupervisorMachine, slot: Slot, *args: Any) -> None:
+        real(self, slot, *args)
+        self._plan = None
+
+    monkeypatch.setattr(SupervisorMachine, "_wait", wait)
+
+
+@bug
+def waits_are_not_absorbed(monkeypatch: Any) -> None:
+    """A group restart leaves the timer of a waiting member armed."""
+    real = SupervisorMachine._call_off
+
+    def call_off(self: SupervisorMachine, slot: Slot) -> None:
+        before = list(self._out)
+        real(self, slot)
+        self._out[:] = before
+
+    monkeypatch.setattr(SupervisorMachine, "_call_off", call_off)
+
+
+@bug
+def nothing_is_handed_over(monkeypatch: Any) -> None:
+    """What a child has saved goes with it."""
+    monkeypatch.setattr(SupervisorThread, "_take_over", _nothing)
+
+
+@bug
+def strays_are_heirs(monkeypatch: Any) -> None:
+    """A child that was given up shares what it saves with its replacement."""
+    real = SupervisorThread._start
+
+    def start(self: SupervisorThread, action: Any) -> None:
+        strays = [child for child in self.tree.strays() if child.birth.handover is action.handover]
+        for child in strays:
+            self._take_over(child)
+        real(self, action)
+
+    monkeypatch.setitem(PERFORM, machine.Start, start)
+
+
+@bug
+def the_detached_die_in_silence(monkeypatch: Any) -> None:
+    """Nobody tells of the crash of a child that was let go."""
+    monkeypatch.setattr(SupervisorThread, "_mourn", _nothing)
+
+
+@bug
+def the_detached_are_forgotten_too_early(monkeypatch: Any) -> None:
+    """Workers are let go and waited for."""
+
+    def let_go(self: SupervisorMachine, slot: Slot) -> None:
+        self._do(machine.Detach(slot.ref))
+
+    monkeypatch.setattr(SupervisorMachine, "_let_go", let_go)

@@ -418,7 +418,7 @@ class World:
             )
         elif self.chance(0.03) and core is not self.root:
             self._post(core, StopSupervisor(self.pick(None, 0.0, 1.0)))
-        elif self.chance(0.003):
+        elif self.chance(0.01):
             self._post(core, StopSupervisor(detach=True))
         else:
             self._call(core)
