@@ -18,6 +18,7 @@ Deliver = Callable[[Message], None]
 """How a child talks to its supervisor. May be called from any thread; never blocks."""
 
 
+@runtime_checkable
 class Clock(Protocol):
     """Where time comes from."""
 

@@ -595,7 +595,8 @@ class Supervisor:
         It is called on a thread of its own, in order, until ``unsubscribe`` or the end of the tree.
         """
         self._core()
-        _check_sink(self._path, "handler", handler)
+        if not _is_sink(handler):
+            raise SpecError(self._path, "handler", handler, "a callable, or an object with put")
         self._tree.telemetry.subscribe(self._path, handler)
 
     def unsubscribe(self, handler: ReportHandler | Puttable) -> None:
@@ -764,33 +765,38 @@ class Options(TypedDict, total=False):
     seed: int | None
 
 
-def _check_sink(path: str, field: str, value: object) -> None:
-    if not callable(value) and not isinstance(value, Puttable):
-        raise SpecError(path, field, value, "a callable, or an object with put")
+def _is_sink(value: object) -> bool:
+    return callable(value) or isinstance(value, Puttable)
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+OPTIONS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    # option: (whether a value is right, what would be right)
+    "reports": (lambda sink: sink is None or _is_sink(sink), "a callable, an object with put, or None"),
+    "on_escalation": (lambda handler: handler is None or callable(handler), "a callable or None"),
+    "log": (lambda log: isinstance(log, bool), "True or False"),
+    "timeout": (
+        lambda seconds: seconds is None or (is_number(seconds) and seconds > 0),
+        "a finite number of seconds > 0, or None",
+    ),
+    "max_unstopped": (lambda count: _is_int(count) and count >= 0, "an int >= 0"),
+    "clock": (lambda clock: clock is None or isinstance(clock, Clock), "an otpy.abc.Clock, or None"),
+    "seed": (lambda seed: seed is None or _is_int(seed), "an int or None"),
+}
 
 
 def _check_options(spec: SupervisorSpec, options: Options) -> None:
     if not isinstance(spec, SupervisorSpec):
         raise SpecError("<tree>", "tree", spec, "a supervisor's spec, as supervisor() makes")
-    if unknown := options.keys() - Options.__annotations__.keys():
-        raise SpecError(spec.id, min(unknown), "an option", f"one of {', '.join(Options.__annotations__)}")
-    if (reports := options.get("reports")) is not None:
-        _check_sink(spec.id, "reports", reports)
-    if (handler := options.get("on_escalation")) is not None and not callable(handler):
-        raise SpecError(spec.id, "on_escalation", handler, "a callable or None")
-    _check_numbers(spec, options)
-
-
-def _check_numbers(spec: SupervisorSpec, options: Options) -> None:
-    timeout, count = options.get("timeout"), options.get("max_unstopped", 100)
-    if timeout is not None and (not is_number(timeout) or timeout <= 0):
-        raise SpecError(spec.id, "timeout", timeout, "a finite number of seconds > 0, or None")
-    if not isinstance(count, int) or isinstance(count, bool) or count < 0:
-        raise SpecError(spec.id, "max_unstopped", count, "an int >= 0")
-    if not isinstance(options.get("seed"), int | None):
-        raise SpecError(spec.id, "seed", options["seed"], "an int or None")
-    if not isinstance(options.get("log", True), bool):
-        raise SpecError(spec.id, "log", options["log"], "True or False")
+    for name, value in options.items():
+        if name not in OPTIONS:
+            raise SpecError(spec.id, name, "an option", f"one of {', '.join(OPTIONS)}")
+        is_right, expected = OPTIONS[name]
+        if not is_right(value):
+            raise SpecError(spec.id, name, value, expected)
 
 
 def _begin(spec: SupervisorSpec, options: Options, signals: _Signals) -> SupervisorThread:

@@ -8,6 +8,7 @@ import pytest
 
 from otpy import (
     AutoShutdown,
+    Backoff,
     Budget,
     ChildSpec,
     Ignore,
@@ -48,6 +49,9 @@ CHILD_FIELDS = [
     ("ready", [1, None]),
     ("interrupt", [0, "no"]),
     ("start_timeout", [0, -1, math.nan, math.inf, "1", True]),
+    ("heartbeat", [0, -1, math.nan, math.inf, "1", True]),
+    ("backoff", [1.0, "exponential", (1, 2)]),
+    ("snapshot", ["deep", 3]),
     ("unstopped", ["ignore", None]),
     ("purpose", [None, 3]),
 ]
@@ -81,6 +85,35 @@ def test_a_bad_field_of_a_supervisor(field, value):
     error = error_of(supervisor, "app", **{field: value})
 
     assert (error.path, error.field, error.value) == ("app", field, value)
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        ({"initial": 0}, "initial"),
+        ({"initial": "1"}, "initial"),
+        ({"maximum": 0.5}, "maximum"),
+        ({"maximum": math.inf}, "maximum"),
+        ({"factor": 0.5}, "factor"),
+        ({"factor": math.nan}, "factor"),
+        ({"jitter": -0.1}, "jitter"),
+        ({"jitter": 1.1}, "jitter"),
+        ({"reset_after": -1}, "reset_after"),
+        ({"reset_after": True}, "reset_after"),
+    ],
+)
+def test_a_bad_backoff(options, field):
+    """It has no path yet, and says so."""
+    error = error_of(Backoff, **({"initial": 1.0, "maximum": 30.0} | options))
+
+    assert (error.path, error.field, error.value) == ("<Backoff>", field, options[field])
+
+
+def test_a_supervisor_has_no_heartbeat_and_saves_nothing():
+    """Its children do."""
+    assert error_of(supervisor, "app", heartbeat=1.0).field == "heartbeat"
+    assert error_of(supervisor, "app", snapshot=None).field == "snapshot"
+    assert supervisor("app", backoff=Backoff(1, 2)).backoff == Backoff(1, 2)
 
 
 @pytest.mark.parametrize("value", [-1, 2.5, "2", True])
@@ -266,6 +299,9 @@ def test_nesting_has_a_bound():
         ("max_unstopped", -1),
         ("max_unstopped", 1.5),
         ("max_unstopped", True),
+        ("clock", 3),
+        ("seed", 1.5),
+        ("seed", True),
         ("clok", None),
     ],
 )
