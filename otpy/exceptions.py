@@ -13,6 +13,7 @@ A child's crash is none of these: it is data, an ``ExitReason``, and never an ex
 from __future__ import annotations
 
 import reprlib
+import traceback
 
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 80
@@ -26,6 +27,34 @@ def show(value: object) -> str:
         BaseException
     ):  # reprlib catches Exception only, and this runs where a SystemExit would end a handler's thread
         return f"<{type(value).__name__} without a repr>"
+
+
+def is_a(error: BaseException | None, *kinds: type[BaseException]) -> bool:
+    """Whether *error* is of one of *kinds*; unlike isinstance this runs no code of the exception's."""
+    return issubclass(type(error), kinds)
+
+
+def forget_locals(error: BaseException | None) -> None:
+    """Release the local variables in the traceback of *error* and of all that led to it; the lines stay."""
+    left: list[BaseException | None] = [error]
+    seen: set[int] = set()
+    while left:
+        one = left.pop()
+        if one is None or id(one) in seen:
+            continue
+        seen.add(id(one))
+        traceback.clear_frames(one.__traceback__)
+        left += [one.__cause__, one.__context__]
+        if isinstance(one, BaseExceptionGroup):
+            left += one.exceptions
+
+
+def traceback_of(error: BaseException) -> str:
+    """Return the formatted traceback of *error*, always printable, whatever the exception does."""
+    try:
+        return printable("".join(traceback.format_exception(error)))
+    except Exception as worse:
+        return f"{type(error).__name__}: its traceback could not be formatted: {show(worse)}\n"
 
 
 def printable(text: str) -> str:

@@ -55,7 +55,7 @@ from typing import Any, TypeVar
 import attrs
 
 from otpy import exceptions, reports
-from otpy.exceptions import NotAlive, NotFound, Refusal, SpecError, WouldDeadlock
+from otpy.exceptions import NotAlive, NotFound, Refusal, SpecError, WouldDeadlock, is_a
 from otpy.messages import (
     SUPERVISOR,
     Abandon,
@@ -175,7 +175,7 @@ class Slot:
     wanted: bool = False
     cause: Cause = Cause.INIT
     asked: StartChild | RestartChild | None = None
-    leavers: list[Any] = attrs.field(factory=list)
+    leavers: list[TerminateChild] = attrs.field(factory=list)
     waiting: list[Call] = attrs.field(factory=list)
 
     @property
@@ -236,6 +236,7 @@ class SupervisorMachine:
         self._live: dict[int, Slot] = {}
         self._plan: Plan | None = None
         self._waiting: collections.deque[Call] = collections.deque()
+        self._callers: dict[str, list[Call]] = {}
         self._early: list[tuple[Slot, ExitReason]] = []
         self._hurried = self._detaching = False
         self._deadline = float("inf")
@@ -489,8 +490,8 @@ class SupervisorMachine:
 
     def _start_error(self, slot: Slot, reason: ExitReason) -> exceptions.StartError:
         """Return the error of the child that failed, however deep: a supervisor hands on what it got from below."""
-        if isinstance(reason.exception, exceptions.StartError):
-            return reason.exception
+        if is_a(reason.exception, exceptions.StartError):
+            return reason.exception  # type: ignore[return-value]
         error = exceptions.StartError(self._path_of(slot), reason)
         error.__cause__ = reason.exception
         return error
@@ -504,14 +505,14 @@ class SupervisorMachine:
 
     def _answer_start(self, slot: Slot) -> None:
         if slot.asked is not None:
-            self._do(Answer(slot.asked.reply, self._info(slot)))
+            self._answer(slot.asked, self._info(slot))
             slot.asked = None
 
     def _refuse_start(self, slot: Slot, reason: ExitReason) -> None:
         """A call's start failed: tell the caller, and nobody else; a new child is not kept."""
         asked, slot.asked = slot.asked, None
         if asked is not None:
-            self._do(Refuse(asked.reply, self._start_error(slot, reason)))
+            self._refuse(asked, self._start_error(slot, reason))
             self._release(slot, Fate.FORGET if isinstance(asked, StartChild) else Fate.KEEP)
 
     def _refuse_starts(self, ids: Iterable[str]) -> None:
@@ -523,13 +524,13 @@ class SupervisorMachine:
     # Stops: the ladder. Ask, interrupt, give up.
 
     def _stop(self, slot: Slot, why: Why) -> None:
-        self._refuse_calls_from(slot)
         if slot.state is ChildState.RUNNING:
             slot.patience.was_up(self._now - slot.since)
         slot.state, slot.why, slot.killed = ChildState.STOPPING, why, False
         if self._detaching or slot.detach:
             self._let_go(slot)
             return
+        self._refuse_calls_from(slot)
         if self._hurried or slot.spec.shutdown is Budget.BRUTAL_KILL:
             self._kill(slot)
             return
@@ -603,8 +604,8 @@ class SupervisorMachine:
         return slot.why in AFTERMATH and not slot.leavers
 
     def _answer_leavers(self, slot: Slot) -> None:
-        for reply in slot.leavers:
-            self._do(Answer(reply, None))
+        for call in slot.leavers:
+            self._answer(call, None)
         slot.leavers.clear()
 
     def _on_due(self, message: Due) -> None:
@@ -747,6 +748,8 @@ class SupervisorMachine:
     # Calls
 
     def _on_meddling(self, call: Any) -> None:
+        if call.inside is not None:
+            self._callers.setdefault(call.inside, []).append(call)
         if self.phase in (Phase.ENDING, Phase.ENDED):
             self._refuse(call, NotAlive(self.path))
         elif self._plan is None:
@@ -768,11 +771,18 @@ class SupervisorMachine:
         if slot is None:
             ABSENT[type(call)](self, call)
         elif slot.state is ChildState.STOPPING and not isinstance(call, TerminateChild):
-            slot.waiting.append(call)
+            self._park(call, slot)
         elif (refusal := REFUSALS.get(type(call), {}).get(slot.state)) and not self._may_be_hastened(call, slot):
             self._refuse(call, refusal(self._path_of(slot)))
         else:
             PRESENT[type(call)](self, call, slot)
+
+    def _park(self, call: Call, slot: Slot) -> None:
+        """Keep the call until the child has stopped; not if that is the caller."""
+        if call.inside == slot.id:
+            self._refuse(call, WouldDeadlock(self._path_of(slot)))
+        else:
+            slot.waiting.append(call)
 
     def _not_found(self, call: Any) -> None:
         self._refuse(call, NotFound(f"{self.path}/{call.id}"))
@@ -781,7 +791,7 @@ class SupervisorMachine:
         try:
             check_member(self.spec, call.spec, self.path)
         except SpecError as error:
-            self._do(Refuse(call.reply, error))
+            self._refuse(call, error)
             return
         if self.spec.max_children is not None and len(self.slots) >= self.spec.max_children:
             self._refuse(call, exceptions.MaxChildren(self.path))
@@ -809,13 +819,13 @@ class SupervisorMachine:
         if call.inside == call.id and slot.state in ACTIVE and not call.detach:
             self._refuse(call, WouldDeadlock(self._path_of(slot)))
         elif slot.state in ACTIVE:
-            slot.leavers.append(call.reply)
+            slot.leavers.append(call)
             slot.detach = call.detach and slot.spec.type is ChildType.SUPERVISOR
             if slot.state is not ChildState.STOPPING:
                 self._stop(slot, Why.CALLED)
         else:
             self._cancel(slot)
-            self._do(Answer(call.reply, None))
+            self._answer(call, None)
 
     def _cancel(self, slot: Slot) -> None:
         """Terminate a child that does not run: whatever was going to start it does not."""
@@ -829,14 +839,14 @@ class SupervisorMachine:
 
     def _delete(self, call: DeleteChild, slot: Slot) -> None:
         self._release(slot, Fate.FORGET)
-        self._do(Answer(call.reply, None))
+        self._answer(call, None)
 
     def _on_get_childspec(self, call: GetChildSpec) -> None:
         slot = self.slots.get(call.id)
-        self._not_found(call) if slot is None else self._do(Answer(call.reply, slot.spec))
+        self._not_found(call) if slot is None else self._answer(call, slot.spec)
 
     def _on_which_children(self, call: WhichChildren) -> None:
-        self._do(Answer(call.reply, self._infos()))
+        self._answer(call, self._infos())
 
     def _on_count_children(self, call: CountChildren) -> None:
         types = [slot.spec.type for slot in self.slots.values()]
@@ -846,7 +856,7 @@ class SupervisorMachine:
             supervisors=types.count(ChildType.SUPERVISOR),
             workers=types.count(ChildType.WORKER),
         )
-        self._do(Answer(call.reply, counts))
+        self._answer(call, counts)
 
     def _on_take_snapshot(self, call: TakeSnapshot) -> None:
         spec = self.spec
@@ -859,13 +869,22 @@ class SupervisorMachine:
             budget_left=self.window.left(self._now),
             children=self._infos(call.beats),
         )
-        self._do(Answer(call.reply, snapshot))
+        self._answer(call, snapshot)
 
     def _refuse_calls_from(self, slot: Slot) -> None:
         """Release the child from its own waiting calls: blocked in one it could not stop when asked."""
-        for call in [call for call in self._waiting if call.inside == slot.id]:
-            self._waiting.remove(call)
+        for call in list(self._callers.get(slot.id, ())):
+            self._withdraw(call)
             self._refuse(call, WouldDeadlock(self._path_of(slot)))
+
+    def _withdraw(self, call: Any) -> None:
+        """Take the call out of wherever it waits; a start that it has caused goes on for nobody."""
+        slot = self.slots.get(call.id)
+        for calls in (self._waiting, *((slot.waiting, slot.leavers) if slot is not None else ())):
+            if call in calls:
+                calls.remove(call)
+        if slot is not None and slot.asked is not None and slot.asked is call:
+            slot.asked = attrs.evolve(slot.asked, reply=None, inside=None)
 
     def _refuse_all_calls(self) -> None:
         waiting = [*self._waiting, *(call for slot in self.slots.values() for call in slot.waiting)]
@@ -877,9 +896,8 @@ class SupervisorMachine:
 
     def unanswered(self) -> list[Any]:
         """Return the replies that somebody still waits for."""
-        slots = self.slots.values()
-        calls = [*self._waiting, *(call for slot in slots for call in (*slot.waiting, slot.asked) if call is not None)]
-        return [*(call.reply for call in calls), *(reply for slot in slots for reply in slot.leavers)]
+        about = (call for slot in self.slots.values() for call in (*slot.waiting, *slot.leavers, slot.asked))
+        return [call.reply for call in (*self._waiting, *about) if call is not None and call.reply is not None]
 
     def _on_stray(self, message: object) -> None:
         self._do(Tell(reports.StrayMessage(path=self.path, item=message)))
@@ -959,8 +977,19 @@ class SupervisorMachine:
     def _do(self, action: Action) -> None:
         self._out.append(action)
 
+    def _answer(self, call: Call, value: object) -> None:
+        self._settle(call, Answer(call.reply, value))
+
     def _refuse(self, call: Call, error: Exception) -> None:
-        self._do(Refuse(call.reply, error))
+        self._settle(call, Refuse(call.reply, error))
+
+    def _settle(self, call: Call, action: Answer | Refuse) -> None:
+        if call.reply is not None:
+            self._do(action)
+        if call.inside is not None and call in (calls := self._callers.get(call.inside, [])):
+            calls.remove(call)
+            if not calls:
+                del self._callers[call.inside]
 
     def _slot(self, spec: ChildSpec) -> Slot:
         return Slot(spec, Patience(spec.backoff, self._rng))

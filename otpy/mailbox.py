@@ -10,8 +10,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from otpy.exceptions import CallTimeout
@@ -55,6 +54,11 @@ class Mailbox:
         """Close the box: all that is in it, and all that comes, goes to *refuse*."""
         self._refuse = refuse
         self._drain(refuse)
+
+    def take_all(self) -> Iterator[Any]:
+        """Yield what is in the box now, and not what comes meanwhile."""
+        for _ in range(self._queue.qsize()):
+            yield self._queue.get_nowait()
 
     def empty(self) -> bool:
         return self._queue.empty()
@@ -115,26 +119,35 @@ class Timers:
 
 
 class Reply:
-    """A one-shot answer: given once by a supervisor's thread, waited for by callers on theirs."""
+    """A one-shot answer: given once by a supervisor's thread, waited for by callers on theirs.
+
+    Law: whoever gives the answer never takes a lock. A caller that waits may be interrupted at any bytecode, and would
+    leave a lock that it holds just then locked for ever; so there is nothing here but dicts, and for each caller a lock
+    that only it takes. The race is between a caller that has seen no answer and the one who gives it: each looks again
+    after its own step, and who takes a waker out of the dict calls it.
+    """
 
     def __init__(self) -> None:
-        self._future: Future[Any] = Future()
+        self._value: Any = None
+        self._error: Exception | None = None
+        self._wakers: dict[object, Callable[[], object]] = {}
+        self.is_given = False
 
     def answer(self, value: object) -> None:
         """Give the answer."""
-        self._future.set_result(value)
+        self._value = value
+        self._give()
 
     def refuse(self, error: Exception) -> None:
         """Answer with an exception."""
-        self._future.set_exception(error)
+        self._error = error
+        self._give()
 
-    def when_given(self, callback: Callable[[], object]) -> None:
+    def when_given(self, key: object, callback: Callable[[], object]) -> None:
         """Have *callback* called when the answer is there; on the thread that gives it, or at once."""
-        self._future.add_done_callback(lambda _: callback())
-
-    @property
-    def is_given(self) -> bool:
-        return self._future.done()
+        self._wakers[key] = callback
+        if self.is_given:
+            self._wake()
 
     def wait(self, timeout: float | None, path: str) -> Any:
         """Return the answer, or raise it.
@@ -142,13 +155,29 @@ class Reply:
         Raises:
             CallTimeout: There was none after *timeout* seconds.
         """
-        try:
-            return self._future.result(bounded(timeout))
-        except TimeoutError:
-            # The answer may have come between the time-out and this line, and may itself be a TimeoutError.
-            if self._future.done():
-                return self._future.result()
-            raise CallTimeout(path) from None
+        if not self.is_given:
+            self._wait(bounded(timeout))
+        if not self.is_given:
+            raise CallTimeout(path)
+        if self._error is not None:
+            raise self._error
+        return self._value
+
+    def _wait(self, timeout: float | None) -> None:
+        lock = threading.Lock()
+        lock.acquire()
+        self.when_given(lock, lock.release)
+        lock.acquire(timeout=-1 if timeout is None else timeout)
+        self._wakers.pop(lock, None)
+
+    def _give(self) -> None:
+        self.is_given = True
+        self._wake()
+
+    def _wake(self) -> None:
+        while self._wakers:
+            with contextlib.suppress(KeyError):  # another one has just taken the last
+                self._wakers.popitem()[1]()
 
 
 class Bell:
@@ -166,7 +195,7 @@ class Bell:
 
     def wait(self, reply: Reply, timeout: float | None, path: str) -> Any:
         """Return the answer, or raise it, as ``Reply.wait`` does; signal handlers run meanwhile."""
-        reply.when_given(self._ring)
+        reply.when_given(self, self._ring)
         deadline = None if timeout is None else time.monotonic() + timeout
         while not reply.is_given:
             self._inside.settimeout(bounded(None if deadline is None else max(0.001, deadline - time.monotonic())))

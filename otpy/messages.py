@@ -118,12 +118,12 @@ class Retry(Message):
 # Told by callers. *reply* is the caller's and means nothing to the machine.
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, eq=False)
 class Call(Message):
     """Base of all calls.
 
     Attributes:
-        reply: Where the answer goes.
+        reply: Where the answer goes; None: nobody waits for it any more.
         inside: The child through whose subtree the call comes, if its caller cannot end or start before the answer.
     """
 
@@ -131,7 +131,7 @@ class Call(Message):
     inside: str | None = None
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, eq=False)
 class StartChild(Call):
     """Add a child and start it."""
 
@@ -142,7 +142,7 @@ class StartChild(Call):
         return self.spec.id
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, eq=False)
 class TerminateChild(Call):
     """Stop a child; its spec stays, unless it is temporary or the supervisor dynamic.
 
@@ -154,38 +154,38 @@ class TerminateChild(Call):
     detach: bool = False
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, eq=False)
 class RestartChild(Call):
     """Start a child that is specified and not running."""
 
     id: str
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, eq=False)
 class DeleteChild(Call):
     """Forget the spec of a child that is not running."""
 
     id: str
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, eq=False)
 class GetChildSpec(Call):
     """Ask for a spec."""
 
     id: str
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, eq=False)
 class WhichChildren(Call):
     """Ask for all children in start order."""
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, eq=False)
 class CountChildren(Call):
     """Ask for the counts."""
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, eq=False)
 class TakeSnapshot(Call):
     """Ask for the supervisor and its children.
 

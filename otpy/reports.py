@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import enum
 import functools
-import traceback as tracebacks
 from collections.abc import Iterator
 from typing import Any
 
 import attrs
 
-from otpy.exceptions import Fatal, Ignore, Shutdown, printable, show
+from otpy.exceptions import Fatal, Ignore, Shutdown, is_a, show, traceback_of
 from otpy.specs import AutoShutdown as AutoShutdownMode
 from otpy.specs import ChildType, Strategy
 
@@ -54,11 +53,11 @@ class ExitReason:
 
     @property
     def is_ignore(self) -> bool:
-        return self.kind is ExitKind.NORMAL and isinstance(self.exception, Ignore)
+        return self.kind is ExitKind.NORMAL and is_a(self.exception, Ignore)
 
     @property
     def is_fatal(self) -> bool:
-        return self.kind is ExitKind.CRASHED and isinstance(self.exception, Fatal)
+        return self.kind is ExitKind.CRASHED and is_a(self.exception, Fatal)
 
     @property
     def is_plain_shutdown(self) -> bool:
@@ -70,17 +69,12 @@ class ExitReason:
     @property
     def is_shutdown_with_reason(self) -> bool:
         """Whether this is OTP's ``{shutdown, Reason}``."""
-        return self.kind is ExitKind.SHUTDOWN and isinstance(self.exception, Shutdown)
+        return self.kind is ExitKind.SHUTDOWN and is_a(self.exception, Shutdown)
 
     @functools.cached_property
     def traceback(self) -> str:
         """The formatted traceback, or "" without an exception. Always printable, whatever the exception does."""
-        if self.exception is None:
-            return ""
-        try:
-            return printable("".join(tracebacks.format_exception(self.exception)))
-        except Exception as error:
-            return f"{type(self.exception).__name__}: its traceback could not be formatted: {show(error)}\n"
+        return traceback_of(self.exception) if self.exception is not None else ""
 
     def __str__(self) -> str:
         said = show(self.exception) if self.exception is not None else self.detail

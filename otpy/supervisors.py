@@ -23,17 +23,15 @@ import os
 import queue
 import random
 import signal
-import sys
 import threading
 import time
-import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import FrameType
 from typing import Any, TypedDict, Unpack
 
 import attrs
 
-from otpy import messages
+from otpy import messages, threads
 from otpy.abc import Birth, Child, Clock, Deliver, Puttable, ReportHandler
 from otpy.context import current
 from otpy.exceptions import (
@@ -45,6 +43,7 @@ from otpy.exceptions import (
     StartError,
     TreeFailed,
     WouldDeadlock,
+    is_a,
     show,
 )
 from otpy.machine import INTERRUPT_GRACE, Phase, SupervisorMachine
@@ -165,6 +164,8 @@ class SupervisorThread:
     _thread: Any = attrs.field(default=None, init=False)
     _ident: int | None = attrs.field(default=None, init=False)
     _message: object = attrs.field(default=None, init=False)
+    _has_read_all: bool = attrs.field(default=False, init=False)
+    _turned_at: float = attrs.field(default=0.0, init=False)
 
     def __attrs_post_init__(self) -> None:
         spec = self.birth.spec
@@ -212,8 +213,7 @@ class SupervisorThread:
     """A supervisor saves nothing."""
 
     def stack(self) -> str:
-        frame = sys._current_frames().get(self._ident or 0)
-        return "".join(traceback.format_stack(frame)) if frame else ""
+        return threads.stack_of(self._ident)
 
     @property
     def alive(self) -> bool:
@@ -234,21 +234,37 @@ class SupervisorThread:
         self._message = self._next()
         if (prepare := PREPARE.get(type(self._message))) is not None:
             self._message = prepare(self, self._message)
-        self._orders.extend(self.machine.receive(self._message, self.tree.clock.monotonic()))
+        self._turned_at = self.tree.clock.monotonic()
+        self._orders.extend(self.machine.receive(self._message, self._turned_at))
         while self._orders:
             action = self._orders.popleft()
             PERFORM[type(action)](self, action)
 
     def _next(self) -> object:
         while not self._local:
-            now = self.tree.clock.monotonic()
-            ref = self.timers.pop_due(now)
-            if ref is not None:
-                return Due(ref, self._silent_until(ref))
-            at = self.timers.next()
-            with contextlib.suppress(queue.Empty):
-                return self.mailbox.get(None if at is None else at - now)
+            now, at = self.tree.clock.monotonic(), self.timers.next()
+            if at is None or at > now:
+                with contextlib.suppress(queue.Empty):
+                    return self.mailbox.get(None if at is None else at - now)
+            elif not self._has_read_all:
+                self._read_all()
+            else:
+                return self._next_due(now)
         return self._local.popleft()
+
+    def _read_all(self) -> None:
+        """Somebody's time is up: first read the mail that is there, his news may be in it (OTP: receive … after).
+
+        Only that: what comes meanwhile must wait, or a flood of mail would hold up the timers.
+        """
+        self._local.extend(self.mailbox.take_all())
+        self._has_read_all = True
+
+    def _next_due(self, now: float) -> Due:
+        ref = self.timers.pop_due(now)
+        assert ref is not None, "a deadline that has passed belongs to somebody"
+        self._has_read_all = False
+        return Due(ref, self._silent_until(ref))
 
     def deliver(self, message: Message) -> None:
         """Take news from a child; called on any thread."""
@@ -343,7 +359,8 @@ class SupervisorThread:
         self._tell(messages.Tell(attrs.evolve(action.report, stack=stack)))
 
     def _arm(self, action: messages.Arm) -> None:
-        self.timers.arm(action.ref, action.at)
+        late = self.tree.clock.monotonic() - self._turned_at  # thousands of orders may have come before this one
+        self.timers.arm(action.ref, action.at + (late if action.ref != messages.SUPERVISOR else 0.0))
 
     def _disarm(self, action: messages.Disarm) -> None:
         self.timers.disarm(action.ref)
@@ -390,7 +407,10 @@ class SupervisorThread:
 
     def _leave(self, report: StopReport) -> None:
         """Say the last word: to callers, to handlers if this is the root, to those who wait, and to the parent."""
+        self.birth = attrs.evolve(self.birth, last_exit=None)  # or each life would keep the one before alive, for ever
         self.mailbox.close(self._refuse_leftover)
+        for item in self._local:  # what _read_all had taken out of it
+            self._refuse_leftover(item)
         if self.path == self.tree.root:
             report = attrs.evolve(report, handlers=self.tree.close())
         else:
@@ -403,8 +423,8 @@ class SupervisorThread:
         self._deliver(ChildExited(self.birth.ref, report.reason))
 
     def _why_not_up(self, reason: ExitReason) -> Exception:
-        if isinstance(reason.exception, StartError):
-            return reason.exception
+        if is_a(reason.exception, StartError):
+            return reason.exception  # type: ignore[return-value]
         error = StartError(self.path, reason)
         error.__cause__ = reason.exception
         return error
@@ -426,7 +446,8 @@ class SupervisorThread:
         for reply in (*self.machine.unanswered(), *undelivered):
             self._refuse_late(reply)
         for child in self._children.values():
-            child.kill(INTERRUPT_GRACE)
+            with contextlib.suppress(Exception):  # perhaps it was this kind of child that broke us
+                child.kill(INTERRUPT_GRACE)
         deadline = time.monotonic() + INTERRUPT_GRACE
         while self._children and (left := deadline - time.monotonic()) > 0:
             with contextlib.suppress(queue.Empty):
@@ -834,7 +855,8 @@ def _launch(spec: SupervisorSpec, options: Options) -> SupervisorThread:
         )
     )
     try:
-        tree.telemetry = _telemetry(spec, options, tree)
+        tree.telemetry = Telemetry(spec.id, tree, options.get("on_escalation"))
+        _subscribe(tree.telemetry, spec, options)
     except RuntimeError as error:  # can't start new thread
         raise StartError(spec.id, str(error)) from error
     guard(tree, core.mailbox.put, core.done)
@@ -842,13 +864,15 @@ def _launch(spec: SupervisorSpec, options: Options) -> SupervisorThread:
     return core
 
 
-def _telemetry(spec: SupervisorSpec, options: Options, tree: Tree) -> Telemetry:
-    telemetry = Telemetry(spec.id, tree, options.get("on_escalation"))
-    if options.get("log", True):
-        telemetry.subscribe(spec.id, log_report, "log")
-    if (sink := options.get("reports")) is not None:
-        telemetry.subscribe(spec.id, sink)
-    return telemetry
+def _subscribe(telemetry: Telemetry, spec: SupervisorSpec, options: Options) -> None:
+    try:
+        if options.get("log", True):
+            telemetry.subscribe(spec.id, log_report, "log")
+        if (sink := options.get("reports")) is not None:
+            telemetry.subscribe(spec.id, sink)
+    except RuntimeError:
+        telemetry.close()
+        raise
 
 
 def _bring_up(core: SupervisorThread, timeout: float | None, signals: _Signals) -> None:
@@ -882,11 +906,11 @@ def _starting(handle: Supervisor) -> Iterator[str]:
 class _Signals:
     """What signals mean to a tree: stop, hurry, exit. It runs in the main thread, between any two bytecodes."""
 
-    def __init__(self, numbers: Iterable[signal.Signals]) -> None:
+    def __init__(self, numbers: Sequence[signal.Signals]) -> None:
         self.count = 0
         self._core: SupervisorThread | None = None
+        self._bell = Bell() if numbers else None  # first: it may fail, and no handler must be left behind then
         self._before = {number: signal.signal(number, self) for number in numbers}
-        self._bell = Bell() if self._before else None
 
     def close(self) -> None:
         """Put back the handlers that were there before."""
@@ -921,7 +945,7 @@ def _unhandled() -> list[signal.Signals]:
 
 
 @contextlib.contextmanager
-def _signals(numbers: Iterable[signal.Signals]) -> Iterator[_Signals]:
+def _signals(numbers: Sequence[signal.Signals]) -> Iterator[_Signals]:
     """Handle signals, where that is possible: in the main thread; put back what was there before."""
     is_possible = threading.current_thread() is threading.main_thread()
     signals = _Signals(numbers if is_possible else ())

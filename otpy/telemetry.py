@@ -12,7 +12,6 @@ import contextlib
 import queue
 import sys
 import threading
-import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -21,7 +20,7 @@ import structlog
 
 from otpy import reports, threads
 from otpy.abc import Puttable, ReportHandler
-from otpy.exceptions import NotFound, printable, show
+from otpy.exceptions import NotAlive, NotFound, show, traceback_of
 from otpy.reports import Cause, Escalation, Report
 from otpy.threads import Role
 
@@ -73,11 +72,11 @@ def _fields(report: Report) -> dict[str, object]:
 
 def complain(event: str, error: BaseException, **fields: object) -> None:
     """Log what user code raised where nobody waits for it. Never raises, even where the log is broken."""
-    text = printable("".join(traceback.format_exception(error)))
+    text = traceback_of(error)
     try:
         logger().error(event, exception=text.rstrip(), **fields)
-    except Exception:
-        with contextlib.suppress(Exception):
+    except BaseException:
+        with contextlib.suppress(BaseException):
             sys.stderr.write(f"otpy: {event} {fields}\n{text}")
 
 
@@ -131,21 +130,25 @@ class Telemetry:
         self._root, self._owner, self._on_escalation = root, owner, on_escalation
         self._lock = threading.Lock()  # guards changes of the two lists; readers take the tuple as it is
         self._subscriptions: tuple[_Subscription, ...] = ()
-        self._outlets: tuple[Outlet, ...] = ()
         self._is_closed = False
         self._escalations = self._open("escalations")
 
     def _open(self, what: str) -> Outlet:
-        outlet = Outlet(f"{self._root} ({what})", self._owner)
-        with self._lock:
-            self._outlets = (*self._outlets, outlet)
-        return outlet
+        return Outlet(f"{self._root} ({what})", self._owner)
 
     def subscribe(self, prefix: str, sink: ReportHandler | Puttable, what: str = "reports") -> None:
-        """Send all reports at or below the path *prefix* to *sink* from now on."""
+        """Send all reports at or below the path *prefix* to *sink* from now on.
+
+        Raises:
+            NotAlive: The tree has ended.
+        """
         subscription = _Subscription(prefix, handler_of(sink), self._open(what))
         with self._lock:
-            self._subscriptions = (*self._subscriptions, subscription)
+            if not self._is_closed:
+                self._subscriptions = (*self._subscriptions, subscription)
+                return
+        subscription.outlet.close()
+        raise NotAlive(self._root)
 
     def unsubscribe(self, prefix: str, sink: ReportHandler | Puttable) -> None:
         """Send nothing more to *sink*; what is queued for it still comes.
@@ -189,6 +192,6 @@ class Telemetry:
     def close(self) -> None:
         """End the outlets' threads once they have called all that is queued."""
         with self._lock:
-            self._is_closed, outlets = True, self._outlets
-        for outlet in outlets:
+            self._is_closed = True
+        for outlet in (self._escalations, *(one.outlet for one in self._subscriptions)):
             outlet.close()

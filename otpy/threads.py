@@ -11,10 +11,11 @@ a thread has begun is answered once: by itself as its first act, or by its start
 from __future__ import annotations
 
 import enum
+import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Container, Sequence
-from concurrent.futures import InvalidStateError
 
 import attrs
 
@@ -51,6 +52,7 @@ class Entry:
         since: The same, monotonic.
         state: What became of it.
         ask: How to ask it to stop, where its owner does not do that any more.
+        starter: The number of the thread that starts it.
         begun: Answered True when it runs, or False if it never will.
     """
 
@@ -63,12 +65,14 @@ class Entry:
     since: float = attrs.field(factory=time.monotonic)
     state: ThreadState = ThreadState.RUNNING
     ask: Callable[[], object] | None = None
+    starter: int = attrs.field(factory=threading.get_ident)
     begun: Reply = attrs.field(factory=Reply)
+    _unsettled: list[None] = attrs.field(factory=lambda: [None])
 
     @property
     def alive(self) -> bool:
         """Whether it runs, or is about to start."""
-        return self.thread.is_alive() or not self.begun.is_given
+        return not self.begun.is_given or self.thread.is_alive()  # in this order: it may start between the two
 
     def join(self, timeout: float) -> None:
         """Wait *timeout* seconds for its end. A thread does not wait for itself."""
@@ -83,11 +87,12 @@ class Entry:
             self.thread.join(bounded(deadline - time.monotonic()))
 
     def settle_start(self, runs: bool) -> bool:
-        """Answer whether it runs; return False if that has been answered already."""
+        """Answer whether it runs; return False if that has been answered already: one only takes the item."""
         try:
-            self.begun.answer(runs)
-        except InvalidStateError:
+            self._unsettled.pop()
+        except IndexError:
             return False
+        self.begun.answer(runs)
         return True
 
 
@@ -174,6 +179,18 @@ def join_all(waited_for: Sequence[Entry], timeout: float) -> list[Entry]:
     for entry in waited_for:
         entry.join(max(0.0, deadline - time.monotonic()))
     return [entry for entry in waited_for if entry.alive]
+
+
+def stack_of(ident: int | None) -> str:
+    """Return what the thread *ident* is doing now, formatted like a traceback; "" if it is not running.
+
+    The lines come from wherever the modules were loaded from, and a loader may raise anything: then "" as well.
+    """
+    try:
+        frame = sys._current_frames().get(ident or 0)
+        return "".join(traceback.format_stack(frame)) if frame else ""
+    except Exception:
+        return ""
 
 
 def forget_all() -> None:

@@ -53,7 +53,7 @@ class Tree:
     launch: Callable[[Callable[[], None], str], object] = attrs.field(init=False)
     directory: dict[str, Any] = attrs.field(factory=dict)
     is_foreign: bool = False
-    _strays: dict[Child, Unstopped] = attrs.field(factory=dict)
+    _strays: dict[int, tuple[Child, Unstopped]] = attrs.field(factory=dict)
 
     def __attrs_post_init__(self) -> None:
         self.launch = self._launch
@@ -63,19 +63,20 @@ class Tree:
 
     def left_behind(self, child: Child, report: Unstopped) -> int:
         """Count *child* as unstopped and return how many such are still alive."""
-        self._strays[child] = report
+        self._strays[id(child)] = child, report
         return len(self.strays())
 
-    def strays(self) -> dict[Child, Unstopped]:
+    def strays(self) -> list[tuple[Child, Unstopped]]:
         """Return those that were given up and are still alive; forget the others."""
-        for child in [child for child in list(self._strays) if not child.alive]:
-            self._strays.pop(child, None)
-        return dict(self._strays)
+        for key, (child, _) in list(self._strays.items()):
+            if not child.alive:
+                self._strays.pop(key, None)
+        return list(self._strays.values())
 
     def unstopped(self, path: str) -> tuple[Unstopped, ...]:
         """Return a report of each stray below *path*, with its stack as it is now."""
-        strays = self.strays().items()
-        return tuple(attrs.evolve(one, stack=child.stack()) for child, one in strays if one.path.startswith(f"{path}/"))
+        strays = [(child, one) for child, one in self.strays() if one.path.startswith(f"{path}/")]
+        return tuple(attrs.evolve(one, stack=child.stack()) for child, one in strays)
 
     def close(self) -> tuple[str, ...]:
         """End the handlers when the root has ended; return the names of the helper threads that are still busy."""

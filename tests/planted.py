@@ -426,7 +426,7 @@ def strays_are_heirs(monkeypatch: Any) -> None:
     real = SupervisorThread._start
 
     def start(self: SupervisorThread, action: Any) -> None:
-        strays = [child for child in self.tree.strays() if child.birth.handover is action.handover]
+        strays = [child for child, _ in self.tree.strays() if child.birth.handover is action.handover]
         for child in strays:
             self._take_over(child)
         real(self, action)

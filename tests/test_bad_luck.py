@@ -2,6 +2,9 @@
 
 import contextlib
 import gc
+import queue
+import signal
+import sys
 import threading
 import weakref
 
@@ -20,8 +23,8 @@ from otpy import (
     thread,
     threads,
 )
-from otpy.messages import StopSupervisor
-from otpy.reports import ChildTerminated, Progress, StrayMessage
+from otpy.messages import ChildStarted, Due, StopSupervisor
+from otpy.reports import ChildTerminated, Progress, StrayMessage, Unstopped
 from otpy.reports import StartError as StartErrorReport
 from tests.helpers import HANG, Puppet, wait_until
 
@@ -92,6 +95,15 @@ class TestNoThreads:
             )
         scarce.left = None
         assert "can't start new thread" in str(caught.value)
+
+    def test_for_the_second_handler_of_a_tree(self, scarce):
+        """What was started for the first one ends."""
+        scarce.left = 1
+        with pytest.raises(StartError):
+            otpy.start(supervisor("app"), reports=print)
+        scarce.left = None
+
+        wait_until(lambda: not threads.entries())
 
     def test_for_a_nested_supervisor(self, launch, recorder, scarce):
         """It is a child like any other."""
@@ -301,6 +313,296 @@ class TestBrokenInside:
         with pytest.raises(StartError) as caught:
             otpy.start(supervisor("app", children=[ChildSpec(id="x", start=broken)]), log=False)
         assert isinstance(caught.value.__cause__, ZeroDivisionError)
+
+
+class Evil(Exception):
+    @property
+    def __class__(self):
+        raise RuntimeError("no class")
+
+
+class Undecided:
+    """Compares as arrays do."""
+
+    def __eq__(self, other):
+        return self
+
+    def __bool__(self):
+        raise ValueError("ambiguous")
+
+    __hash__ = None
+
+
+@pytest.mark.parametrize("make", [lambda: SystemExit(Undecided()), lambda: SystemExit(0.0), Evil])
+def test_an_exception_that_does_not_let_itself_be_looked_at(launch, recorder, make):
+    """Its end is told all the same; no code of it runs for that."""
+    puppet = Puppet()
+    launch(supervisor("app", children=[puppet.spec("a")]))
+    puppet.next().crash(make())
+
+    assert recorder.wait_for(ChildTerminated, "app/a").reason.kind is ExitKind.CRASHED
+    assert puppet.next().incarnation == 2
+
+
+BIG = weakref.WeakSet()
+
+
+class Big:
+    """Something that a crash leaves in its locals."""
+
+    def __init__(self):
+        BIG.add(self)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_the_locals_of_old_crashes_are_released(launch, nested):
+    """Only the last crash keeps its frames, although each replacement knew of the one before and kept that."""
+    up = threading.Event()
+
+    def crash(ctx):
+        _big, _why = Big(), ctx.last_exit
+        starts.append(1)
+        if len(starts) <= 50:
+            raise ValueError
+        up.set()
+        ctx.wait_stop()
+
+    starts = []
+    tree = supervisor("s", intensity=0 if nested else 1000, children=[thread(crash, id="a")])
+    launch(supervisor("app", intensity=1000, children=[tree]), reports=None)
+    assert up.wait(HANG)
+
+    def is_flat():
+        gc.collect()
+        return len(BIG) <= 4
+
+    wait_until(is_flat, "the locals are released")
+
+
+class TestManyAtOnce:
+    def test_nobody_is_given_up_who_has_ended(self, launch, recorder):
+        """Found by review: time was up for children whose end was already on the queue."""
+        app = launch(dynamic_supervisor("app"), max_unstopped=0)
+        for n in range(1000):
+            app.start_child(thread(idle, id=f"c{n}", shutdown="brutal_kill"))
+        report = app.stop()
+
+        assert recorder.of(Unstopped) == []
+        assert len(report.interrupted) == 1000
+
+    def test_mail_is_read_before_a_deadline_and_a_flood_does_not_hold_it_up(self, launch):
+        """What was there when time was up comes first; what comes then waits."""
+        core = core_of(launch(supervisor("app", children=[thread(idle, id="a")])))
+        twin = type(core)(core.birth)  # one whose turns this test takes
+        twin.timers.arm(7, at=0.0)
+        twin.mailbox.put("before")
+        first = twin._next()
+        twin.mailbox.put("after")
+
+        assert [first, twin._next(), twin._next()] == ["before", Due(7), "after"]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_interrupted_caller_does_not_lock_its_supervisor(launch):
+    """Found by review: interrupted at the wrong bytecode it left a lock locked that the supervisor took to answer."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+
+    def ask(ctx):
+        while True:
+            with contextlib.suppress(otpy.CallTimeout):
+                ctx.supervisor.count_children(0)
+
+    try:
+        app = launch(dynamic_supervisor("app"), reports=None)
+        for n in range(150):
+            app.start_child(thread(ask, id=f"c{n}", shutdown="brutal_kill"))
+            app.terminate_child(f"c{n}", timeout=HANG)
+    finally:
+        sys.setswitchinterval(before)
+
+    assert app.which_children() == ()
+
+
+class TestCallersThatHaveToEnd:
+    """A child that is told to stop is released from the call that it is blocked in."""
+
+    def test_about_itself(self, launch):
+        """It cannot be there to hear the answer."""
+        said = queue.SimpleQueue()
+
+        def tidy(ctx):
+            ctx.wait_stop()
+            try:
+                ctx.supervisor.delete_child(ctx.id)
+            except otpy.WouldDeadlock as error:
+                said.put(error)
+
+        app = launch(supervisor("app", children=[thread(tidy, id="a", shutdown="infinity")]))
+        app.terminate_child("a")
+
+        assert said.get(timeout=HANG).path == "app/a"
+
+    def test_about_a_start_that_takes_long(self, launch, recorder):
+        """The start goes on, for nobody."""
+        entered = threading.Event()
+
+        def slow(ctx):
+            entered.set()
+            ctx.wait_stop()
+
+        def ask(ctx):
+            ctx.supervisor.start_child(thread(slow, id="slow", ready=True))
+
+        app = launch(supervisor("app", children=[thread(ask, id="a", shutdown="infinity")]))
+        assert entered.wait(HANG)
+        app.terminate_child("a")
+
+        assert [(one.id, one.state) for one in app.which_children()] == [
+            ("a", ChildState.UNDEFINED),
+            ("slow", ChildState.STARTING),
+        ]
+
+    def test_about_each_other(self, launch):
+        """The one that asked first is told to stop by the other, and so released."""
+        both, said = threading.Barrier(2), queue.SimpleQueue()
+
+        def kill(ctx, other):
+            both.wait(HANG)
+            try:
+                ctx.supervisor.terminate_child(other)
+            except otpy.WouldDeadlock as error:
+                said.put(error.path)
+
+        children = [thread(kill, one, id=other, shutdown="infinity") for one, other in (("x", "y"), ("y", "x"))]
+        app = launch(supervisor("app", children=children))
+
+        assert said.get(timeout=HANG) in ("app/x", "app/y")
+        wait_until(lambda: ChildState.STOPPING not in [one.state for one in app.which_children()])
+
+
+class Odd:
+    """A kind of child that is not at all as it should be. It cannot even be put into a set."""
+
+    alive = False
+    state = None
+    __hash__ = None
+
+    def __init__(self, birth):
+        self.birth = birth
+
+    def start(self, deliver):
+        deliver(ChildStarted(self.birth.ref))
+
+    def stop(self):
+        """Do nothing, and never end."""
+
+    def kill(self, grace):
+        raise OSError("no such process")
+
+    def abandon(self):
+        """Nothing to fence."""
+
+    def stack(self):
+        return ""
+
+
+class TestOddKinds:
+    def test_one_whose_kill_raises(self):
+        """The supervisor breaks, says so, and is gone; nobody waits for ever."""
+        app = otpy.start(supervisor("app", children=[ChildSpec(id="x", start=Odd, shutdown=0)]), log=False)
+        with pytest.raises(otpy.NotAlive):
+            app.terminate_child("x")
+
+        assert app.wait(HANG).kind is ExitKind.CRASHED
+
+    def test_one_that_cannot_be_hashed(self, launch, recorder, monkeypatch):
+        """It can be given up."""
+        monkeypatch.setattr(Odd, "kill", lambda self, grace: False)
+        app = launch(supervisor("app", children=[ChildSpec(id="x", start=Odd, shutdown=0)]))
+        app.terminate_child("x")
+
+        assert recorder.wait_for(Unstopped, "app/x").stack == ""
+        assert app.alive
+
+    def test_one_that_breaks_in_the_middle_of_its_orders(self, monkeypatch):
+        """The answers that were still to be given are given."""
+        monkeypatch.setattr(Odd, "kill", lambda self, grace: False)
+        monkeypatch.setattr(Odd, "abandon", None)
+        app = otpy.start(supervisor("app", children=[ChildSpec(id="x", start=Odd, shutdown=0)]), log=False)
+        with pytest.raises(otpy.NotAlive):
+            app.terminate_child("x")
+
+    def test_code_from_a_loader_that_raises(self, launch, recorder):
+        """Its stack cannot be shown; that hurts nobody."""
+
+        class Loader:
+            def get_source(self, name):
+                raise KeyError(name)
+
+        names = {"__name__": "plugin", "__loader__": Loader()}
+        exec(compile("def stuck(ctx, gate): gate.acquire()", "<plugin>.py", "exec"), names)
+        gate = threading.Lock()
+        gate.acquire()
+        app = launch(supervisor("app", children=[thread(names["stuck"], gate, id="x", shutdown="brutal_kill")]))
+        app.terminate_child("x")
+        report = recorder.wait_for(Unstopped, "app/x")
+        gate.release()
+
+        assert isinstance(report.stack, str)
+        assert app.alive
+
+
+class TestHandlers:
+    @pytest.mark.parametrize("name", ["__notes__", "__cause__"])
+    def test_one_whose_exception_cannot_be_shown(self, launch, name):
+        """Its next report comes all the same."""
+
+        class Shy(Exception):
+            pass
+
+        setattr(Shy, name, property(lambda self: 1 / 0))
+        seen = queue.SimpleQueue()
+
+        def handler(report):
+            seen.put(report)
+            raise Shy
+
+        launch(supervisor("app", children=[thread(idle, id="a"), thread(idle, id="b")]), reports=handler)
+
+        assert [seen.get(timeout=HANG).path for _ in range(2)] == ["app/a", "app/b"]
+
+    def test_one_that_comes_too_late(self):
+        """A tree that has ended takes no more handlers, and starts no thread for them."""
+        app = otpy.start(supervisor("app"), log=False)
+        app.stop()
+        with pytest.raises(otpy.NotAlive):
+            app.subscribe(print)
+
+        wait_until(lambda: not threads.entries())
+
+    def test_those_that_come_and_go(self, launch):
+        """Nothing of them stays."""
+        app = launch(supervisor("app"), reports=None)
+        for _ in range(50):
+            app.subscribe(print)
+            app.unsubscribe(print)
+
+        wait_until(lambda: len(threads.entries()) == 2, "the supervisor and the escalations")
+
+
+def test_no_signal_handler_is_left_behind_by_a_start_that_fails(monkeypatch):
+    """Found by review: without file descriptors Ctrl-C was lost."""
+
+    def no_descriptors():
+        raise OSError("too many open files")
+
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr("socket.socketpair", no_descriptors)
+    with pytest.raises(OSError, match="too many"):
+        otpy.start(supervisor("app"), log=False)
+
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_nothing_of_a_dead_child_stays_alive(launch):

@@ -7,11 +7,10 @@ after the thread has ended, when its number may belong to another thread. ``Gate
 
 from __future__ import annotations
 
+import contextlib
 import ctypes  # here and not where it is used: an interrupt in the middle of its import would lock all imports
 import inspect
-import sys
 import threading
-import traceback
 from collections.abc import Callable
 from typing import Any, Unpack
 
@@ -20,7 +19,7 @@ import attrs
 from otpy import threads
 from otpy.abc import Birth, Deliver
 from otpy.context import Context
-from otpy.exceptions import Fenced, Ignore, Killed, Shutdown, SpecError
+from otpy.exceptions import Fenced, Ignore, Killed, Shutdown, SpecError, forget_locals, is_a
 from otpy.messages import ChildExited, ChildStarted
 from otpy.reports import ExitKind, ExitReason
 from otpy.specs import ChildSpec, Common, check_common
@@ -268,8 +267,7 @@ class ThreadChild:
         return self._ctx.saved
 
     def stack(self) -> str:
-        frame = sys._current_frames().get(self._thread.ident or 0) if self._thread else None
-        return "".join(traceback.format_stack(frame)) if frame else ""
+        return threads.stack_of(self._thread.ident) if self._thread else ""
 
     @property
     def alive(self) -> bool:
@@ -277,20 +275,25 @@ class ThreadChild:
 
     def _main(self) -> None:
         try:
-            reason = self._live()
+            error = self._live()
             self._gate.close()
         except Killed as late:  # it came between the user's last line and the closing of the gate
-            reason = ExitReason(ExitKind.KILLED, late)
-        self._deliver(ChildExited(self.birth.ref, reason))
+            error = late
+        self._deliver(ChildExited(self.birth.ref, reason_of(error, self._ctx)))
+        del error
+        if self.birth.last_exit is not None:
+            # The frames of a crash hold, in their locals, the context, and that the crash before: all would stay alive.
+            with contextlib.suppress(Exception):  # what these locals raise when they go
+                forget_locals(self.birth.last_exit.exception)
 
-    def _live(self) -> ExitReason:
+    def _live(self) -> BaseException | None:
         try:
             self._ctx.enter()
             self._gate.open()
             self.life(self._ctx)
         except BaseException as error:
-            return reason_of(error, self._ctx)
-        return reason_of(None, self._ctx)
+            return error
+        return None
 
 
 EXIT_KINDS: tuple[tuple[type[BaseException], ExitKind], ...] = (
@@ -301,13 +304,17 @@ EXIT_KINDS: tuple[tuple[type[BaseException], ExitKind], ...] = (
 
 
 def reason_of(error: BaseException | None, ctx: Context) -> ExitReason:
-    """Return the exit reason of a child that returned, or raised *error*."""
-    if isinstance(error, Killed | Fenced):
+    """Return the exit reason of a child that returned, or raised *error*. Runs no code of the exception's."""
+    if is_a(error, Killed, Fenced):
         return ExitReason(ExitKind.KILLED, error)
-    if isinstance(error, SystemExit) and error.code in (0, None):
+    if is_a(error, SystemExit) and _means_success(vars(SystemExit)["code"].__get__(error)):
         error = None
     if not ctx.running:
         return ExitReason(ExitKind.SHUTDOWN, error)
     if error is None:
         return ExitReason(ExitKind.NORMAL, detail=None if ctx.is_ready else "it returned before it was ready")
-    return ExitReason(next((kind for type, kind in EXIT_KINDS if isinstance(error, type)), ExitKind.CRASHED), error)
+    return ExitReason(next((kind for type, kind in EXIT_KINDS if is_a(error, type)), ExitKind.CRASHED), error)
+
+
+def _means_success(code: object) -> bool:
+    return code is None or (type(code) is int and code == 0)
