@@ -17,6 +17,8 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import attrs
+
 from otpy import telemetry, threads
 from otpy.abc import Birth, Deliver
 from otpy.exceptions import Fenced, NotFound, show
@@ -209,6 +211,11 @@ class Context:
             self._stop.set()
             if self._callbacks:
                 self._call_back()
+
+    def forget_last_exit(self) -> Birth:
+        """Let go of it, and return what is left of the birth."""
+        self._birth = attrs.evolve(self._birth, last_exit=None)
+        return self._birth
 
     def fence(self) -> None:
         """Make this context useless."""

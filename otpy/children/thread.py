@@ -280,11 +280,19 @@ class ThreadChild:
         except Killed as late:  # it came between the user's last line and the closing of the gate
             error = late
         self._deliver(ChildExited(self.birth.ref, reason_of(error, self._ctx)))
-        del error
-        if self.birth.last_exit is not None:
-            # The frames of a crash hold, in their locals, the context, and that the crash before: all would stay alive.
+        self._forget_the_past()
+
+    def _forget_the_past(self) -> None:
+        """Let go of the crash before this one.
+
+        The frames of a crash hold this object, the context, and whatever the child has made of ``ctx.last_exit``. So
+        each crash would keep the one before alive, with all its locals, for ever.
+        """
+        past = self.birth.last_exit
+        if past is not None:
+            self.birth = self._ctx.forget_last_exit()
             with contextlib.suppress(Exception):  # what these locals raise when they go
-                forget_locals(self.birth.last_exit.exception)
+                forget_locals(past.exception)
 
     def _live(self) -> BaseException | None:
         try:
