@@ -2,10 +2,12 @@
 
 import queue
 import threading
+import time
 
+import attrs
 import pytest
 
-from otpy import ChildSpec, ExitKind, Service, Supervisor, supervisor, thread
+from otpy import ChildSpec, ChildType, ExitKind, Service, Supervisor, supervisor, thread, threads
 from otpy.abc import Birth, Child
 from otpy.mailbox import SystemClock
 from otpy.messages import ChildExited, ChildStarted, Handover
@@ -207,3 +209,40 @@ def test_a_fenced_thread_can_say_nothing_but_its_end(stage):
 
     assert scene.hear().reason.kind is ExitKind.KILLED
     assert seen == [False, "Fenced"]
+
+
+WORKERS = {kind: spec for kind, spec in OBEDIENT.items() if spec.type is ChildType.WORKER}
+
+
+@pytest.mark.parametrize("spec", OBEDIENT.values(), ids=OBEDIENT)
+def test_a_detached_worker_runs_on_and_a_supervisor_ends(spec, stage):
+    """Nobody below it is stopped; and its end, whenever that is, is still told, once."""
+    scene = stage(spec)
+    assert scene.hear() == ChildStarted(7, "root/x")
+    scene.child.detach()
+    if spec in WORKERS.values():
+        assert scene.child.alive
+        assert scene.news.empty()
+        scene.child.stop()
+    end = scene.hear()
+    for entry in threads.entries():
+        if entry.ask is not None:
+            entry.ask()
+
+    assert (end.ref, end.reason.kind) == (7, ExitKind.SHUTDOWN)
+    assert scene.news.empty()
+
+
+@pytest.mark.parametrize("spec", WORKERS.values(), ids=WORKERS)
+def test_to_come_up_is_a_check_in(spec, stage):
+    """The first deadline counts from there; what it was handed over is its state until it saves another."""
+    before = time.monotonic()
+    scene = stage(attrs.evolve(spec, heartbeat=9.0))
+    scene.hear()
+    beat, until = scene.child.pulse()
+
+    assert before <= beat <= time.monotonic()
+    assert until == beat + 9.0
+    assert scene.child.state is None
+    scene.child.stop()
+    scene.hear()
