@@ -90,6 +90,17 @@ def test_dynamic_children_come_and_go():
     assert done.stdout.endswith("closed: shutdown\n")
 
 
+def test_health_finds_a_worker_that_hangs_and_replaces_it():
+    """Each meter is read; the thread that hangs is named at the end."""
+    done = run_example("health.py")
+
+    assert done.returncode == 0, done.stderr
+    assert re.findall(r"meter (\d) says (\d+)", done.stdout) == [(str(meter), str(20 + meter)) for meter in range(1, 6)]
+    assert "app/read has stalled at: answer.acquire()\n" in done.stdout
+    assert "life 1: meter 3" not in done.stdout
+    assert done.stdout.endswith("the end: shutdown: auto_shutdown\nleft behind: app/read\n")
+
+
 def test_ingest_loses_nothing_in_hundreds_of_crashes():
     done = run_example("ingest.py", "--limit", "150", "--chaos", "200", "--seed", "1")
 

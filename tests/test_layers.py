@@ -14,7 +14,18 @@ FLOORS = [
     {"exceptions", "specs", "messages", "reports"},
     {"restarts", "strategy", "machine"},
     {"abc", "mailbox", "telemetry", "threads"},
-    {"context", "tree", "children", "children.thread", "children.adopted", "children.periodic", "supervisors"},
+    {
+        "context",
+        "tree",
+        "children",
+        "children.thread",
+        "children.adopted",
+        "children.periodic",
+        "supervisors",
+        "registry",
+    },
+    set(),
+    {"lint"},
 ]
 FLOOR = {module: number for number, modules in enumerate(FLOORS) for module in modules}
 

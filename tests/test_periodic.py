@@ -254,6 +254,37 @@ def test_the_heartbeat_limits_each_call(launch, recorder, called, clock):
     assert recorder.wait_for(Progress, "app/hang", count=2).incarnation == 2
 
 
+class Transcript:
+    """A context that writes down what is done with it, and is asked to stop in the third wait."""
+
+    def __init__(self):
+        self.lines = []
+
+    def note(self, what, seconds=None):
+        self.lines.append(what if seconds is None else f"{what} {10 * round(seconds / 10)}")
+
+    def wait_stop(self, timeout):
+        self.note("wait", timeout)
+        return len([line for line in self.lines if line.startswith("wait")]) == 3
+
+    def check_in(self, *, allow=None):
+        self.note("check in", allow)
+
+    def ready(self):
+        self.note("ready")
+
+
+def test_when_it_checks_in():
+    """Before each call, so that it is limited for itself; and before each wait, with the wait allowed for."""
+    with_heartbeat, without = Transcript(), Transcript()
+    for ctx, heartbeat in ((with_heartbeat, 30.0), (without, None)):
+        periodic(lambda ctx: ctx.note("call"), ctx, id="p", interval=1000.0).start.run(heartbeat, ctx)
+
+    turn = ["check in", "call", "ready", "check in 1030", "wait 1000"]
+    assert with_heartbeat.lines == ["wait 0", *turn, *turn[:3], "check in 2030", "wait 2000"]
+    assert [line for line in without.lines if line.startswith("check in ")] == []
+
+
 def test_it_is_ready_when_a_call_has_not_failed(launch, called):
     """With ready=True; soft failures before that are tried again."""
     outcomes = iter([False, False, None])
