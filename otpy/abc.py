@@ -37,14 +37,15 @@ class Puttable(Protocol):
         """Take *item*."""
 
 
-@attrs.frozen(kw_only=True)
+@attrs.define(kw_only=True, eq=False)
 class Birth:
-    """What a kind of child gets to make one incarnation of it.
+    """What a kind of child gets to make one incarnation of it. Nothing of it changes while the child lives.
 
     Attributes:
         ref: The number that its news must carry.
         path, spec, incarnation: Who it is.
-        last_exit: Why the incarnation before ended, None if there was none.
+        last_exit: Why the incarnation before ended, None if there was none; also None when this one has ended, or
+            each would keep the one before alive.
         handover: What the incarnations before have left; to be read only.
         supervisor: The handle of its supervisor, None at the root.
         tree: What all supervisors of the running tree share.

@@ -2,7 +2,7 @@
 
 Who runs what: a context is used by the threads of its child; ``ask`` and ``fence`` are called by the supervisor's
 thread, and so are ``pulse`` and ``saved``. There is no lock between them: each flag is written by one side only, and a
-callback is taken from the deque by exactly one of the threads that try.
+callback is taken from the list by exactly one of the threads that try.
 
 What a child saves stays in its own context until the supervisor takes it over, at its end or when it is given up. So
 there is nothing that a stray could write to later.
@@ -10,19 +10,16 @@ there is nothing that a stray could write to later.
 
 from __future__ import annotations
 
-import collections
 import contextvars
 import copy
 import threading
 from collections.abc import Callable
 from typing import Any
 
-import attrs
-
 from otpy import telemetry, threads
 from otpy.abc import Birth, Deliver
 from otpy.exceptions import Fenced, NotFound, show
-from otpy.mailbox import bounded
+from otpy.mailbox import Once
 from otpy.messages import ChildStarted
 from otpy.reports import ExitReason
 from otpy.specs import is_number
@@ -61,8 +58,8 @@ class Context:
     def __init__(self, birth: Birth, deliver: Deliver) -> None:
         self.running = True
         self._birth, self._deliver = birth, deliver
-        self._stop = threading.Event()
-        self._callbacks: collections.deque[Callable[[], object]] = collections.deque()
+        self._stop = Once()
+        self._callbacks: list[Callable[[], object]] = []
         self._is_ready = not birth.spec.ready
         self._fenced = False
         self._thread: int | None = None
@@ -149,7 +146,7 @@ class Context:
         self._use()
         if timeout is not None and not timeout >= 0:
             raise ValueError(f"timeout = {timeout!r}: expected a number of seconds >= 0")
-        asked = self._stop.wait(bounded(timeout))
+        asked = self._stop.wait(timeout)
         self._use()  # it may have been fenced in its sleep
         return asked
 
@@ -167,7 +164,7 @@ class Context:
         if not callable(callback):
             raise TypeError(f"callback = {callback!r}: expected a callable")
         self._callbacks.append(callback)
-        if not self.running:  # asked before or since: ask() may have found the deque empty
+        if not self.running:  # asked before or since: ask() may have found the list empty
             self._call_back()
 
     def ready(self) -> None:
@@ -208,14 +205,9 @@ class Context:
         """Ask the child to stop. Idempotent."""
         if self.running:
             self.running = False
-            self._stop.set()
+            self._stop.happen()
             if self._callbacks:
                 self._call_back()
-
-    def forget_last_exit(self) -> Birth:
-        """Let go of it, and return what is left of the birth."""
-        self._birth = attrs.evolve(self._birth, last_exit=None)
-        return self._birth
 
     def fence(self) -> None:
         """Make this context useless."""
@@ -267,7 +259,7 @@ class Context:
         _current.set(self)
         while self._callbacks:
             try:
-                callback = self._callbacks.popleft()
+                callback = self._callbacks.pop(0)
             except IndexError:
                 return  # another helper was faster
             self._call(callback)

@@ -23,9 +23,9 @@ class SystemClock:
     wall = staticmethod(time.time)
 
 
-def bounded(seconds: float | None) -> float | None:
+def bounded(seconds: float) -> float:
     """Return *seconds* as something that the platform can wait for."""
-    return None if seconds is None else min(max(0.0, seconds), threading.TIMEOUT_MAX)
+    return min(max(0.0, seconds), threading.TIMEOUT_MAX)
 
 
 class Mailbox:
@@ -48,7 +48,7 @@ class Mailbox:
 
     def get(self, timeout: float | None) -> Any:
         """Wait for the next item; raise ``queue.Empty`` after *timeout* seconds."""
-        return self._queue.get(timeout=bounded(timeout))
+        return self._queue.get(timeout=None if timeout is None else bounded(timeout))
 
     def close(self, refuse: Callable[[Any], None]) -> None:
         """Close the box: all that is in it, and all that comes, goes to *refuse*."""
@@ -118,36 +118,75 @@ class Timers:
         heapq.heapify(self._heap)
 
 
-class Reply:
-    """A one-shot answer: given once by a supervisor's thread, waited for by callers on theirs.
+class Once:
+    """Something that happens once: one thread says so, others wait for it.
 
-    Law: whoever gives the answer never takes a lock. A caller that waits may be interrupted at any bytecode, and would
-    leave a lock that it holds just then locked for ever; so there is nothing here but dicts, and for each caller a lock
-    that only it takes. The race is between a caller that has seen no answer and the one who gives it: each looks again
-    after its own step, and who takes a waker out of the dict calls it.
+    Law: whoever says so never takes a lock. A thread that waits may be interrupted at any bytecode, and would leave a
+    lock that it holds just then locked for ever; so here is nothing but a dict, and for each who waits a lock that
+    only it takes. The race is between one that has seen nothing yet and the one who says so: each looks again after
+    its own step, and who takes a waker out of the dict calls it.
     """
 
+    __slots__ = ("_wakers", "has_happened")
+
     def __init__(self) -> None:
+        self._wakers: dict[object, Callable[[], object]] = {}
+        self.has_happened = False
+
+    def happen(self) -> None:
+        """Wake all who wait, and let nobody wait any more."""
+        self.has_happened = True
+        self._wake()
+
+    def when(self, key: object, callback: Callable[[], object]) -> None:
+        """Have *callback* called when it happens, on the thread that says so, or now if it has happened."""
+        self._wakers[key] = callback
+        if self.has_happened:
+            self._wake()
+
+    def wait(self, timeout: float | None) -> bool:
+        """Wait until it has happened, or *timeout* seconds; return whether it has."""
+        if not self.has_happened:
+            lock = threading.Lock()
+            lock.acquire()
+            self.when(lock, lock.release)
+            lock.acquire(timeout=-1 if timeout is None else bounded(timeout))
+            self._wakers.pop(lock, None)
+        return self.has_happened
+
+    def _wake(self) -> None:
+        while self._wakers:
+            with contextlib.suppress(KeyError):  # another one has just taken the last
+                self._wakers.popitem()[1]()
+
+
+class Reply:
+    """A one-shot answer: given once by a supervisor's thread, waited for by callers on theirs."""
+
+    __slots__ = ("_error", "_given", "_value")
+
+    def __init__(self) -> None:
+        self._given = Once()
         self._value: Any = None
         self._error: Exception | None = None
-        self._wakers: dict[object, Callable[[], object]] = {}
-        self.is_given = False
 
     def answer(self, value: object) -> None:
         """Give the answer."""
         self._value = value
-        self._give()
+        self._given.happen()
 
     def refuse(self, error: Exception) -> None:
         """Answer with an exception."""
         self._error = error
-        self._give()
+        self._given.happen()
 
     def when_given(self, key: object, callback: Callable[[], object]) -> None:
         """Have *callback* called when the answer is there; on the thread that gives it, or at once."""
-        self._wakers[key] = callback
-        if self.is_given:
-            self._wake()
+        self._given.when(key, callback)
+
+    @property
+    def is_given(self) -> bool:
+        return self._given.has_happened
 
     def wait(self, timeout: float | None, path: str) -> Any:
         """Return the answer, or raise it.
@@ -155,29 +194,11 @@ class Reply:
         Raises:
             CallTimeout: There was none after *timeout* seconds.
         """
-        if not self.is_given:
-            self._wait(bounded(timeout))
-        if not self.is_given:
+        if not self._given.wait(timeout):
             raise CallTimeout(path)
         if self._error is not None:
             raise self._error
         return self._value
-
-    def _wait(self, timeout: float | None) -> None:
-        lock = threading.Lock()
-        lock.acquire()
-        self.when_given(lock, lock.release)
-        lock.acquire(timeout=-1 if timeout is None else timeout)
-        self._wakers.pop(lock, None)
-
-    def _give(self) -> None:
-        self.is_given = True
-        self._wake()
-
-    def _wake(self) -> None:
-        while self._wakers:
-            with contextlib.suppress(KeyError):  # another one has just taken the last
-                self._wakers.popitem()[1]()
 
 
 class Bell:
@@ -198,7 +219,7 @@ class Bell:
         reply.when_given(self, self._ring)
         deadline = None if timeout is None else time.monotonic() + timeout
         while not reply.is_given:
-            self._inside.settimeout(bounded(None if deadline is None else max(0.001, deadline - time.monotonic())))
+            self._inside.settimeout(None if deadline is None else bounded(max(0.001, deadline - time.monotonic())))
             try:
                 self._inside.recv(4096)
             except TimeoutError:

@@ -407,7 +407,7 @@ class SupervisorThread:
 
     def _leave(self, report: StopReport) -> None:
         """Say the last word: to callers, to handlers if this is the root, to those who wait, and to the parent."""
-        self.birth = attrs.evolve(self.birth, last_exit=None)  # or each life would keep the one before alive, for ever
+        self.birth.last_exit = None  # or each life would keep the one before alive, for ever
         self.mailbox.close(self._refuse_leftover)
         for item in self._local:  # what _read_all had taken out of it
             self._refuse_leftover(item)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from otpy import CallTimeout
-from otpy.mailbox import Bell, Mailbox, Reply, Timers, bounded
+from otpy.mailbox import Bell, Mailbox, Once, Reply, Timers, bounded
 from tests.helpers import HANG
 
 
@@ -63,7 +63,7 @@ def test_nothing_is_lost_while_a_mailbox_closes():
 
 def test_waits_are_bounded_by_what_the_platform_can():
     """No time-out overflows."""
-    assert [bounded(None), bounded(-1.0), bounded(1.0)] == [None, 0.0, 1.0]
+    assert [bounded(-1.0), bounded(1.0)] == [0.0, 1.0]
     assert bounded(math.inf) == bounded(1e300) == threading.TIMEOUT_MAX
 
 
@@ -151,3 +151,33 @@ def test_the_bell_rings_for_a_reply():
     finally:
         bell.close()
     bell._ring()  # too late, and harmless
+
+
+def test_who_waits_for_a_reply_is_woken_wherever_it_is():
+    """Many threads wait while one gives the answer: each either sees it or is woken."""
+    for _ in range(200):
+        reply, start = Reply(), threading.Barrier(5)
+        heard = queue.SimpleQueue()
+
+        def wait(reply=reply, start=start, heard=heard):
+            start.wait(HANG)
+            heard.put(reply.wait(HANG, "p"))
+
+        waiters = [threading.Thread(target=wait) for _ in range(4)]
+        for waiter in waiters:
+            waiter.start()
+        start.wait(HANG)
+        reply.answer("yes")
+
+        assert [heard.get(timeout=HANG) for _ in waiters] == ["yes"] * 4
+        for waiter in waiters:
+            waiter.join(HANG)
+
+
+def test_nothing_is_kept_of_those_who_gave_up():
+    """Who waits again and again with a short limit leaves nothing behind."""
+    once = Once()
+    for _ in range(10):
+        assert once.wait(0.0) is False
+
+    assert once._wakers == {}

@@ -288,9 +288,8 @@ class ThreadChild:
         The frames of a crash hold this object, the context, and whatever the child has made of ``ctx.last_exit``. So
         each crash would keep the one before alive, with all its locals, for ever.
         """
-        past = self.birth.last_exit
+        past, self.birth.last_exit = self.birth.last_exit, None
         if past is not None:
-            self.birth = self._ctx.forget_last_exit()
             with contextlib.suppress(Exception):  # what these locals raise when they go
                 forget_locals(past.exception)
 
