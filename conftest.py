@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from typing import Any
 
@@ -14,12 +15,14 @@ HANG = 10.0
 
 
 def open_document(namespace: dict[str, Any]) -> None:
-    """Make its code believe that it is a program."""
+    """Make its code believe that it is a program: what pytest does about threads that crash does not concern it."""
     namespace["__name__"] = "__main__"
+    namespace["__hook__"], threading.excepthook = threading.excepthook, threading.__excepthook__
 
 
-def close_document(_namespace: dict[str, Any]) -> None:
+def close_document(namespace: dict[str, Any]) -> None:
     """Assert that no thread of ours outlives the document."""
+    threading.excepthook = namespace["__hook__"]
     deadline = time.monotonic() + HANG
     for entry in threads.entries():
         entry.thread.join(max(0.0, deadline - time.monotonic()))

@@ -1,9 +1,10 @@
 """otpy: Erlang/OTP's supervision trees for programs made of threads.
 
-Reports are in ``otpy.reports``; the ports for new kinds of children, clocks and handlers in ``otpy.abc``.
+Reports are in ``otpy.reports``, the account of all threads in ``otpy.registry``, and the ports for new kinds of
+children, clocks and handlers in ``otpy.abc``.
 """
 
-from otpy import abc, reports
+from otpy import abc, registry, reports
 from otpy.children.adopted import adopt
 from otpy.children.periodic import periodic
 from otpy.children.thread import Service, thread
@@ -88,6 +89,7 @@ __all__ = [
     "current",
     "dynamic_supervisor",
     "periodic",
+    "registry",
     "reports",
     "run",
     "start",

@@ -227,6 +227,8 @@ class SupervisorThread:
             while self.alive:
                 self.turn()
         except BaseException as error:
+            if not self.alive:
+                raise  # it has said its last word
             self._break_down(error)
 
     def turn(self) -> None:
@@ -411,11 +413,20 @@ class SupervisorThread:
         self.mailbox.close(self._refuse_leftover)
         for item in self._local:  # what _read_all had taken out of it
             self._refuse_leftover(item)
+        try:
+            report = self._close(report)
+        finally:  # whatever went wrong, nobody waits for ever
+            self._say_last_word(report)
+
+    def _close(self, report: StopReport) -> StopReport:
         if self.path == self.tree.root:
             report = attrs.evolve(report, handlers=self.tree.close())
         else:
             self.tree.directory.pop(self.path, None)
-        self.done.answer(attrs.evolve(report, unstopped=self.tree.unstopped(self.path)))
+        return attrs.evolve(report, unstopped=self.tree.unstopped(self.path))
+
+    def _say_last_word(self, report: StopReport) -> None:
+        self.done.answer(report)
         if self.path == self.tree.root:
             self.tree.is_over()
         if not self.up.is_given:

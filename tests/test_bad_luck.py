@@ -304,6 +304,20 @@ class TestBrokenInside:
         assert (reason.kind, [one.path for one in left]) == (ExitKind.CRASHED, ["app/x"])
         assert "gate.wait" in left[0].stack
 
+    @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+    def test_in_its_last_moment(self, monkeypatch):
+        """Nobody waits for ever."""
+        app = otpy.start(supervisor("app"), log=False)
+        close = app._tree.close
+
+        def close_and_fail():
+            close()
+            raise ZeroDivisionError
+
+        monkeypatch.setattr(type(app._tree), "close", lambda tree: close_and_fail())
+
+        assert app.stop().reason.kind is ExitKind.SHUTDOWN
+
     def test_a_kind_of_child_that_breaks_its_contract(self):
         """It raises where it must not: a failed start."""
 
