@@ -36,7 +36,7 @@ import attrs
 from otpy import telemetry, threads
 from otpy.abc import Puttable, ReportHandler
 from otpy.exceptions import AlreadyStarted, CallTimeout, NotAlive, NotFound, Refusal, SpecError, printable, show
-from otpy.mailbox import Reply
+from otpy.mailbox import Once, Reply
 from otpy.reports import ChildTerminated, ExitKind, ExitReason
 from otpy.specs import is_number
 from otpy.telemetry import handler_of
@@ -126,7 +126,7 @@ class ThreadRegistry:
     """
 
     def __init__(self) -> None:
-        self._flag = Reply()
+        self._flag = Once()
         self._sinks: dict[object, ReportHandler] = {}
         self._calls: list[_Shutdown] = []
 
@@ -196,7 +196,7 @@ class ThreadRegistry:
     @property
     def shutdown_requested(self) -> bool:
         """Whether ``shutdown_all`` has been called. It stays true for ever; a forked process inherits it."""
-        return self._flag.is_given
+        return self._flag.has_happened
 
     def wait_shutdown(self, timeout: float | None = None) -> bool:
         """Wait until ``shutdown_all`` is called, or *timeout* seconds; return whether it has been called.
@@ -206,9 +206,7 @@ class ThreadRegistry:
         """
         is_right = timeout is None or timeout == math.inf or (is_number(timeout) and timeout >= 0)
         _check("<registry>", "timeout", timeout, is_right, "a number of seconds >= 0, or None")
-        with contextlib.suppress(CallTimeout):
-            self._flag.wait(timeout, "<registry>")
-        return self._flag.is_given
+        return self._flag.wait(timeout)
 
     def shutdown_all(self, timeout: float = 10.0) -> ShutdownStats:
         """Ask all threads to stop, and wait for their ends; from now on none is spawned here.
@@ -230,7 +228,7 @@ class ThreadRegistry:
         _check("<registry>", "timeout", timeout, is_right, "a finite number of seconds >= 0")
         call = _Shutdown(self, timeout)
         with _door:  # whoever is in the record now is waited for; whoever comes later is refused
-            self._flag.answer(True)
+            self._flag.happen()
         call.look()
         self._calls.append(call)
         try:
@@ -298,7 +296,7 @@ class ThreadRegistry:
         return {}
 
     def _admit(self, name: str) -> None:
-        if self._flag.is_given:
+        if self._flag.has_happened:
             raise NotAlive(name, "shutdown_all has been called: nothing is spawned any more")
         if any(entry.name == name for entry in self._entries()):
             raise AlreadyStarted(name, "a thread of this name is running")

@@ -246,6 +246,7 @@ class SupervisorThread:
         while not self._local:
             now, at = self.tree.clock.monotonic(), self.timers.next()
             if at is None or at > now:
+                self._has_read_all = False
                 with contextlib.suppress(queue.Empty):
                     return self.mailbox.get(None if at is None else at - now)
             elif not self._has_read_all:
@@ -846,25 +847,8 @@ def _begin(spec: SupervisorSpec, options: Options, signals: _Signals) -> Supervi
 def _launch(spec: SupervisorSpec, options: Options) -> SupervisorThread:
     """Start the root's thread; it is not up yet."""
     _check_options(spec, options)
-    seed = options.get("seed")
-    tree = Tree(
-        root=spec.id,
-        clock=options.get("clock") or SystemClock(),
-        max_unstopped=options.get("max_unstopped", 100),
-        seed=random.getrandbits(64) if seed is None else seed,
-    )
-    core = SupervisorThread(
-        Birth(
-            ref=0,
-            path=spec.id,
-            spec=spec,
-            incarnation=1,
-            last_exit=None,
-            handover=Handover(),
-            supervisor=None,
-            tree=tree,
-        )
-    )
+    tree = _tree(spec, options)
+    core = SupervisorThread(_root_birth(spec, tree))
     try:
         tree.telemetry = Telemetry(spec.id, tree, options.get("on_escalation"))
         _subscribe(tree.telemetry, spec, options)
@@ -873,6 +857,29 @@ def _launch(spec: SupervisorSpec, options: Options) -> SupervisorThread:
     guard(tree, core.mailbox.put, core.done)
     core.start(lambda _: None)
     return core
+
+
+def _tree(spec: SupervisorSpec, options: Options) -> Tree:
+    seed = options.get("seed")
+    return Tree(
+        root=spec.id,
+        clock=options.get("clock") or SystemClock(),
+        max_unstopped=options.get("max_unstopped", 100),
+        seed=random.getrandbits(64) if seed is None else seed,
+    )
+
+
+def _root_birth(spec: SupervisorSpec, tree: Tree) -> Birth:
+    return Birth(
+        ref=0,
+        path=spec.id,
+        spec=spec,
+        incarnation=1,
+        last_exit=None,
+        handover=Handover(),
+        supervisor=None,
+        tree=tree,
+    )
 
 
 def _subscribe(telemetry: Telemetry, spec: SupervisorSpec, options: Options) -> None:

@@ -415,6 +415,21 @@ class TestManyAtOnce:
 
         assert [first, twin._next(), twin._next()] == ["before", Due(7), "after"]
 
+    def test_mail_is_read_before_each_deadline(self, launch):
+        """Also when the mail that was read before the last one has cleared that."""
+        core = core_of(launch(supervisor("app", children=[thread(idle, id="a")])))
+        twin = type(core)(core.birth)
+        twin.timers.arm(7, at=0.0)
+        twin.mailbox.put("clears it")
+        assert twin._next() == "clears it"
+        twin.timers.disarm(7)
+        twin.mailbox.put("much later")
+        assert twin._next() == "much later"
+        twin.timers.arm(8, at=0.0)
+        twin.mailbox.put("before")
+
+        assert [twin._next(), twin._next()] == ["before", Due(8)]
+
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_an_interrupted_caller_does_not_lock_its_supervisor(launch):

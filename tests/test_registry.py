@@ -854,6 +854,19 @@ class TestShutdown:
 
         assert (first.earlier, second.earlier, outsider.earlier) == ([], [first], [])
 
+    def test_whoever_sees_a_call_knows_who_its_caller_is(self, reg, monkeypatch):
+        """Otherwise two could wait for each other."""
+        queue_up, callers = registry._Shutdown.queue_up, []
+
+        def note_callers(call):
+            callers.extend(one.caller.name for one in reg._calls)
+            queue_up(call)
+
+        monkeypatch.setattr(registry._Shutdown, "queue_up", note_callers)
+        reg.spawn(reg.shutdown_all, name="t").join(HANG)
+
+        assert callers == ["t"]
+
     def test_a_thread_that_is_about_to_start_is_waited_for(self, reg, monkeypatch):
         """It was let in before; that it does not run yet makes no difference."""
         start, starting, go_on, box = threading.Thread.start, threading.Event(), threading.Event(), queue.SimpleQueue()
@@ -1058,6 +1071,19 @@ class TestShutdownOfTrees:
         app.detach()
 
         assert by_name(whole.shutdown_all(0.2)) == ((), ("app/x",), ("app/x",))
+
+    def test_a_detached_child_that_cannot_be_asked(self, whole, gate):
+        """What goes wrong is logged, and the others are asked all the same."""
+        asked = []
+        for name, ask in (("a", raiser(Boom())), ("b", lambda: asked.append("b"))):
+            spawned = threads.spawn(gate.wait, name=name, role=threads.Role.CHILD, purpose="", owner=None)
+            threads.mark(spawned, ThreadState.DETACHED, ask)
+        with structlog.testing.capture_logs() as logs:
+            stats = whole.shutdown_all(0)
+
+        assert by_name(stats) == ((), ("a", "b"), ("a", "b"))
+        assert asked == ["b"]
+        assert [(one["event"], one["path"]) for one in logs] == [("ask_failed", "a")]
 
     def test_from_inside_a_tree(self, whole, launch):
         """The tree is asked, but not waited for: it waits for the caller. All others are."""
