@@ -23,13 +23,16 @@ def tests(session: nox.Session) -> None:
 def coverage(session: nox.Session) -> None:
     """Measure branch coverage; floors 0 to 2 must have all of it.
 
-    Not on 3.11: there a traced thread spins while an interrupt waits for another thread that is blocked.
+    Not on 3.11: there a traced thread spins while an interrupt waits for another thread that is blocked. And not of
+    what interrupts threads by the hundred: sooner or later that hits one that holds the lock of coverage itself.
     """
     session.install("-e", ".[tests]")
-    session.run("coverage", "run", "-m", "pytest", *session.posargs)
+    session.run("coverage", "run", "-m", "pytest", f"--deselect={HITS_THE_TRACER}", *session.posargs)
     session.run("coverage", "report")
     session.run("coverage", "report", "--fail-under=100", f"--include={','.join(PURE)}")
 
+
+HITS_THE_TRACER = "tests/test_bad_luck.py::test_an_interrupted_caller_does_not_lock_its_supervisor"
 
 PURE = [
     f"otpy/{name}.py"
@@ -41,10 +44,11 @@ PURE = [
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Check style and format."""
-    session.install("ruff")
+    """Check style and format, and keep our own rules about threads."""
+    session.install("-e", ".", "ruff")
     session.run("ruff", "check")
     session.run("ruff", "format", "--check")
+    session.run("python", "-m", "otpy.lint", ".")
 
 
 @nox.session

@@ -41,7 +41,6 @@ class Context:
 
     __slots__ = (
         "__weakref__",
-        "_allowance",
         "_beat",
         "_birth",
         "_callbacks",
@@ -65,8 +64,7 @@ class Context:
         self._thread: int | None = None
         self._saved = birth.handover.state
         self._monotonic = birth.tree.clock.monotonic
-        self._beat: float = self._monotonic()
-        self._allowance = (self._beat, 0.0)
+        self._beat: float | tuple[float, float] = self._monotonic()  # or with what is allowed once, in one store
 
     @property
     def id(self) -> str:
@@ -215,10 +213,10 @@ class Context:
 
     def pulse(self) -> tuple[float, float]:
         """Return when the child checked in last, and until when it may be silent."""
-        beat = self._beat
-        since, allowance = self._allowance  # of another check-in than the last: over
-        heartbeat = self._birth.spec.heartbeat or 0.0
-        return beat, beat + (max(heartbeat, allowance) if since == beat else heartbeat)
+        beat, heartbeat = self._beat, self._birth.spec.heartbeat or 0.0
+        if isinstance(beat, tuple):
+            return beat[0], beat[0] + max(heartbeat, beat[1])
+        return beat, beat + heartbeat
 
     @property
     def saved(self) -> object:
@@ -237,9 +235,7 @@ class Context:
     def _allow(self, seconds: float) -> None:
         if not is_number(seconds) or seconds <= 0:
             raise ValueError(f"allow = {show(seconds)}: expected a finite number of seconds > 0")
-        beat = self._monotonic()
-        self._allowance = (beat, seconds)  # first: whoever sees the new beat must see what goes with it
-        self._beat = beat
+        self._beat = (self._monotonic(), seconds)
 
     def _use(self) -> Birth:
         if self._fenced:

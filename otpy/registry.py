@@ -227,9 +227,9 @@ class ThreadRegistry:
         is_right = is_number(timeout) and timeout >= 0
         _check("<registry>", "timeout", timeout, is_right, "a finite number of seconds >= 0")
         call = _Shutdown(self, timeout)
-        with _door:  # whoever is in the record now is waited for; whoever comes later is refused
+        with _door:  # whoever is in the record now is counted and waited for; whoever comes later is refused
+            call.look()
             self._flag.happen()
-        call.look()
         self._calls.append(call)
         try:
             call.queue_up()

@@ -7,7 +7,19 @@ import time
 import attrs
 import pytest
 
-from otpy import ChildSpec, ChildType, ExitKind, Service, Supervisor, supervisor, thread, threads
+from otpy import (
+    ChildSpec,
+    ChildType,
+    ExitKind,
+    Service,
+    Supervisor,
+    adopt,
+    current,
+    periodic,
+    supervisor,
+    thread,
+    threads,
+)
 from otpy.abc import Birth, Child
 from otpy.mailbox import SystemClock
 from otpy.messages import ChildExited, ChildStarted, Handover
@@ -31,8 +43,22 @@ class Obedient(Service):
         self.ctx.wait_stop()
 
 
+class Obedience:
+    def run(self):
+        current().wait_stop()
+
+
+def obedient_call():
+    current().wait_stop()
+
+
 def crashing(ctx):
     raise ValueError("first line")
+
+
+class Crashing:
+    def run(self):
+        raise ValueError("first line")
 
 
 class CrashingInit(Service):
@@ -51,6 +77,8 @@ OBEDIENT = {
     "thread": thread(obedient, id="x"),
     "ready": thread(obedient_and_ready, id="x", ready=True),
     "service": thread(Obedient, id="x"),
+    "adopted": thread(adopt(Obedience), id="x"),
+    "periodic": periodic(obedient_call, id="x"),
     "supervisor": supervisor("x"),
     "nested": supervisor(
         "x", children=[thread(obedient, id="a"), supervisor("s", children=[thread(Obedient, id="b")])]
@@ -61,6 +89,8 @@ CRASHING = {
     "thread": thread(crashing, id="x"),
     "ready": thread(crashing, id="x", ready=True),
     "service": thread(CrashingInit, id="x"),
+    "adopted": thread(adopt(Crashing), id="x"),
+    "periodic": periodic(crashing, None, id="x"),
     "nested": supervisor("x", children=[thread(crashing, id="a", ready=True)]),
 }
 

@@ -183,6 +183,18 @@ class TestStalls:
         assert recorder.wait_for(Stalled, "app/a").incarnation == life.incarnation
         assert core.alive
 
+    def test_an_allowance_ends_with_the_next_check_in_even_if_that_comes_at_once(self, launch):
+        """A clock may stand still between two lines."""
+
+        class Still(SystemClock):
+            monotonic = staticmethod(lambda: 1000.0)
+
+        launch(supervisor("app", children=[(puppet := Puppet()).spec("a", heartbeat=10.0)]), clock=Still())
+        life = puppet.next()
+        in_child(life, lambda: (life.ctx.check_in(allow=3600), life.ctx.check_in()))
+
+        assert life.ctx.pulse() == (1000.0, 1010.0)
+
     @pytest.mark.parametrize("allow", [0, -1, float("inf"), float("nan"), "60", True])
     def test_a_bad_allowance(self, launch, allow):
         """The child's own mistake."""

@@ -829,17 +829,38 @@ class TestShutdown:
         assert by_name(stats) == (("t",), (), ())
 
     def test_whoever_comes_after_the_look_is_refused(self, reg, monkeypatch):
-        """The flag is set before."""
-        look = registry._Shutdown.look
+        """Nobody gets in between the look and the flag."""
+        look, results, spawners = registry._Shutdown.look, queue.SimpleQueue(), []
+
+        def spawn_late():
+            try:
+                results.put(reg.spawn(print, name="late"))
+            except otpy.NotAlive as error:
+                results.put(error)
 
         def look_and_spawn(call):
             look(call)
-            with pytest.raises(otpy.NotAlive):
-                reg.spawn(print, name="late")
+            spawners.append(threading.Thread(target=spawn_late))
+            spawners[0].start()
+            spawners[0].join(0.1)
 
         monkeypatch.setattr(registry._Shutdown, "look", look_and_spawn)
 
         assert reg.shutdown_all(HANG).total == 0
+        assert isinstance(results.get(timeout=HANG), otpy.NotAlive)
+        spawners[0].join(HANG)
+
+    def test_all_that_ran_are_counted(self, reg, monkeypatch):
+        """Also those that end in the moment in which they are asked."""
+        look, spawned = registry._Shutdown.look, reg.spawn(reg.wait_shutdown, name="t")
+
+        def slow_look(call):
+            spawned.join(0.1)
+            look(call)
+
+        monkeypatch.setattr(registry._Shutdown, "look", slow_look)
+
+        assert by_name(reg.shutdown_all(HANG)) == (("t",), (), ())
 
     def test_of_two_tracked_callers_only_the_later_one_skips_the_other(self, reg, gate):
         """In whatever order they get to look at each other."""
@@ -856,16 +877,16 @@ class TestShutdown:
 
     def test_whoever_sees_a_call_knows_who_its_caller_is(self, reg, monkeypatch):
         """Otherwise two could wait for each other."""
-        queue_up, callers = registry._Shutdown.queue_up, []
+        look, visible = registry._Shutdown.look, []
 
-        def note_callers(call):
-            callers.extend(one.caller.name for one in reg._calls)
-            queue_up(call)
+        def look_and_note(call):
+            visible.append(call in reg._calls)
+            look(call)
 
-        monkeypatch.setattr(registry._Shutdown, "queue_up", note_callers)
-        reg.spawn(reg.shutdown_all, name="t").join(HANG)
+        monkeypatch.setattr(registry._Shutdown, "look", look_and_note)
+        reg.shutdown_all(HANG)
 
-        assert callers == ["t"]
+        assert visible == [False]
 
     def test_a_thread_that_is_about_to_start_is_waited_for(self, reg, monkeypatch):
         """It was let in before; that it does not run yet makes no difference."""
