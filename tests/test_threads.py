@@ -140,3 +140,12 @@ def test_a_renamed_thread_is_known_by_its_first_name():
     assert threads.settle(owner, {Role.CHILD}, 0.0) == ("app/a",)
     gate.set()
     thread.join(HANG)
+
+
+def test_nobody_minds_a_mark_on_a_thread_that_has_just_ended():
+    """Its supervisor may not know yet."""
+    thread = threads.spawn(lambda: None, name="t", role=Role.HELPER, purpose="", owner=object())
+    thread.join(HANG)
+    threads.mark(thread, ThreadState.UNSTOPPED)
+
+    assert thread not in [one.thread for one in threads.entries()]
