@@ -50,7 +50,7 @@ import collections
 import enum
 import random
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 import attrs
 
@@ -92,7 +92,7 @@ from otpy.messages import (
     Up,
     WhichChildren,
 )
-from otpy.reports import Cause, ChildInfo, ChildState, Counts, Escalation, ExitKind, ExitReason, Snapshot
+from otpy.reports import Cause, ChildInfo, ChildState, Counts, Escalation, ExitKind, ExitReason, R, Snapshot
 from otpy.restarts import VERDICTS, Fate, Patience, Window, is_acceptable
 from otpy.specs import (
     AutoShutdown,
@@ -113,9 +113,6 @@ INTERRUPT_GRACE = 0.5
 ASKED_TO_STOP = ExitReason(ExitKind.SHUTDOWN)
 DETACHED = ExitReason(ExitKind.SHUTDOWN, detail="detached")
 UNSTOPPABLE = ExitReason(ExitKind.KILLED, detail="it could not be stopped")
-
-
-R = TypeVar("R", bound=reports.Report)
 
 
 class Phase(enum.Enum):

@@ -60,6 +60,7 @@ from otpy.reports import (
     Snapshot,
     StopReport,
     Unstopped,
+    stamped,
 )
 from otpy.specs import AutoShutdown, ChildSpec, ChildType, Common, Strategy, SupervisorSpec, check_common, is_number
 from otpy.telemetry import Telemetry, log_report
@@ -160,6 +161,7 @@ class SupervisorThread:
     _children: dict[int, Child] = attrs.field(factory=dict, init=False)
     _below: dict[str, StopReport] = attrs.field(factory=dict, init=False)
     _detached: dict[int, Birth] = attrs.field(factory=dict, init=False)
+    _handle: Supervisor = attrs.field(init=False)
     _deliver: Deliver = attrs.field(init=False)
     _thread: Any = attrs.field(default=None, init=False)
     _ident: int | None = attrs.field(default=None, init=False)
@@ -172,6 +174,7 @@ class SupervisorThread:
         assert isinstance(spec, SupervisorSpec)
         chance = random.Random(f"{self.tree.seed} {self.path}")  # a child's own, whatever its siblings do
         self.machine = SupervisorMachine(spec, self.path, rng=chance)
+        self._handle = Supervisor(self.tree, self.path)
 
     @property
     def path(self) -> str:
@@ -325,7 +328,7 @@ class SupervisorThread:
             incarnation=action.incarnation,
             last_exit=action.last_exit,
             handover=action.handover,
-            supervisor=Supervisor(self.tree, self.path),
+            supervisor=self._handle,
             tree=self.tree,
         )
         try:
@@ -378,7 +381,7 @@ class SupervisorThread:
         action.reply.refuse(action.error)
 
     def _tell(self, action: messages.Tell) -> None:
-        self.tree.telemetry.tell(attrs.evolve(action.report, time=self.tree.clock.wall()))
+        self.tree.telemetry.tell(stamped(action.report, self.tree.clock.wall()))
 
     def _escalate(self, action: messages.Escalate) -> None:
         self.tree.telemetry.escalate(self.machine.spec.on_escalation, action.escalation)
