@@ -6,11 +6,15 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import hypothesis
 import pytest
 
 import otpy
 from otpy import threads
 from tests.helpers import HANG, Recorder
+
+hypothesis.settings.register_profile("otpy", deadline=None)  # a busy machine is no failure
+hypothesis.settings.load_profile("otpy")
 
 
 @pytest.fixture(autouse=True)
