@@ -150,8 +150,10 @@ class Once:
             lock = threading.Lock()
             lock.acquire()
             self.when(lock, lock.release)
-            lock.acquire(timeout=-1 if timeout is None else bounded(timeout))
-            self._wakers.pop(lock, None)
+            try:
+                lock.acquire(timeout=-1 if timeout is None else bounded(timeout))
+            finally:
+                self._wakers.pop(lock, None)
         return self.has_happened
 
     def _wake(self) -> None:
