@@ -214,7 +214,9 @@ class Backoff:
 
     The first restart of a calm child waits *initial*. Each further failure multiplies that by *factor*, up to
     *maximum*; once the child has been up for *reset_after* it is calm again. Only time spent up counts for that, not
-    waiting, nor starting. The intensity window knows nothing of all this.
+    waiting, nor starting. The intensity window knows nothing of all this, so choose the two together: with the default
+    limit, 3 restarts in 5 seconds, a child that fails at once with ``Backoff(0.1, 30)`` makes its supervisor give up
+    after 1.5 seconds (docs/health.md has the rule).
 
     Attributes:
         initial: Seconds, > 0.
