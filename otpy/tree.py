@@ -17,7 +17,7 @@ import attrs
 
 from otpy import threads
 from otpy.abc import Child, Clock
-from otpy.mailbox import Reply
+from otpy.mailbox import Bell, Reply
 from otpy.messages import StopSupervisor
 from otpy.reports import Unstopped
 from otpy.telemetry import Telemetry
@@ -117,14 +117,25 @@ def ask_all(within: float | None) -> dict[Tree, Reply]:
 
 
 def _stop_all() -> None:
-    """Stop all trees; an interrupt from the keyboard shortens all budgets to zero."""
+    """Stop all trees; an interrupt from the keyboard shortens all budgets to zero.
+
+    It waits at a bell: a signal that came just before this thread began to wait for a lock would be heard too late.
+    """
+    if not _running:
+        return
+    try:
+        bell = Bell()
+    except (OSError, ValueError):  # no descriptors are left, or this is not the main thread
+        bell = None
     for within in (None, 0.0):
         try:
             for tree, done in ask_all(within).items():
-                done.wait(None, tree.root)
+                bell.wait(done, None, tree.root) if bell else done.wait(None, tree.root)
         except KeyboardInterrupt:
             continue
-        return
+        break
+    if bell:
+        bell.close()
 
 
 def _after_fork() -> None:

@@ -152,6 +152,24 @@ class TestInterpreterExit:
         """Nothing happens twice."""
         assert run("app = otpy.start(tree, log=False); app.stop()")[:2] == (0, ["up a", "up b", *ORDER])
 
+    def test_without_file_descriptors(self, watch):
+        """Trees are stopped all the same."""
+        running = watch(
+            """
+            def tidy(ctx):
+                say("up")
+                ctx.wait_stop()
+                say("stopped")
+            app = otpy.start(supervisor("app", children=[thread(tidy, id="x")]), log=False)
+            def none_left():
+                raise OSError("too many open files")
+            import socket
+            socket.socketpair = none_left
+            """
+        )
+
+        assert running.end()[:2] == (0, ["up", "stopped"])
+
     def test_an_interrupt_during_the_exit_hurries(self, watch):
         """Ctrl-C while the tree is being stopped shortens all budgets to zero."""
         running = watch(
