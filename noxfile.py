@@ -83,3 +83,10 @@ def soak(session: nox.Session) -> None:
     session.install("-e", ".[tests]")
     for _ in range(int(session.posargs[0]) if session.posargs else 20):
         session.run("python", "-m", "pytest", "-q", "-x")
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Measure otpy against bare threads: `nox -s bench -- --quick`, or the names of some benchmarks."""
+    session.install("-e", ".")
+    session.run("python", "-m", "benchmarks", *session.posargs)

@@ -1,0 +1,1 @@
+"""What otpy costs over the threads that it runs: ``python -m benchmarks``; docs/benchmarks.md says how to read it."""
