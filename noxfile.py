@@ -88,5 +88,5 @@ def soak(session: nox.Session) -> None:
 @nox.session
 def bench(session: nox.Session) -> None:
     """Measure otpy against bare threads: `nox -s bench -- --quick`, or the names of some benchmarks."""
-    session.install("-e", ".")
+    session.install("-e", ".[bench]")
     session.run("python", "-m", "benchmarks", *session.posargs)

@@ -64,7 +64,7 @@ def _named(patterns: list[str]) -> list[Benchmark]:
 def listing(chosen: list[Benchmark]) -> str:
     lines = []
     for one in chosen:
-        lines += [f"{one.name}: {one.what}", f"    floor: {one.floor}", f"    must reach: {_targets(one)}"]
+        lines += [f"{one.name}: {one.what}", f"    floor: {one.floor or 'none'}", f"    must reach: {_targets(one)}"]
     return "\n".join(lines)
 
 
@@ -80,11 +80,9 @@ HEAD = LINE.format("", "otpy p50", "p99", "floor p50", "p99", "× p50", "× p99"
 
 def row(result: Result) -> str:
     """Return the line of a benchmark, and below it those of its peers, and the notes."""
-    unit = UNITS[result.benchmark.unit]
     lines = [_line(result, OTPY, result.benchmark.name, _verdicts(result), _spread(result))]
     lines += [_line(result, name, f"  {name}") for name in result.sides if name not in (OTPY, FLOOR)]
     lines += [f"  ({note})" for note in result.notes]
-    assert unit
     return "\n".join(lines)
 
 

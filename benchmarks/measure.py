@@ -22,6 +22,9 @@ import attrs
 
 OTPY, FLOOR = "otpy", "floor"
 
+PATIENCE = 600.0
+"""After so many seconds a round in a process of its own is given up."""
+
 Samples = list[float]
 
 
@@ -83,7 +86,7 @@ class Benchmark:
     Attributes:
         name: How the command line calls it.
         what: What one sample is, in one line.
-        floor: What the floor does, in one line.
+        floor: What the floor does, in one line; "": there is none.
         unit: "s" or "B" or "count".
         sides: Otpy first, then the floor, if there is one, then the peers.
         targets: What must be reached.
@@ -95,7 +98,7 @@ class Benchmark:
 
     name: str
     what: str
-    floor: str = "–"
+    floor: str = ""
     unit: str = "s"
     sides: tuple[Side, ...]
     targets: tuple[Target, ...]
@@ -192,12 +195,18 @@ def one_round(benchmark: Benchmark, side: Side, size: int) -> Samples:
     if benchmark.apart:
         return _in_a_process(benchmark, side, size)
     gc.collect()
-    return list(side.run(size))
+    try:
+        return list(side.run(size))
+    except Exception as error:
+        raise Failed(repr(error)) from error
 
 
 def _in_a_process(benchmark: Benchmark, side: Side, size: int) -> Samples:
     command = [sys.executable, "-m", "benchmarks.apart", benchmark.name, side.name, str(size)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE)
+    except subprocess.TimeoutExpired:
+        raise Failed(f"nothing after {PATIENCE:g} s") from None
     if done.returncode:
         last = (done.stderr.strip() or f"it ended with {done.returncode}").splitlines()[-1]
         raise Failed(last)

@@ -13,20 +13,19 @@ from benchmarks.restarts import LIFE, Lives
 
 
 def latency_of_masterpiece(size: int) -> list[float]:
-    from masterpiece.masterpiecethread import MasterPieceThread
-    from masterpiece.supervisor import SupervisorThread
-
     lives = Lives(size, LIFE)
-
-    class Child(MasterPieceThread):
-        def update(self) -> bool:
-            lives()
-            self.stop()
-            return True
-
     errors: Queue[Any] = Queue()
-    supervisor = SupervisorThread(errors)
     with quiet():
+        from masterpiece.masterpiecethread import MasterPieceThread
+        from masterpiece.supervisor import SupervisorThread
+
+        class Child(MasterPieceThread):
+            def update(self) -> bool:
+                lives()
+                self.stop()
+                return True
+
+        supervisor = SupervisorThread(errors)
         supervisor.start()
         child = Child(None)
         child._error_queue = errors

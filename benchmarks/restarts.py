@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from queue import SimpleQueue
 from time import perf_counter
 
@@ -157,15 +157,15 @@ def _be_one(ctx: otpy.Context, crowd: Crowd, number: int) -> None:
 
 def crowd_of_floor(size: int) -> list[float]:
     crowd = Crowd(size)
-    crashes: SimpleQueue[int] = SimpleQueue()
+    crashes: SimpleQueue[tuple[int, BaseException]] = SimpleQueue()
     stops = [threading.Event() for _ in range(size)]
     children: list[threading.Thread | None] = [None] * size
 
     def live(number: int) -> None:
         try:
             crowd.live(number, stops[number].wait)
-        except BaseException:
-            crashes.put(number)
+        except BaseException as error:
+            crashes.put((number, error))
 
     def start(number: int) -> None:
         child = children[number] = threading.Thread(target=live, args=(number,), daemon=True)
@@ -173,7 +173,8 @@ def crowd_of_floor(size: int) -> list[float]:
 
     def keep_alive() -> None:
         for _ in range(size):
-            start(crashes.get())
+            number, _ = crashes.get()
+            start(number)
 
     for number in range(size):
         start(number)
@@ -185,6 +186,6 @@ def crowd_of_floor(size: int) -> list[float]:
     return [took]
 
 
-def crowd_of_a_tenth(size: int) -> Iterator[float]:
+def crowd_of_a_tenth(size: int) -> list[float]:
     """The same as ``crowd_of_otpy`` for a tenth of the children: what a child costs must not depend on how many."""
-    yield from crowd_of_otpy(size // 10)
+    return crowd_of_otpy(size // 10)

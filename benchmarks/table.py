@@ -144,7 +144,7 @@ ALL = (
         sides=(Side(OTPY, trees.idle_with_heartbeats),),
         targets=(Target("p99", 40, of=None, says="≤ 40 a second"),),
         size=1_000,
-        quick=20,
+        quick=40,
         rounds=1,
         apart=True,
     ),
