@@ -47,7 +47,6 @@ Not proud of: a slot has several fields that matter in one state only (``why``, 
 from __future__ import annotations
 
 import collections
-import enum
 import random
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -103,6 +102,7 @@ from otpy.specs import (
     Restart,
     Strategy,
     SupervisorSpec,
+    Word,
     check_member,
 )
 from otpy.strategy import restart_group
@@ -115,7 +115,7 @@ DETACHED = ExitReason(ExitKind.SHUTDOWN, detail="detached")
 UNSTOPPABLE = ExitReason(ExitKind.KILLED, detail="it could not be stopped")
 
 
-class Phase(enum.Enum):
+class Phase(Word):
     """The life of a supervisor."""
 
     BOOTING = "booting"
@@ -124,7 +124,7 @@ class Phase(enum.Enum):
     ENDED = "ended"
 
 
-class Why(enum.Enum):
+class Why(Word):
     """Why a child was told to stop."""
 
     CALLED = "terminate_child"
@@ -143,6 +143,7 @@ class Slot:
     """A child: its spec, its state and, while it has one, the number of its incarnation.
 
     Attributes:
+        id, path, spec: Which child.
         ref: Its key in ``_live`` while it runs, stops, or waits for a retry.
         why, killed: While STOPPING: what for, and whether it has been interrupted.
         failure: While STOPPING because it was LATE or has STALLED, or RESTARTING: what to say of that.
@@ -154,6 +155,8 @@ class Slot:
         waiting: The calls that wait until it has stopped, to be looked at again.
     """
 
+    id: str
+    path: str
     spec: ChildSpec
     patience: Patience
     handover: Handover = attrs.field(factory=Handover)
@@ -174,10 +177,6 @@ class Slot:
     asked: StartChild | RestartChild | None = None
     leavers: list[TerminateChild] = attrs.field(factory=list)
     waiting: list[Call] = attrs.field(factory=list)
-
-    @property
-    def id(self) -> str:
-        return self.spec.id
 
 
 @attrs.define(eq=False)
@@ -249,7 +248,8 @@ class SupervisorMachine:
         self._now, self._out = now, []
         clause = CLAUSES.get(type(message), SupervisorMachine._on_stray)
         clause(self, message)
-        self._move_on()
+        if self._plan is not None or self._waiting:
+            self._move_on()
         return self._out
 
     # Children that came up
@@ -489,7 +489,7 @@ class SupervisorMachine:
         """Return the error of the child that failed, however deep: a supervisor hands on what it got from below."""
         if is_a(reason.exception, exceptions.StartError):
             return reason.exception  # type: ignore[return-value]
-        error = exceptions.StartError(self._path_of(slot), reason)
+        error = exceptions.StartError(slot.path, reason)
         error.__cause__ = reason.exception
         return error
 
@@ -653,7 +653,7 @@ class SupervisorMachine:
 
     def _give_up(self, slot: Slot, reason: ExitReason) -> None:
         """Too many restarts: tell everybody, and end (docs/otp.md, "Limit breach")."""
-        self._escalate(self._path_of(slot), slot.incarnation, reason)
+        self._escalate(slot.path, slot.incarnation, reason)
 
     def _escalate(self, child: str, incarnation: int, reason: ExitReason) -> None:
         below = reason.detail if isinstance(reason.detail, Escalation) else None
@@ -680,7 +680,7 @@ class SupervisorMachine:
     def _check_auto_shutdown(self, slot: Slot) -> None:
         """Called after the own end of a child that is not restarted (docs/otp.md, "Significant children")."""
         if slot.spec.significant and self._significant_end_matters():
-            self._do(Tell(reports.AutoShutdown(path=self.path, child=self._path_of(slot), reason=slot.last_exit)))
+            self._do(Tell(reports.AutoShutdown(path=self.path, child=slot.path, reason=slot.last_exit)))
             self._end(ExitReason(ExitKind.SHUTDOWN, detail="auto_shutdown"))
 
     def _significant_end_matters(self) -> bool:
@@ -770,14 +770,14 @@ class SupervisorMachine:
         elif slot.state is ChildState.STOPPING and not isinstance(call, TerminateChild):
             self._park(call, slot)
         elif (refusal := REFUSALS.get(type(call), {}).get(slot.state)) and not self._may_be_hastened(call, slot):
-            self._refuse(call, refusal(self._path_of(slot)))
+            self._refuse(call, refusal(slot.path))
         else:
             PRESENT[type(call)](self, call, slot)
 
     def _park(self, call: Call, slot: Slot) -> None:
         """Keep the call until the child has stopped; not if that is the caller."""
         if call.inside == slot.id:
-            self._refuse(call, WouldDeadlock(self._path_of(slot)))
+            self._refuse(call, WouldDeadlock(slot.path))
         else:
             slot.waiting.append(call)
 
@@ -814,7 +814,7 @@ class SupervisorMachine:
 
     def _terminate(self, call: TerminateChild, slot: Slot) -> None:
         if call.inside == call.id and slot.state in ACTIVE and not call.detach:
-            self._refuse(call, WouldDeadlock(self._path_of(slot)))
+            self._refuse(call, WouldDeadlock(slot.path))
         elif slot.state in ACTIVE:
             slot.leavers.append(call)
             slot.detach = call.detach and slot.spec.type is ChildType.SUPERVISOR
@@ -872,7 +872,7 @@ class SupervisorMachine:
         """Release the child from its own waiting calls: blocked in one it could not stop when asked."""
         for call in list(self._callers.get(slot.id, ())):
             self._withdraw(call)
-            self._refuse(call, WouldDeadlock(self._path_of(slot)))
+            self._refuse(call, WouldDeadlock(slot.path))
 
     def _withdraw(self, call: Any) -> None:
         """Take the call out of wherever it waits; a start that it has caused goes on for nobody."""
@@ -989,16 +989,13 @@ class SupervisorMachine:
                 del self._callers[call.inside]
 
     def _slot(self, spec: ChildSpec) -> Slot:
-        return Slot(spec, Patience(spec.backoff, self._rng))
-
-    def _path_of(self, slot: Slot) -> str:
-        return f"{self.path}/{slot.id}"
+        return Slot(spec.id, f"{self.path}/{spec.id}", spec, Patience(spec.backoff, self._rng))
 
     def _report(self, kind: Callable[..., R], slot: Slot, **more: object) -> R:
-        return kind(path=self._path_of(slot), incarnation=slot.incarnation, thread=slot.thread, **more)
+        return kind(path=slot.path, incarnation=slot.incarnation, thread=slot.thread, **more)
 
     def _tell(self, kind: Callable[..., reports.Report], slot: Slot, **more: object) -> None:
-        self._do(Tell(self._report(kind, slot, **more)))
+        self._do(Tell(kind(path=slot.path, incarnation=slot.incarnation, thread=slot.thread, **more)))
 
     def _is_doomed(self, slot: Slot) -> bool:
         """Whether the plan was about to stop it anyway."""
@@ -1017,11 +1014,9 @@ class SupervisorMachine:
         """The child has come to rest: the plan need not wait for it any more."""
         if self._plan is not None:
             self._plan.awaiting.discard(slot.id)
-        self._look_again(slot)
-
-    def _look_again(self, slot: Slot) -> None:
-        self._waiting.extend(slot.waiting)
-        slot.waiting.clear()
+        if slot.waiting:
+            self._waiting.extend(slot.waiting)
+            slot.waiting.clear()
 
     def _infos(self, beats: Mapping[int, float] = NO_BEATS) -> tuple[ChildInfo, ...]:
         return tuple(self._info(slot, beats) for slot in self.slots.values())
@@ -1030,7 +1025,7 @@ class SupervisorMachine:
         is_up, beat = slot.state is ChildState.RUNNING, beats.get(slot.ref)
         return ChildInfo(
             id=slot.id,
-            path=self._path_of(slot),
+            path=slot.path,
             type=slot.spec.type,
             state=slot.state,
             incarnation=slot.incarnation,

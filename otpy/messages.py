@@ -7,13 +7,18 @@ current is about an incarnation that is no longer ours, and is dropped.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 from attrs.validators import instance_of
 
 from otpy.reports import Escalation, ExitReason, Report, Stalled, Unstopped
 from otpy.specs import ChildSpec
+
+if TYPE_CHECKING:
+    from attrs import frozen as value
+else:
+    value = attrs.define  # nobody changes one, mypy sees to that; to forbid it at run time would triple its cost
 
 
 @attrs.define(eq=False)
@@ -49,12 +54,12 @@ class Action:
 # Told by the runtime.
 
 
-@attrs.frozen
+@value
 class Begin(Message):
     """Start the children."""
 
 
-@attrs.frozen
+@value
 class StopSupervisor(Message):
     """End in order.
 
@@ -69,7 +74,7 @@ class StopSupervisor(Message):
     detach: bool = False
 
 
-@attrs.frozen
+@value
 class TooManyUnstopped(Message):
     """The tree has left more threads behind than it may; *path* was the last. Told to the root."""
 
@@ -80,7 +85,7 @@ class TooManyUnstopped(Message):
 # Told by children and timers. Kinds of children come from outside, so theirs are checked where they are made.
 
 
-@attrs.frozen
+@value
 class ChildStarted(Message):
     """The child is up. *thread* is the name of its thread."""
 
@@ -88,7 +93,7 @@ class ChildStarted(Message):
     thread: str = ""
 
 
-@attrs.frozen
+@value
 class ChildExited(Message):
     """The child has ended. Exactly one for each Start, whatever happened."""
 
@@ -96,7 +101,7 @@ class ChildExited(Message):
     reason: ExitReason = attrs.field(validator=instance_of(ExitReason))
 
 
-@attrs.frozen
+@value
 class Due(Message):
     """The timer of *ref* ran out. What that means depends on the state the child is in.
 
@@ -108,7 +113,7 @@ class Due(Message):
     silent_until: float | None = None
 
 
-@attrs.frozen
+@value
 class Retry(Message):
     """The machine's word to itself: everything that was queued before it has been served, try again."""
 
@@ -118,7 +123,7 @@ class Retry(Message):
 # Told by callers. *reply* is the caller's and means nothing to the machine.
 
 
-@attrs.frozen(kw_only=True, eq=False)
+@value(kw_only=True, eq=False)
 class Call(Message):
     """Base of all calls.
 
@@ -131,7 +136,7 @@ class Call(Message):
     inside: str | None = None
 
 
-@attrs.frozen(kw_only=True, eq=False)
+@value(kw_only=True, eq=False)
 class StartChild(Call):
     """Add a child and start it."""
 
@@ -142,7 +147,7 @@ class StartChild(Call):
         return self.spec.id
 
 
-@attrs.frozen(kw_only=True, eq=False)
+@value(kw_only=True, eq=False)
 class TerminateChild(Call):
     """Stop a child; its spec stays, unless it is temporary or the supervisor dynamic.
 
@@ -154,38 +159,38 @@ class TerminateChild(Call):
     detach: bool = False
 
 
-@attrs.frozen(kw_only=True, eq=False)
+@value(kw_only=True, eq=False)
 class RestartChild(Call):
     """Start a child that is specified and not running."""
 
     id: str
 
 
-@attrs.frozen(kw_only=True, eq=False)
+@value(kw_only=True, eq=False)
 class DeleteChild(Call):
     """Forget the spec of a child that is not running."""
 
     id: str
 
 
-@attrs.frozen(kw_only=True, eq=False)
+@value(kw_only=True, eq=False)
 class GetChildSpec(Call):
     """Ask for a spec."""
 
     id: str
 
 
-@attrs.frozen(kw_only=True, eq=False)
+@value(kw_only=True, eq=False)
 class WhichChildren(Call):
     """Ask for all children in start order."""
 
 
-@attrs.frozen(kw_only=True, eq=False)
+@value(kw_only=True, eq=False)
 class CountChildren(Call):
     """Ask for the counts."""
 
 
-@attrs.frozen(kw_only=True, eq=False)
+@value(kw_only=True, eq=False)
 class TakeSnapshot(Call):
     """Ask for the supervisor and its children.
 
@@ -199,7 +204,7 @@ class TakeSnapshot(Call):
 # Orders. The runtime performs them in order and reports what comes of them as messages.
 
 
-@attrs.frozen
+@value
 class Start(Action):
     """Start an incarnation: a ChildStarted may follow, one ChildExited must."""
 
@@ -210,14 +215,14 @@ class Start(Action):
     handover: Handover = attrs.field(factory=Handover, eq=False)
 
 
-@attrs.frozen
+@value
 class Stop(Action):
     """Ask the child to stop."""
 
     ref: int
 
 
-@attrs.frozen
+@value
 class Kill(Action):
     """Interrupt the child, or kill it where that can be done; after *grace* seconds it is given up."""
 
@@ -225,7 +230,7 @@ class Kill(Action):
     grace: float
 
 
-@attrs.frozen
+@value
 class Abandon(Action):
     """Fence the child, count it as unstopped, and tell *report* with its stack."""
 
@@ -233,14 +238,14 @@ class Abandon(Action):
     report: Unstopped
 
 
-@attrs.frozen
+@value
 class Detach(Action):
     """Let the child go: a worker runs on unsupervised, a supervisor lets its children go and ends."""
 
     ref: int
 
 
-@attrs.frozen
+@value
 class Expose(Action):
     """Tell *report* with the current stack of the child."""
 
@@ -248,7 +253,7 @@ class Expose(Action):
     report: Stalled
 
 
-@attrs.frozen
+@value
 class Arm(Action):
     """Set the one timer of *ref* to *at*, monotonic."""
 
@@ -256,21 +261,21 @@ class Arm(Action):
     at: float
 
 
-@attrs.frozen
+@value
 class Disarm(Action):
     """Clear the timer of *ref*."""
 
     ref: int
 
 
-@attrs.frozen
+@value
 class Again(Action):
     """Put a Retry at the end of the supervisor's own queue."""
 
     ref: int
 
 
-@attrs.frozen
+@value
 class Answer(Action):
     """Answer a call."""
 
@@ -278,7 +283,7 @@ class Answer(Action):
     value: object
 
 
-@attrs.frozen
+@value
 class Refuse(Action):
     """Answer a call with an exception."""
 
@@ -286,26 +291,26 @@ class Refuse(Action):
     error: Exception
 
 
-@attrs.frozen
+@value
 class Tell(Action):
     """Send a report to the world."""
 
     report: Report
 
 
-@attrs.frozen
+@value
 class Escalate(Action):
     """Call the escalation handlers."""
 
     escalation: Escalation
 
 
-@attrs.frozen
+@value
 class Up(Action):
     """All children are up: tell the parent."""
 
 
-@attrs.frozen
+@value
 class End(Action):
     """Nothing runs any more: tell the parent, and end the thread.
 

@@ -5,7 +5,6 @@ Times called ``time`` are wall-clock seconds since the epoch, for people; ages a
 
 from __future__ import annotations
 
-import enum
 import functools
 from collections.abc import Iterator
 from typing import Any, TypeVar
@@ -14,10 +13,10 @@ import attrs
 
 from otpy.exceptions import Fatal, Ignore, Shutdown, is_a, show, traceback_of
 from otpy.specs import AutoShutdown as AutoShutdownMode
-from otpy.specs import ChildType, Strategy
+from otpy.specs import ChildType, Strategy, Word
 
 
-class ExitKind(enum.Enum):
+class ExitKind(Word):
     """How a child ended."""
 
     NORMAL = "normal"
@@ -81,7 +80,7 @@ class ExitReason:
         return f"{self.kind.value}: {said}" if said else self.kind.value
 
 
-class ChildState(enum.Enum):
+class ChildState(Word):
     """What a child is doing (OTP's pid, restarting and undefined, made finer)."""
 
     RUNNING = "running"
@@ -217,7 +216,7 @@ def stamped(report: R, time: float) -> R:
     return report
 
 
-class Cause(enum.Enum):
+class Cause(Word):
     """Why a child was started."""
 
     INIT = "init"

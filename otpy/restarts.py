@@ -7,16 +7,15 @@ and nothing else, the back-off grows with failures in a row and falls back after
 from __future__ import annotations
 
 import collections
-import enum
 import random
 
 import attrs
 
 from otpy.reports import ExitKind, ExitReason
-from otpy.specs import Backoff, Restart
+from otpy.specs import Backoff, Restart, Word
 
 
-class Fate(enum.Enum):
+class Fate(Word):
     """What becomes of a child that ended by itself."""
 
     RESTART = "restart"
@@ -48,7 +47,7 @@ VERDICTS = {
 }
 
 
-class Final(enum.Enum):
+class Final(Word):
     """How a child that was told to stop ended, in OTP's words."""
 
     SHUTDOWN = "shutdown"

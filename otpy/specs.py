@@ -22,7 +22,13 @@ MAX_DEPTH = 100
 """How many supervisors may be nested in each other; each costs a thread, and a tree this deep is a mistake."""
 
 
-class Strategy(enum.Enum):
+class Word(enum.Enum):
+    """A choice. It hashes by identity, as fast as can be: the rules are tables of these."""
+
+    __hash__ = object.__hash__
+
+
+class Strategy(Word):
     """Who is restarted together with a child that failed (OTP: restart strategy)."""
 
     ONE_FOR_ONE = "one_for_one"
@@ -30,7 +36,7 @@ class Strategy(enum.Enum):
     REST_FOR_ONE = "rest_for_one"
 
 
-class Restart(enum.Enum):
+class Restart(Word):
     """Which exits of a child lead to a restart (OTP: restart type)."""
 
     PERMANENT = "permanent"
@@ -38,7 +44,7 @@ class Restart(enum.Enum):
     TEMPORARY = "temporary"
 
 
-class AutoShutdown(enum.Enum):
+class AutoShutdown(Word):
     """Whether a supervisor ends when its significant children have ended by themselves (OTP: auto_shutdown)."""
 
     NEVER = "never"
@@ -46,14 +52,14 @@ class AutoShutdown(enum.Enum):
     ALL_SIGNIFICANT = "all_significant"
 
 
-class Budget(enum.Enum):
+class Budget(Word):
     """The shutdown values that are not a number of seconds (OTP: shutdown)."""
 
     INFINITY = "infinity"
     BRUTAL_KILL = "brutal_kill"
 
 
-class OnUnstopped(enum.Enum):
+class OnUnstopped(Word):
     """What to do about a child that could not be stopped: go on, wait for its end, or give up."""
 
     REPLACE = "replace"
@@ -61,7 +67,7 @@ class OnUnstopped(enum.Enum):
     ESCALATE = "escalate"
 
 
-class ChildType(enum.Enum):
+class ChildType(Word):
     """Worker or supervisor (OTP: type)."""
 
     WORKER = "worker"

@@ -157,10 +157,12 @@ class SupervisorThread:
     up: Reply = attrs.field(factory=Reply, init=False)
     done: Reply = attrs.field(factory=Reply, init=False)
     _local: collections.deque[Message] = attrs.field(factory=collections.deque, init=False)
-    _orders: collections.deque[messages.Action] = attrs.field(factory=collections.deque, init=False)
+    _orders: Sequence[messages.Action] = attrs.field(default=(), init=False)
     _children: dict[int, Child] = attrs.field(factory=dict, init=False)
     _below: dict[str, StopReport] = attrs.field(factory=dict, init=False)
     _detached: dict[int, Birth] = attrs.field(factory=dict, init=False)
+    path: str = attrs.field(init=False)
+    tree: Tree = attrs.field(init=False)
     _handle: Supervisor = attrs.field(init=False)
     _deliver: Deliver = attrs.field(init=False)
     _thread: Any = attrs.field(default=None, init=False)
@@ -170,20 +172,11 @@ class SupervisorThread:
     _turned_at: float = attrs.field(default=0.0, init=False)
 
     def __attrs_post_init__(self) -> None:
-        spec = self.birth.spec
+        spec, self.path, self.tree = self.birth.spec, self.birth.path, self.birth.tree
         assert isinstance(spec, SupervisorSpec)
         chance = random.Random(f"{self.tree.seed} {self.path}")  # a child's own, whatever its siblings do
         self.machine = SupervisorMachine(spec, self.path, rng=chance)
         self._handle = Supervisor(self.tree, self.path)
-
-    @property
-    def path(self) -> str:
-        return self.birth.path
-
-    @property
-    def tree(self) -> Tree:
-        tree: Tree = self.birth.tree
-        return tree
 
     # As a child of its parent; these run on the parent's thread
 
@@ -240,18 +233,21 @@ class SupervisorThread:
         if (prepare := PREPARE.get(type(self._message))) is not None:
             self._message = prepare(self, self._message)
         self._turned_at = self.tree.clock.monotonic()
-        self._orders.extend(self.machine.receive(self._message, self._turned_at))
-        while self._orders:
-            action = self._orders.popleft()
+        self._orders = self.machine.receive(self._message, self._turned_at)
+        for action in self._orders:
             PERFORM[type(action)](self, action)
+        self._orders = ()
 
     def _next(self) -> object:
         while not self._local:
-            now, at = self.tree.clock.monotonic(), self.timers.next()
-            if at is None or at > now:
+            if (at := self.timers.next()) is None:
+                self._has_read_all = False
+                return self.mailbox.get(None)
+            now = self.tree.clock.monotonic()
+            if at > now:
                 self._has_read_all = False
                 with contextlib.suppress(queue.Empty):
-                    return self.mailbox.get(None if at is None else at - now)
+                    return self.mailbox.get(at - now)
             elif not self._has_read_all:
                 self._read_all()
             else:
