@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
@@ -37,7 +38,7 @@ class Puttable(Protocol):
         """Take *item*."""
 
 
-@attrs.define(kw_only=True, eq=False)
+@attrs.define(kw_only=True, eq=False, repr=False)
 class Birth:
     """What a kind of child gets to make one incarnation of it. Nothing of it changes while the child lives.
 
@@ -47,6 +48,7 @@ class Birth:
         last_exit: Why the incarnation before ended, None if there was none; also None when this one has ended, or
             each would keep the one before alive.
         handover: What the incarnations before have left; to be read only.
+        spawn: Starts a thread for it: ``spawn(target, name=…, purpose=…)``; may raise RuntimeError.
         supervisor: The handle of its supervisor, None at the root.
         tree: What all supervisors of the running tree share.
     """
@@ -57,6 +59,7 @@ class Birth:
     incarnation: int
     last_exit: ExitReason | None
     handover: Handover
+    spawn: Callable[..., threading.Thread]
     supervisor: Any
     tree: Any
 

@@ -51,11 +51,13 @@ class Context:
         "_saved",
         "_stop",
         "_thread",
+        "has_looked_back",
         "running",
     )
 
     def __init__(self, birth: Birth, deliver: Deliver) -> None:
         self.running = True
+        self.has_looked_back = False
         self._birth, self._deliver = birth, deliver
         self._stop = Once()
         self._callbacks: list[Callable[[], object]] = []
@@ -84,6 +86,7 @@ class Context:
     @property
     def last_exit(self) -> ExitReason | None:
         """Why the incarnation before this one ended; None: there was none."""
+        self.has_looked_back = True
         return self._use().last_exit
 
     @property
@@ -118,14 +121,11 @@ class Context:
         Raises:
             ValueError: *allow* is not a finite number > 0.
         """
-        if self._fenced:
-            raise Fenced(self._birth.path)
-        if state is not UNCHANGED:
-            self._saved = self._copied(state)
-        if allow is None:
-            self._beat = self._monotonic()
+        if state is UNCHANGED and allow is None:
+            monotonic = self._monotonic  # as a local: to call what is in a slot costs CPython 3.11 a search
+            self._beat = monotonic()
         else:
-            self._allow(allow)
+            self._check_in_with(state, allow)
 
     def sleep(self, seconds: float) -> None:
         """Sleep, or return early when asked to stop.
@@ -210,6 +210,7 @@ class Context:
     def fence(self) -> None:
         """Make this context useless."""
         self._fenced = True
+        self._monotonic = self._refuse
 
     def pulse(self) -> tuple[float, float]:
         """Return when the child checked in last, and until when it may be silent."""
@@ -232,10 +233,19 @@ class Context:
             return value
         return snapshot(value)
 
-    def _allow(self, seconds: float) -> None:
-        if not is_number(seconds) or seconds <= 0:
-            raise ValueError(f"allow = {show(seconds)}: expected a finite number of seconds > 0")
-        self._beat = (self._monotonic(), seconds)
+    def _check_in_with(self, state: Any, allow: float | None) -> None:
+        self._use()
+        if state is not UNCHANGED:
+            self._saved = self._copied(state)
+        if allow is None:
+            self._beat = self._monotonic()
+        elif is_number(allow) and allow > 0:
+            self._beat = (self._monotonic(), allow)
+        else:
+            raise ValueError(f"allow = {show(allow)}: expected a finite number of seconds > 0")
+
+    def _refuse(self) -> float:
+        raise Fenced(self._birth.path)
 
     def _use(self) -> Birth:
         if self._fenced:

@@ -102,10 +102,10 @@ from otpy.specs import (
     Restart,
     Strategy,
     SupervisorSpec,
-    Word,
     check_member,
 )
 from otpy.strategy import restart_group
+from otpy.values import Word
 
 INTERRUPT_GRACE = 0.5
 """How long a thread that was interrupted may take to end, in seconds, before it counts as unstopped."""
@@ -138,7 +138,7 @@ NO_BEATS: Mapping[int, float] = {}
 ACTIVE = (ChildState.RUNNING, ChildState.STARTING, ChildState.STOPPING)
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class Slot:
     """A child: its spec, its state and, while it has one, the number of its incarnation.
 
@@ -179,7 +179,7 @@ class Slot:
     waiting: list[Call] = attrs.field(factory=list)
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class Plan:
     """Stop these, then start those. *width* is how many may stop at the same time."""
 

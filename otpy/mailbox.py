@@ -83,6 +83,9 @@ class Timers:
     def __len__(self) -> int:
         return len(self._at)
 
+    def __contains__(self, ref: int) -> bool:
+        return ref in self._at
+
     def arm(self, ref: int, at: float) -> None:
         """Set the deadline of *ref*; the one it had is gone."""
         entry = (at, next(self._count))

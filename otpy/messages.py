@@ -7,18 +7,13 @@ current is about an incarnation that is no longer ours, and is dropped.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import attrs
-from attrs.validators import instance_of
 
 from otpy.reports import Escalation, ExitReason, Report, Stalled, Unstopped
 from otpy.specs import ChildSpec
-
-if TYPE_CHECKING:
-    from attrs import frozen as value
-else:
-    value = attrs.define  # nobody changes one, mypy sees to that; to forbid it at run time would triple its cost
+from otpy.values import Value, value
 
 
 @attrs.define(eq=False)
@@ -39,13 +34,13 @@ SUPERVISOR = 0
 """The ref of the supervisor itself: its one timer is the total budget of its stop."""
 
 
-class Message:
+class Message(Value):
     """Base of everything that a machine may be told."""
 
     __slots__ = ()
 
 
-class Action:
+class Action(Value):
     """Base of everything that a machine may order."""
 
     __slots__ = ()
@@ -89,16 +84,26 @@ class TooManyUnstopped(Message):
 class ChildStarted(Message):
     """The child is up. *thread* is the name of its thread."""
 
-    ref: int = attrs.field(validator=instance_of(int))
+    ref: int
     thread: str = ""
+
+    def __attrs_post_init__(self) -> None:
+        if not isinstance(self.ref, int):
+            raise TypeError(f"ref = {self.ref!r}: expected the number of the child's birth")
 
 
 @value
 class ChildExited(Message):
     """The child has ended. Exactly one for each Start, whatever happened."""
 
-    ref: int = attrs.field(validator=instance_of(int))
-    reason: ExitReason = attrs.field(validator=instance_of(ExitReason))
+    ref: int
+    reason: ExitReason
+
+    def __attrs_post_init__(self) -> None:
+        if not isinstance(self.ref, int):
+            raise TypeError(f"ref = {self.ref!r}: expected the number of the child's birth")
+        if not isinstance(self.reason, ExitReason):
+            raise TypeError(f"reason = {self.reason!r}: expected an ExitReason")
 
 
 @value
@@ -123,9 +128,9 @@ class Retry(Message):
 # Told by callers. *reply* is the caller's and means nothing to the machine.
 
 
-@value(kw_only=True, eq=False)
+@value(kw_only=True)
 class Call(Message):
-    """Base of all calls.
+    """Base of all calls. Each is one of its own, whatever it asks for.
 
     Attributes:
         reply: Where the answer goes; None: nobody waits for it any more.
@@ -135,8 +140,11 @@ class Call(Message):
     reply: Any
     inside: str | None = None
 
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
 
-@value(kw_only=True, eq=False)
+
+@value(kw_only=True)
 class StartChild(Call):
     """Add a child and start it."""
 
@@ -147,7 +155,7 @@ class StartChild(Call):
         return self.spec.id
 
 
-@value(kw_only=True, eq=False)
+@value(kw_only=True)
 class TerminateChild(Call):
     """Stop a child; its spec stays, unless it is temporary or the supervisor dynamic.
 
@@ -159,38 +167,38 @@ class TerminateChild(Call):
     detach: bool = False
 
 
-@value(kw_only=True, eq=False)
+@value(kw_only=True)
 class RestartChild(Call):
     """Start a child that is specified and not running."""
 
     id: str
 
 
-@value(kw_only=True, eq=False)
+@value(kw_only=True)
 class DeleteChild(Call):
     """Forget the spec of a child that is not running."""
 
     id: str
 
 
-@value(kw_only=True, eq=False)
+@value(kw_only=True)
 class GetChildSpec(Call):
     """Ask for a spec."""
 
     id: str
 
 
-@value(kw_only=True, eq=False)
+@value(kw_only=True)
 class WhichChildren(Call):
     """Ask for all children in start order."""
 
 
-@value(kw_only=True, eq=False)
+@value(kw_only=True)
 class CountChildren(Call):
     """Ask for the counts."""
 
 
-@value(kw_only=True, eq=False)
+@value(kw_only=True)
 class TakeSnapshot(Call):
     """Ask for the supervisor and its children.
 

@@ -417,7 +417,7 @@ def _stack(thread: threading.Thread) -> str:
 # Shutdown
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class _Shutdown:
     """One call of ``shutdown_all``.
 
@@ -518,7 +518,9 @@ def _will_end(entry: Entry, bound: set[object]) -> bool:
     """Whether there is hope: it was not given up, and neither it nor its tree nor its starter has to wait for us."""
     if entry.state is ThreadState.UNSTOPPED or entry.thread in bound:
         return False
-    if not entry.begun.is_given and entry.starter == threading.get_ident():  # we are in a signal handler, amidst spawn
+    if (
+        not entry.begun.has_happened and entry.starter == threading.get_ident()
+    ):  # we are in a signal handler, amidst spawn
         return False
     return not (_is_bound(entry) and entry.owner in bound)
 

@@ -13,7 +13,8 @@ import attrs
 
 from otpy.exceptions import Fatal, Ignore, Shutdown, is_a, show, traceback_of
 from otpy.specs import AutoShutdown as AutoShutdownMode
-from otpy.specs import ChildType, Strategy, Word
+from otpy.specs import ChildType, Strategy
+from otpy.values import Value, Word
 
 
 class ExitKind(Word):
@@ -185,8 +186,8 @@ class Escalation:
 # Reports. ``path`` names the child, or the supervisor where the report is about itself.
 
 
-@attrs.frozen(kw_only=True)
-class Report:
+@attrs.frozen(kw_only=True, repr=False, eq=False)
+class Report(Value):
     """Base of all reports.
 
     Attributes:
@@ -224,14 +225,14 @@ class Cause(Word):
     CALL = "call"
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, repr=False, eq=False)
 class Progress(Report):
     """A child is up (OTP: progress)."""
 
     cause: Cause
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, repr=False, eq=False)
 class ChildTerminated(Report):
     """A child ended by itself (OTP: child_terminated). ``reason`` has the exception and its traceback.
 
@@ -245,7 +246,7 @@ class ChildTerminated(Report):
         return iter((self.thread, self.reason.exception, self.reason.traceback))
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, repr=False, eq=False)
 class Stalled(Report):
     """A child has not checked in for longer than its ``heartbeat``. It is stopped now, and its end will be told, too.
 
@@ -257,21 +258,21 @@ class Stalled(Report):
     stack: str = ""
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, repr=False, eq=False)
 class StartError(Report):
     """A child did not start, at init or in a restart (OTP: start_error)."""
 
     reason: ExitReason
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, repr=False, eq=False)
 class ShutdownError(Report):
     """A child that was told to stop ended otherwise than it should (OTP: shutdown_error)."""
 
     reason: ExitReason
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, repr=False, eq=False)
 class LimitReached(Report):
     """A supervisor gave up (OTP: shutdown, reached_max_restart_intensity). ``path`` is the supervisor's.
 
@@ -283,7 +284,7 @@ class LimitReached(Report):
     escalation: Escalation
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, repr=False, eq=False)
 class Unstopped(Report):
     """A child could not be stopped and was given up; its thread may still run.
 
@@ -294,7 +295,7 @@ class Unstopped(Report):
     stack: str = ""
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, repr=False, eq=False)
 class AutoShutdown(Report):
     """A supervisor ends because significant children have ended. ``path`` is the supervisor's.
 
@@ -305,7 +306,7 @@ class AutoShutdown(Report):
     child: str
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, repr=False, eq=False)
 class StrayMessage(Report):
     """Something was on a supervisor's queue that does not belong there; it was ignored (OTP: unexpected message).
 
@@ -316,7 +317,7 @@ class StrayMessage(Report):
     item: object
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, repr=False, eq=False)
 class StopReport:
     """How a tree ended.
 

@@ -12,7 +12,8 @@ import random
 import attrs
 
 from otpy.reports import ExitKind, ExitReason
-from otpy.specs import Backoff, Restart, Word
+from otpy.specs import Backoff, Restart
+from otpy.values import Word
 
 
 class Fate(Word):

@@ -17,15 +17,10 @@ from typing import Any, Literal, TypedDict
 import attrs
 
 from otpy.exceptions import SpecError
+from otpy.values import Word
 
 MAX_DEPTH = 100
 """How many supervisors may be nested in each other; each costs a thread, and a tree this deep is a mistake."""
-
-
-class Word(enum.Enum):
-    """A choice. It hashes by identity, as fast as can be: the rules are tables of these."""
-
-    __hash__ = object.__hash__
 
 
 class Strategy(Word):

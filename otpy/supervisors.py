@@ -141,7 +141,15 @@ def dynamic_supervisor(
     )
 
 
-@attrs.define(eq=False)
+SPARE = -1
+"""The ref of the timer that says when a spare thread is to be made; those of the machine are not negative."""
+
+CALM = 0.001
+"""So long after a restart its supervisor makes a spare thread for the next one, in seconds: not at once, since the
+replacement needs the interpreter now."""
+
+
+@attrs.define(eq=False, repr=False)
 class SupervisorThread:
     """The thread that obeys one machine. Meets ``Child``.
 
@@ -156,6 +164,7 @@ class SupervisorThread:
     timers: Timers = attrs.field(factory=Timers, init=False)
     up: Reply = attrs.field(factory=Reply, init=False)
     done: Reply = attrs.field(factory=Reply, init=False)
+    spawner: threads.Spawner = attrs.field(init=False)
     _local: collections.deque[Message] = attrs.field(factory=collections.deque, init=False)
     _orders: Sequence[messages.Action] = attrs.field(default=(), init=False)
     _children: dict[int, Child] = attrs.field(factory=dict, init=False)
@@ -176,6 +185,7 @@ class SupervisorThread:
         assert isinstance(spec, SupervisorSpec)
         chance = random.Random(f"{self.tree.seed} {self.path}")  # a child's own, whatever its siblings do
         self.machine = SupervisorMachine(spec, self.path, rng=chance)
+        self.spawner = threads.Spawner(self.tree, self.path)
         self._handle = Supervisor(self.tree, self.path)
 
     # As a child of its parent; these run on the parent's thread
@@ -251,7 +261,7 @@ class SupervisorThread:
             elif not self._has_read_all:
                 self._read_all()
             else:
-                return self._next_due(now)
+                self._time_is_up(now)
         return self._local.popleft()
 
     def _read_all(self) -> None:
@@ -262,11 +272,14 @@ class SupervisorThread:
         self._local.extend(self.mailbox.take_all())
         self._has_read_all = True
 
-    def _next_due(self, now: float) -> Due:
+    def _time_is_up(self, now: float) -> None:
         ref = self.timers.pop_due(now)
         assert ref is not None, "a deadline that has passed belongs to somebody"
         self._has_read_all = False
-        return Due(ref, self._silent_until(ref))
+        if ref == SPARE:
+            self.spawner.refill()
+        else:
+            self._local.append(Due(ref, self._silent_until(ref)))
 
     def deliver(self, message: Message) -> None:
         """Take news from a child; called on any thread."""
@@ -285,7 +298,7 @@ class SupervisorThread:
         child = self._children.pop(message.ref, None)
         if child is not None:
             self._take_over(child)
-        if isinstance(child, SupervisorThread) and self.machine.phase is Phase.ENDING:
+        if self.machine.phase is Phase.ENDING and isinstance(child, SupervisorThread):
             self._below[child.birth.spec.id] = child.done.wait(None, child.path)
         if message.ref in self._detached:
             self._mourn(message)
@@ -324,6 +337,7 @@ class SupervisorThread:
             incarnation=action.incarnation,
             last_exit=action.last_exit,
             handover=action.handover,
+            spawn=self.spawner.spawn,
             supervisor=self._handle,
             tree=self.tree,
         )
@@ -332,6 +346,8 @@ class SupervisorThread:
             child.start(self.deliver)
         except Exception as error:  # this kind of child breaks its contract
             self._local.append(ChildExited(action.ref, ExitReason(ExitKind.CRASHED, error)))
+        if action.incarnation > 1 and self.spawner.is_short and SPARE not in self.timers:
+            self.timers.arm(SPARE, self.tree.clock.monotonic() + CALM)
 
     def _stop(self, action: messages.Stop) -> None:
         self._children[action.ref].stop()
@@ -409,6 +425,7 @@ class SupervisorThread:
 
     def _leave(self, report: StopReport) -> None:
         """Say the last word: to callers, to handlers if this is the root, to those who wait, and to the parent."""
+        self.spawner.close()
         self.birth.last_exit = None  # or each life would keep the one before alive, for ever
         self.mailbox.close(self._refuse_leftover)
         for item in self._local:  # what _read_all had taken out of it
@@ -876,6 +893,7 @@ def _root_birth(spec: SupervisorSpec, tree: Tree) -> Birth:
         incarnation=1,
         last_exit=None,
         handover=Handover(),
+        spawn=threads.spawn,
         supervisor=None,
         tree=tree,
     )

@@ -108,7 +108,7 @@ class Outlet:
             del item  # an idle outlet must not keep the last report alive
 
 
-@attrs.frozen(eq=False)
+@attrs.frozen(eq=False, repr=False)
 class _Subscription:
     prefix: str
     handler: ReportHandler

@@ -4,12 +4,14 @@ The threads that otpy needs for itself are daemon threads, so that one that cann
 interpreter hostage; trees that still run when the interpreter exits are stopped in order by tree.py.
 
 Who owns what: an entry is made by whoever starts the thread, before it starts, and removed by the thread itself as its
-last act; ``mark`` is called by the supervisor of the thread. Readers may come from any thread, and take copies. Whether
-a thread has begun is answered once: by itself as its first act, or by its starter, if the start fails.
+last act; ``mark`` is called by the supervisor of the thread, and so is all of ``Spawner``. Readers may come from any
+thread, and take copies. Whether a thread runs is settled once: by itself as its first act, or by its starter, if the
+start fails.
 """
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import sys
 import threading
@@ -19,8 +21,7 @@ from collections.abc import Callable, Container, Sequence
 
 import attrs
 
-from otpy.exceptions import CallTimeout
-from otpy.mailbox import Reply, bounded
+from otpy.mailbox import Once, bounded
 
 
 class Role(enum.Enum):
@@ -29,6 +30,7 @@ class Role(enum.Enum):
     CHILD = "child"
     SUPERVISOR = "supervisor"
     HELPER = "helper"
+    SPARE = "spare"
     SPAWNED = "spawned"
 
 
@@ -40,59 +42,64 @@ class ThreadState(enum.Enum):
     DETACHED = "detached"
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class Entry:
     """A living thread of ours, or one that is about to start.
 
     Attributes:
-        thread, role, purpose: Which, and what for.
+        target, role, purpose: What it runs, and what for.
         name: The one that it was started with; anybody may change that of the thread.
         owner: The tree or the registry that it belongs to.
+        thread: Which.
         spawned_at: When it was started, wall clock.
         since: The same, monotonic.
         state: What became of it.
         ask: How to ask it to stop, where its owner does not do that any more.
         starter: The number of the thread that starts it.
-        begun: Answered True when it runs, or False if it never will.
+        begun: Happens when it runs, or will never run.
     """
 
-    thread: threading.Thread
+    target: Callable[[], object]
     role: Role
     purpose: str
     owner: object
     name: str
+    thread: threading.Thread = attrs.field(init=False)
     spawned_at: float = attrs.field(factory=time.time)
     since: float = attrs.field(factory=time.monotonic)
     state: ThreadState = ThreadState.RUNNING
     ask: Callable[[], object] | None = None
     starter: int = attrs.field(factory=threading.get_ident)
-    begun: Reply = attrs.field(factory=Reply)
-    _unsettled: list[None] = attrs.field(factory=lambda: [None])
+    begun: Once = attrs.field(factory=Once)
+    _settled: threading.Lock = attrs.field(factory=threading.Lock)
 
     @property
     def alive(self) -> bool:
         """Whether it runs, or is about to start."""
-        return not self.begun.is_given or self.thread.is_alive()  # in this order: it may start between the two
+        return not self.begun.has_happened or self.thread.is_alive()  # in this order: it may start between the two
 
     def join(self, timeout: float) -> None:
         """Wait *timeout* seconds for its end. A thread does not wait for itself."""
         deadline = time.monotonic() + timeout
         if self.thread is threading.current_thread():
             return
-        try:
-            runs = self.begun.wait(timeout, self.name)  # one that has not started cannot be joined
-        except CallTimeout:
-            return
-        if runs:
+        if self.begun.wait(timeout) and self.thread.is_alive():  # one that has not started cannot be joined
             self.thread.join(bounded(deadline - time.monotonic()))
 
-    def settle_start(self, runs: bool) -> bool:
-        """Answer whether it runs; return False if that has been answered already: one only takes the item."""
+    def run(self) -> None:
+        """Be the thread."""
+        if not self.settle_start():
+            return  # whoever started it was interrupted meanwhile, and has given it up
         try:
-            self._unsettled.pop()
-        except IndexError:
+            self.target()
+        finally:
+            forget(self.thread)
+
+    def settle_start(self) -> bool:
+        """Decide whether it runs; return False if that has been decided already: one only gets the lock."""
+        if not self._settled.acquire(blocking=False):
             return False
-        self.begun.answer(runs)
+        self.begun.happen()
         return True
 
 
@@ -114,17 +121,9 @@ def enlist(
     target: Callable[[], object], *, name: str, role: Role, purpose: str, owner: object, daemon: bool = True
 ) -> Entry:
     """Make the entry of a thread that is to be started by ``launch``."""
-
-    def run() -> None:
-        if not entry.settle_start(True):
-            return  # whoever started it was interrupted meanwhile, and has given it up
-        try:
-            target()
-        finally:
-            forget(thread)
-
-    thread = threading.Thread(target=run, name=name, daemon=daemon)
-    entry = _entries[thread] = Entry(thread, role, purpose, owner, name)
+    entry = Entry(target, role, purpose, owner, name)
+    entry.thread = threading.Thread(target=entry.run, name=name, daemon=daemon)
+    _entries[entry.thread] = entry
     return entry
 
 
@@ -139,10 +138,93 @@ def launch(entry: Entry) -> threading.Thread:
     try:
         entry.thread.start()
     except BaseException:
-        if entry.settle_start(False):
+        if entry.settle_start():
             forget(entry.thread)
         raise
     return entry.thread
+
+
+class Spawner:
+    """Starts the threads of one supervisor's children, and keeps a spare: started, parked, and never used before.
+
+    A replacement that gets the spare does not wait until the system has made a thread. Nobody gets a thread that has
+    run before: what one child leaves in it (thread-locals, context variables) must not meet the next one.
+
+    All of this is called by the supervisor's thread, and nothing else touches it.
+    """
+
+    __slots__ = ("_name", "_owner", "_spare", "_was_asked")
+
+    def __init__(self, owner: object, name: str) -> None:
+        self._owner, self._name = owner, name
+        self._spare: Spare | None = None
+        self._was_asked = False
+
+    def spawn(self, target: Callable[[], object], *, name: str, purpose: str) -> threading.Thread:
+        """Have *target* run as a child in a thread that has run nothing before.
+
+        Raises:
+            RuntimeError: The system has no more threads to give, or the interpreter exits.
+        """
+        self._was_asked = True
+        spare, self._spare = self._spare, None
+        if spare is not None:
+            return spare.become(target, name=name, purpose=purpose)
+        return launch(enlist(target, name=name, role=Role.CHILD, purpose=purpose, owner=self._owner))
+
+    @property
+    def is_short(self) -> bool:
+        """Whether the next thread would have to be made, if one is wanted again."""
+        return self._was_asked and self._spare is None
+
+    def refill(self) -> None:
+        """Make a spare, if the system has one more thread to give."""
+        if self._spare is None:
+            with contextlib.suppress(RuntimeError, MemoryError):
+                self._spare = Spare(self._owner, self._name)
+
+    def close(self) -> None:
+        """Send the spare home."""
+        spare, self._spare = self._spare, None
+        if spare is not None:
+            spare.dismiss()
+
+
+class Spare:
+    """A thread that waits until somebody needs one."""
+
+    __slots__ = ("_entry", "_gate", "_taken", "_target")
+
+    def __init__(self, owner: object, name: str) -> None:
+        self._target: Callable[[], object] | None = None
+        self._gate, self._taken = threading.Lock(), threading.Lock()
+        self._gate.acquire()
+        self._taken.acquire()
+        purpose = "waits to be a replacement"
+        self._entry = enlist(self._wait, name=f"{name} (spare)", role=Role.SPARE, purpose=purpose, owner=owner)
+        launch(self._entry)
+
+    def become(self, target: Callable[[], object], *, name: str, purpose: str) -> threading.Thread:
+        """Let it run *target* as a child."""
+        entry = self._entry
+        del self._entry  # together they would be a cycle
+        entry.name = entry.thread.name = name
+        entry.role, entry.purpose = Role.CHILD, purpose
+        entry.spawned_at, entry.since = time.time(), time.monotonic()
+        self._target = target
+        self._gate.release()
+        self._taken.acquire()  # or this thread would go on with the interpreter's lock, and the other wake up twice
+        return entry.thread
+
+    def dismiss(self) -> None:
+        """Let it end without having run anything."""
+        self._gate.release()
+
+    def _wait(self) -> None:
+        self._gate.acquire()
+        if self._target is not None:
+            self._taken.release()
+            self._target()
 
 
 def forget(thread: threading.Thread) -> bool:

@@ -30,7 +30,7 @@ SETTLE = 1.0
 """How long a thread that has said its last word may take to end, in seconds; only a starved machine needs more."""
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class Tree:
     """One running tree.
 
@@ -89,7 +89,7 @@ class Tree:
 
     def settle(self) -> None:
         """Wait until the threads that have said their last word have ended."""
-        threads.settle(self, {Role.CHILD, Role.SUPERVISOR}, SETTLE)
+        threads.settle(self, {Role.CHILD, Role.SUPERVISOR, Role.SPARE}, SETTLE)
 
 
 # The guardian. Trees that still run when the interpreter exits are stopped in order: atexit comes after the main thread

@@ -25,6 +25,7 @@ from otpy.mailbox import SystemClock
 from otpy.messages import ChildExited, ChildStarted, Handover
 from otpy.supervisors import SupervisorThread
 from otpy.telemetry import Telemetry
+from otpy.threads import Spawner
 from otpy.tree import Tree
 from tests.helpers import HANG
 
@@ -117,6 +118,7 @@ class Stage:
             incarnation=1,
             last_exit=None,
             handover=Handover(),
+            spawn=Spawner(self.tree, "root").spawn,
             supervisor=Supervisor(self.tree, "root"),
             tree=self.tree,
         )

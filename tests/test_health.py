@@ -518,7 +518,7 @@ def descriptors():
 
 
 def test_ten_thousand_restarts_leave_nothing(launch, recorder):
-    """Threads, descriptors and objects are as many as before."""
+    """Threads, descriptors and objects are as many as before, but for the child and its supervisor's spare thread."""
     done = threading.Event()
 
     def crash(ctx):
@@ -540,7 +540,7 @@ def test_ten_thousand_restarts_leave_nothing(launch, recorder):
     def is_flat():
         gc.collect()
         after = (len(threading.enumerate()), descriptors(), len(gc.get_objects()))
-        return after[0] == before[0] + 1 and after[1] == before[1] and after[2] < before[2] + 1000
+        return after[0] == before[0] + 2 and after[1] == before[1] and after[2] < before[2] + 1000
 
     wait_until(is_flat)
     assert (len(core.timers), len(core.timers._heap) < 200) == (1, True)

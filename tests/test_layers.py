@@ -11,7 +11,7 @@ import otpy
 ROOT = pathlib.Path(otpy.__file__).parent
 
 FLOORS = [
-    {"exceptions", "specs", "messages", "reports"},
+    {"exceptions", "values", "specs", "messages", "reports"},
     {"restarts", "strategy", "machine"},
     {"abc", "mailbox", "telemetry", "threads"},
     {

@@ -32,6 +32,7 @@ from otpy.reports import ChildState, ExitKind, ExitReason
 from otpy.specs import AutoShutdown, Backoff, Budget, ChildSpec, Restart, Strategy, SupervisorSpec
 from otpy.strategy import restart_group
 from otpy.supervisors import SupervisorThread
+from otpy.threads import Spawner
 from otpy.tree import Tree
 
 MOST_TURNS = 20_000
@@ -252,6 +253,7 @@ class World:
                 incarnation=1,
                 last_exit=None,
                 handover=messages.Handover(),
+                spawn=Spawner(self.tree, "root").spawn,
                 supervisor=None,
                 tree=self.tree,
             )

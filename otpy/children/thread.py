@@ -23,7 +23,7 @@ from otpy.exceptions import Fenced, Ignore, Killed, Shutdown, SpecError, forget_
 from otpy.messages import ChildExited, ChildStarted
 from otpy.reports import ExitKind, ExitReason
 from otpy.specs import ChildSpec, Common, check_common
-from otpy.threads import Role, ThreadState
+from otpy.threads import ThreadState
 
 
 class Service:
@@ -130,13 +130,13 @@ class ThreadStart:
     args: tuple[Any, ...]
 
     def __call__(self, birth: Birth) -> ThreadChild:
-        return ThreadChild(birth, self.run)
+        return ThreadChild(birth, self.serve if _is_service(self.target) else self.run)
 
     def run(self, ctx: Context) -> None:
-        if _is_service(self.target):
-            _run_service(self.target, self.args, ctx)  # type: ignore[arg-type]
-        else:
-            self.target(ctx, *self.args)
+        self.target(ctx, *self.args)
+
+    def serve(self, ctx: Context) -> None:
+        _run_service(self.target, self.args, ctx)  # type: ignore[arg-type]
 
 
 def _run_service(kind: type[Service], args: tuple[Any, ...], ctx: Context) -> None:
@@ -161,6 +161,8 @@ class Gate:
     Whoever calls it must expect that. Nothing can hit after it. If a lock is left locked by such a hit, nobody minds:
     the only other one to take it is ``interrupt``, which has been there.
     """
+
+    __slots__ = ("_ident", "_is_hit", "_is_shut", "_lock")
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -215,7 +217,7 @@ def raise_in(ident: int, exception: type[BaseException]) -> bool:
     return hits > 0
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class ThreadChild:
     """One incarnation: a thread that runs *life* and then says why it ended. Meets ``Child``."""
 
@@ -227,17 +229,14 @@ class ThreadChild:
     _deliver: Deliver = attrs.field(init=False)
 
     def start(self, deliver: Deliver) -> None:
-        birth = self.birth
+        birth, spec = self.birth, self.birth.spec
         self._deliver, self._ctx = deliver, Context(birth, deliver)
-        purpose = birth.spec.purpose or f"runs {birth.spec.id}"
         try:
-            self._thread = threads.spawn(
-                self._main, name=birth.path, role=Role.CHILD, purpose=purpose, owner=birth.tree
-            )
+            self._thread = birth.spawn(self._main, name=birth.path, purpose=spec.purpose or f"runs {spec.id}")
         except (RuntimeError, MemoryError) as error:  # can't start new thread
             deliver(ChildExited(birth.ref, ExitReason(ExitKind.CRASHED, error)))
         else:
-            if not birth.spec.ready:
+            if not spec.ready:
                 deliver(ChildStarted(birth.ref, birth.path))
 
     def stop(self) -> None:
@@ -279,8 +278,9 @@ class ThreadChild:
             self._gate.close()
         except Killed as late:  # it came between the user's last line and the closing of the gate
             error = late
-        self._deliver(ChildExited(self.birth.ref, reason_of(error, self._ctx)))
         self._forget_the_past()
+        self._deliver(ChildExited(self.birth.ref, reason_of(error, self._ctx)))
+        del error  # its traceback holds this frame: together they would be a cycle, and wait for the garbage collector
 
     def _forget_the_past(self) -> None:
         """Let go of the crash before this one.
@@ -289,7 +289,7 @@ class ThreadChild:
         each crash would keep the one before alive, with all its locals, for ever.
         """
         past, self.birth.last_exit = self.birth.last_exit, None
-        if past is not None:
+        if past is not None and self._ctx.has_looked_back:
             with contextlib.suppress(Exception):  # what these locals raise when they go
                 forget_locals(past.exception)
 
@@ -303,8 +303,10 @@ class ThreadChild:
         return None
 
 
-EXIT_KINDS: tuple[tuple[type[BaseException], ExitKind], ...] = (
+WORDS: tuple[tuple[type[BaseException], ExitKind], ...] = (
     # what a child raised, and nobody had asked it to stop: how it ended; whatever is not here is CRASHED
+    (Killed, ExitKind.KILLED),
+    (Fenced, ExitKind.KILLED),
     (Shutdown, ExitKind.SHUTDOWN),
     (Ignore, ExitKind.NORMAL),
 )
@@ -312,15 +314,16 @@ EXIT_KINDS: tuple[tuple[type[BaseException], ExitKind], ...] = (
 
 def reason_of(error: BaseException | None, ctx: Context) -> ExitReason:
     """Return the exit reason of a child that returned, or raised *error*. Runs no code of the exception's."""
-    if is_a(error, Killed, Fenced):
-        return ExitReason(ExitKind.KILLED, error)
     if is_a(error, SystemExit) and _means_success(vars(SystemExit)["code"].__get__(error)):
         error = None
-    if not ctx.running:
+    if not ctx.running and not is_a(error, Killed, Fenced):
         return ExitReason(ExitKind.SHUTDOWN, error)
     if error is None:
         return ExitReason(ExitKind.NORMAL, detail=None if ctx.is_ready else "it returned before it was ready")
-    return ExitReason(next((kind for type, kind in EXIT_KINDS if is_a(error, type)), ExitKind.CRASHED), error)
+    for kind, means in WORDS:
+        if issubclass(type(error), kind):
+            return ExitReason(means, error)
+    return ExitReason(ExitKind.CRASHED, error)
 
 
 def _means_success(code: object) -> bool:
