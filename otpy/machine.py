@@ -133,9 +133,14 @@ class Why(Word):
     STALLED = "it did not check in"
 
 
-UP_OR_COMING = (ChildState.RUNNING, ChildState.STARTING)
+# Members by their bare names: to look one up in its class is slow (CPython 3.11), and here it is done all the time.
+BOOTING, UP, ENDING, ENDED = Phase
+CALLED, GROUP, LATE, STALLED = Why
+RUNNING, STARTING, STOPPING, RESTARTING, UNSTOPPED, UNDEFINED = ChildState
+
+UP_OR_COMING = (RUNNING, STARTING)
 NO_BEATS: Mapping[int, float] = {}
-ACTIVE = (ChildState.RUNNING, ChildState.STARTING, ChildState.STOPPING)
+ACTIVE = (RUNNING, STARTING, STOPPING)
 
 
 @attrs.define(eq=False, repr=False)
@@ -160,14 +165,14 @@ class Slot:
     spec: ChildSpec
     patience: Patience
     handover: Handover = attrs.field(factory=Handover)
-    state: ChildState = ChildState.UNDEFINED
+    state: ChildState = UNDEFINED
     ref: int = 0
     incarnation: int = 0
     restarts: int = 0
     since: float = 0.0
     thread: str = ""
     last_exit: ExitReason | None = None
-    why: Why = Why.GROUP
+    why: Why = GROUP
     killed: bool = False
     failure: ExitReason = ASKED_TO_STOP
     due: float | None = None
@@ -196,23 +201,23 @@ def _plan(stops: Iterable[str], starts: Iterable[str], width: float = 1) -> Plan
 REFUSALS: dict[type[Call], dict[ChildState, type[Refusal]]] = {
     # call: {state: refusal}; STOPPING is not here: it is worth waiting for         docs/otp.md, "Management calls"
     StartChild: {
-        ChildState.UNDEFINED: exceptions.AlreadyPresent,
-        ChildState.RESTARTING: exceptions.AlreadyPresent,
-        ChildState.STARTING: exceptions.AlreadyStarted,
-        ChildState.RUNNING: exceptions.AlreadyStarted,
-        ChildState.UNSTOPPED: exceptions.AlreadyStarted,
+        UNDEFINED: exceptions.AlreadyPresent,
+        RESTARTING: exceptions.AlreadyPresent,
+        STARTING: exceptions.AlreadyStarted,
+        RUNNING: exceptions.AlreadyStarted,
+        UNSTOPPED: exceptions.AlreadyStarted,
     },
     RestartChild: {
-        ChildState.RESTARTING: exceptions.StillRestarting,
-        ChildState.STARTING: exceptions.StillRunning,
-        ChildState.RUNNING: exceptions.StillRunning,
-        ChildState.UNSTOPPED: exceptions.StillRunning,
+        RESTARTING: exceptions.StillRestarting,
+        STARTING: exceptions.StillRunning,
+        RUNNING: exceptions.StillRunning,
+        UNSTOPPED: exceptions.StillRunning,
     },
     DeleteChild: {
-        ChildState.RESTARTING: exceptions.StillRestarting,
-        ChildState.STARTING: exceptions.StillRunning,
-        ChildState.RUNNING: exceptions.StillRunning,
-        ChildState.UNSTOPPED: exceptions.StillRunning,
+        RESTARTING: exceptions.StillRestarting,
+        STARTING: exceptions.StillRunning,
+        RUNNING: exceptions.StillRunning,
+        UNSTOPPED: exceptions.StillRunning,
     },
 }
 
@@ -225,7 +230,7 @@ class SupervisorMachine:
     ) -> None:
         self.spec, self.path, self.grace = spec, path, grace
         self._rng = rng or random.Random(path)
-        self.phase = Phase.BOOTING
+        self.phase = BOOTING
         self.outcome = ASKED_TO_STOP
         self.window = Window(spec.intensity, spec.period)
         self.slots = {child.id: self._slot(child) for child in spec.children}
@@ -259,9 +264,9 @@ class SupervisorMachine:
 
     def _on_started(self, message: ChildStarted) -> None:
         slot = self._live.get(message.ref)
-        if slot is None or slot.state is not ChildState.STARTING:
+        if slot is None or slot.state is not STARTING:
             return  # given up, or a stop overtook the start
-        slot.state, slot.since, slot.thread = ChildState.RUNNING, self._now, message.thread
+        slot.state, slot.since, slot.thread = RUNNING, self._now, message.thread
         if slot.spec.heartbeat is not None:
             self._do(Arm(slot.ref, self._now + slot.spec.heartbeat))
         elif slot.spec.start_timeout is not None:
@@ -276,9 +281,9 @@ class SupervisorMachine:
         slot = self._live.get(message.ref)
         if slot is None:
             return
-        if slot.state is ChildState.RUNNING:
+        if slot.state is RUNNING:
             self._comes_down(slot)
-        if self.phase is Phase.BOOTING and slot.state is ChildState.RUNNING:
+        if self.phase is BOOTING and slot.state is RUNNING:
             self._early.append((slot, message.reason))
         else:
             self._bury(slot, message.reason)
@@ -307,7 +312,7 @@ class SupervisorMachine:
         verdict = VERDICTS[slot.spec.restart, reason.is_normal]
         if verdict.report or reason.is_fatal:
             self._tell(reports.ChildTerminated, slot, reason=reason)
-        slot.state = ChildState.UNDEFINED
+        slot.state = UNDEFINED
         if reason.is_fatal:
             self._give_up(slot, reason)
         elif verdict.fate is Fate.RESTART:
@@ -320,7 +325,7 @@ class SupervisorMachine:
         """Take the end of a child that was about to be stopped as its stop (docs/otp.md, "Deaths during stops")."""
         self._check_end(slot, reason)
         self._account(slot)
-        slot.state = ChildState.UNDEFINED
+        slot.state = UNDEFINED
         self._refuse_start(slot, reason)
 
     def _has_stopped(self, slot: Slot, reason: ExitReason) -> None:
@@ -332,7 +337,7 @@ class SupervisorMachine:
 
     def _came_home(self, slot: Slot, reason: ExitReason) -> None:
         """An unstopped child that was held for has ended at last."""
-        slot.state = ChildState.UNDEFINED
+        slot.state = UNDEFINED
         wanted, slot.wanted = slot.wanted, False
         if self._plan is not None and slot.id in self._plan.starts:
             return  # it will be started in its turn
@@ -349,8 +354,8 @@ class SupervisorMachine:
             self._tell(reports.ShutdownError, slot, reason=reason)
 
     def _account(self, slot: Slot) -> None:
-        if self.phase is Phase.ENDING:
-            self._ended.append((slot.id, slot.killed and slot.state is ChildState.STOPPING))
+        if self.phase is ENDING:
+            self._ended.append((slot.id, slot.killed and slot.state is STOPPING))
 
     # Restarts
 
@@ -400,7 +405,7 @@ class SupervisorMachine:
         if wait is not None:
             self._wait(slot, reason, wait)
             return
-        slot.state, slot.failure = ChildState.RESTARTING, reason
+        slot.state, slot.failure = RESTARTING, reason
         self._enlist(slot)
         self._do(Again(slot.ref))
         self._break_off(slot)
@@ -410,29 +415,29 @@ class SupervisorMachine:
         stops, starts = self._take_over(slot)
         self._plan = _plan(stops, ())
         self._refuse_starts(starts)
-        slot.state, slot.failure, slot.due = ChildState.RESTARTING, reason, self._now + seconds
+        slot.state, slot.failure, slot.due = RESTARTING, reason, self._now + seconds
         self._enlist(slot)
         self._do(Arm(slot.ref, slot.due))
 
     def _call_off(self, slot: Slot) -> None:
         """Cancel the retry of a child, if it waits for one."""
-        if slot.state is not ChildState.RESTARTING:
+        if slot.state is not RESTARTING:
             return
         if slot.due is not None:
             self._do(Disarm(slot.ref))
         del self._live[slot.ref]
-        slot.state, slot.due = ChildState.UNDEFINED, None
+        slot.state, slot.due = UNDEFINED, None
 
     def _overtake(self, slot: Slot) -> None:
         """A plan takes the child over: nothing that has failed, waits or is held for comes back by itself any more."""
         self._call_off(slot)
-        slot.why, slot.wanted = Why.GROUP, False
+        slot.why, slot.wanted = GROUP, False
 
     def _write_off(self, slot: Slot) -> None:
         """Stop waiting for the end of an unstopped child."""
-        if slot.state is ChildState.UNSTOPPED:
+        if slot.state is UNSTOPPED:
             del self._live[slot.ref]
-            slot.state = ChildState.UNDEFINED
+            slot.state = UNDEFINED
 
     def _break_off(self, slot: Slot) -> None:
         """Drop the plan that waits for *slot*: what it has not started yet stays down."""
@@ -446,7 +451,7 @@ class SupervisorMachine:
     # Starts
 
     def _start(self, slot: Slot, cause: Cause) -> None:
-        slot.state, slot.cause, slot.incarnation = ChildState.STARTING, cause, slot.incarnation + 1
+        slot.state, slot.cause, slot.incarnation = STARTING, cause, slot.incarnation + 1
         slot.restarts += cause is Cause.RESTART
         self._enlist(slot)
         self._do(Start(slot.ref, slot.spec, slot.incarnation, slot.last_exit, slot.handover))
@@ -470,10 +475,10 @@ class SupervisorMachine:
             self._start_failed(slot, reason)
 
     def _start_failed(self, slot: Slot, reason: ExitReason) -> None:
-        slot.state = ChildState.UNDEFINED
+        slot.state = UNDEFINED
         if slot.asked is not None:
             self._refuse_start(slot, reason)
-        elif self.phase is Phase.BOOTING:
+        elif self.phase is BOOTING:
             self._tell(reports.StartError, slot, reason=reason)
             self._end(self._not_started(slot, reason))
         else:
@@ -495,7 +500,7 @@ class SupervisorMachine:
 
     def _decline(self, slot: Slot) -> None:
         """The child said Ignore: nothing runs, nothing counts, and a temporary one is not kept."""
-        slot.state = ChildState.UNDEFINED
+        slot.state = UNDEFINED
         self._release(slot, Fate.KEEP)
         self._answer_start(slot)
         self._settled(slot)
@@ -515,15 +520,15 @@ class SupervisorMachine:
     def _refuse_starts(self, ids: Iterable[str]) -> None:
         """Answer the calls for starts that no plan is going to make any more."""
         for slot in [self.slots[id] for id in ids if id in self.slots]:
-            if slot.state is ChildState.UNDEFINED:
+            if slot.state is UNDEFINED:
                 self._refuse_start(slot, ASKED_TO_STOP)
 
     # Stops: the ladder. Ask, interrupt, give up.
 
     def _stop(self, slot: Slot, why: Why) -> None:
-        if slot.state is ChildState.RUNNING:
+        if slot.state is RUNNING:
             slot.patience.was_up(self._now - slot.since)
-        slot.state, slot.why, slot.killed = ChildState.STOPPING, why, False
+        slot.state, slot.why, slot.killed = STOPPING, why, False
         if self._detaching or slot.detach:
             self._let_go(slot)
             return
@@ -564,29 +569,29 @@ class SupervisorMachine:
             self._hold(slot)
             return
         del self._live[slot.ref]
-        if slot.spec.unstopped is OnUnstopped.ESCALATE and self.phase is Phase.UP:
+        if slot.spec.unstopped is OnUnstopped.ESCALATE and self.phase is UP:
             self._give_up(slot, UNSTOPPABLE)  # first: then nothing is started that would have to be stopped again
         self._gone(slot)
 
     def _can_hold(self, slot: Slot) -> bool:
         """Whether there is a spec to hold a start of: not if it goes with this child."""
         goes = isinstance(slot.asked, StartChild) or (slot.leavers and self._is_fleeting(slot))
-        return slot.spec.unstopped is OnUnstopped.HOLD and self.phase is Phase.UP and not goes
+        return slot.spec.unstopped is OnUnstopped.HOLD and self.phase is UP and not goes
 
     def _hold(self, slot: Slot) -> None:
         """Whoever waited for the end need not wait longer; only a start waits until the thread has really ended."""
-        slot.state = ChildState.UNSTOPPED
+        slot.state = UNSTOPPED
         if slot.asked is not None or slot.leavers:
-            slot.why = Why.CALLED  # nobody retries a call
+            slot.why = CALLED  # nobody retries a call
         self._refuse_start(slot, slot.failure)
         self._answer_leavers(slot)
-        if slot.why is Why.LATE:
+        if slot.why is LATE:
             self._break_off(slot)
         self._settled(slot)
 
     def _gone(self, slot: Slot) -> None:
         """The child no longer runs, or no longer counts."""
-        slot.state, slot.detach = ChildState.UNDEFINED, False
+        slot.state, slot.detach = UNDEFINED, False
         if self._has_failed(slot):
             AFTERMATH[slot.why](self, slot, slot.failure)
             return
@@ -612,7 +617,7 @@ class SupervisorMachine:
         slot = self._live.get(message.ref)
         if slot is None:
             return
-        if slot.state is ChildState.STOPPING:
+        if slot.state is STOPPING:
             self._abandon(slot) if slot.killed else self._kill(slot)
         elif not self._is_doomed(slot):
             DUES[slot.state](self, slot, message)
@@ -620,7 +625,7 @@ class SupervisorMachine:
     def _late(self, slot: Slot, message: Due) -> None:
         late = TimeoutError(f"not ready after {slot.spec.start_timeout} s")
         slot.failure = ExitReason(ExitKind.KILLED, late)
-        self._stop(slot, Why.LATE)
+        self._stop(slot, LATE)
 
     # Stalls: silence is no news of a child, so a timer has to bring it
 
@@ -634,13 +639,13 @@ class SupervisorMachine:
     def _stall(self, slot: Slot) -> None:
         slot.failure = ExitReason(ExitKind.STALLED, detail="it did not check in")
         self._do(Expose(slot.ref, self._report(reports.Stalled, slot, reason=slot.failure)))
-        self._stop(slot, Why.STALLED)
+        self._stop(slot, STALLED)
 
     def _stall_is_over(self, slot: Slot, reason: ExitReason) -> None:
         """The stalled child has ended or been given up: now its failure counts as a crash does, also during boot."""
         self._settled(slot)  # first: its failure may end the supervisor, and then nothing must be left to look at
-        if self.phase is Phase.BOOTING:
-            slot.state = ChildState.RUNNING
+        if self.phase is BOOTING:
+            slot.state = RUNNING
             self._enlist(slot)  # under a new number: if it was given up, it may still say something
             self._early.append((slot, reason))
         else:
@@ -673,7 +678,7 @@ class SupervisorMachine:
         self._end(outcome)
 
     def _on_too_many_unstopped(self, message: TooManyUnstopped) -> None:
-        if self.phase in (Phase.BOOTING, Phase.UP):
+        if self.phase in (BOOTING, UP):
             detail = f"{message.count} threads of the tree could not be stopped"
             self._escalate(message.path, 0, ExitReason(ExitKind.KILLED, detail=detail))
 
@@ -690,25 +695,25 @@ class SupervisorMachine:
 
     def _is_up_or_coming(self, slot: Slot) -> bool:
         """Whether it runs, or a group restart that is under way, or waits, is going to start it."""
-        restarting = [one for one in self.slots.values() if one.state is ChildState.RESTARTING]
+        restarting = [one for one in self.slots.values() if one.state is RESTARTING]
         return (
-            slot.state is not ChildState.UNDEFINED
+            slot.state is not UNDEFINED
             or (self._plan is not None and slot.id in self._plan.starts)
             or any(slot.id in self._group(one)[1] for one in restarting)
         )
 
     def _on_stop_supervisor(self, message: StopSupervisor) -> None:
-        if message.detach and self.phase in (Phase.BOOTING, Phase.UP):
+        if message.detach and self.phase in (BOOTING, UP):
             self._detaching = True
         self._end(DETACHED if message.detach else ASKED_TO_STOP)
-        if message.within is not None and self.phase is Phase.ENDING:
+        if message.within is not None and self.phase is ENDING:
             self._limit(message.within, message.grace)
 
     def _end(self, outcome: ExitReason) -> None:
         """Stop all children in reverse start order, dynamic ones all at once; then End."""
-        if self.phase in (Phase.ENDING, Phase.ENDED):
+        if self.phase in (ENDING, ENDED):
             return
-        self.phase, self.outcome, self._ending_since = Phase.ENDING, outcome, self._now
+        self.phase, self.outcome, self._ending_since = ENDING, outcome, self._now
         self._plan = _plan(reversed(self.slots), (), width=float("inf") if self.spec.dynamic else 1)
         for slot in self.slots.values():
             self._overtake(slot)
@@ -739,7 +744,7 @@ class SupervisorMachine:
         assert self._plan is not None, "only an end has a budget, and it is a plan"
         self._hurried, self._plan.width = True, float("inf")
         for slot in list(self._live.values()):
-            if slot.state is ChildState.STOPPING:
+            if slot.state is STOPPING:
                 self._kill(slot)
 
     # Calls
@@ -747,7 +752,7 @@ class SupervisorMachine:
     def _on_meddling(self, call: Any) -> None:
         if call.inside is not None:
             self._callers.setdefault(call.inside, []).append(call)
-        if self.phase in (Phase.ENDING, Phase.ENDED):
+        if self.phase in (ENDING, ENDED):
             self._refuse(call, NotAlive(self.path))
         elif self._plan is None:
             self._serve(call)
@@ -767,7 +772,7 @@ class SupervisorMachine:
         slot = self.slots.get(call.id)
         if slot is None:
             ABSENT[type(call)](self, call)
-        elif slot.state is ChildState.STOPPING and not isinstance(call, TerminateChild):
+        elif slot.state is STOPPING and not isinstance(call, TerminateChild):
             self._park(call, slot)
         elif (refusal := REFUSALS.get(type(call), {}).get(slot.state)) and not self._may_be_hastened(call, slot):
             self._refuse(call, refusal(slot.path))
@@ -818,20 +823,20 @@ class SupervisorMachine:
         elif slot.state in ACTIVE:
             slot.leavers.append(call)
             slot.detach = call.detach and slot.spec.type is ChildType.SUPERVISOR
-            if slot.state is not ChildState.STOPPING:
-                self._stop(slot, Why.CALLED)
+            if slot.state is not STOPPING:
+                self._stop(slot, CALLED)
         else:
             self._cancel(slot)
             self._answer(call, None)
 
     def _cancel(self, slot: Slot) -> None:
         """Terminate a child that does not run: whatever was going to start it does not."""
-        slot.wanted, slot.why = False, Why.CALLED
+        slot.wanted, slot.why = False, CALLED
         if slot.due is not None:  # the rest of its group is down because of this child only
             stops, starts = self._take_over(slot)
             self._plan = _plan(stops, (id for id in starts if id != slot.id))
         self._call_off(slot)
-        if slot.state is ChildState.UNDEFINED:
+        if slot.state is UNDEFINED:
             self._release(slot, Fate.KEEP)
 
     def _delete(self, call: DeleteChild, slot: Slot) -> None:
@@ -928,42 +933,42 @@ class SupervisorMachine:
         if slot.state in ACTIVE:
             plan.awaiting.add(slot.id)
         if slot.state in UP_OR_COMING:
-            self._stop(slot, Why.GROUP)
+            self._stop(slot, GROUP)
 
     def _start_next(self, plan: Plan) -> None:
         slot = self.slots.get(plan.starts.popleft())
         if slot is None:
             return
-        if slot.spec.restart is Restart.TEMPORARY and self.phase is Phase.UP:
+        if slot.spec.restart is Restart.TEMPORARY and self.phase is UP:
             self._drop_bystander(slot)
-        elif slot.state is ChildState.UNDEFINED:
+        elif slot.state is UNDEFINED:
             plan.awaiting.add(slot.id)
             self._start(slot, self._cause(slot))
-        elif slot.state is ChildState.UNSTOPPED:
+        elif slot.state is UNSTOPPED:
             slot.wanted = True
             self._drop(plan)
 
     def _cause(self, slot: Slot) -> Cause:
         if slot.asked is not None:
             return Cause.CALL
-        return Cause.INIT if self.phase is Phase.BOOTING else Cause.RESTART
+        return Cause.INIT if self.phase is BOOTING else Cause.RESTART
 
     def _drop_bystander(self, slot: Slot) -> None:
         """A temporary child that was stopped in a group restart does not come back (OTP: del_child)."""
-        if slot.state is ChildState.UNDEFINED:
+        if slot.state is UNDEFINED:
             self._release(slot, Fate.FORGET)
 
     def _finish(self) -> None:
         self._plan = None
-        if self.phase is Phase.BOOTING:
+        if self.phase is BOOTING:
             self._is_up()
-        elif self.phase is Phase.ENDING:
-            self.phase = Phase.ENDED
+        elif self.phase is ENDING:
+            self.phase = ENDED
             duration = self._now - self._ending_since
             self._do(End(self.outcome, tuple(self._ended), duration, tuple(self._let_gone)))
 
     def _is_up(self) -> None:
-        self.phase = Phase.UP
+        self.phase = UP
         self._do(Up())
         early, self._early = self._early, []
         for slot, reason in early:
@@ -1022,7 +1027,7 @@ class SupervisorMachine:
         return tuple(self._info(slot, beats) for slot in self.slots.values())
 
     def _info(self, slot: Slot, beats: Mapping[int, float] = NO_BEATS) -> ChildInfo:
-        is_up, beat = slot.state is ChildState.RUNNING, beats.get(slot.ref)
+        is_up, beat = slot.state is RUNNING, beats.get(slot.ref)
         return ChildInfo(
             id=slot.id,
             path=slot.path,
@@ -1032,7 +1037,7 @@ class SupervisorMachine:
             restarts=slot.restarts,
             age=self._now - slot.since if is_up else None,
             last_exit=slot.last_exit,
-            due=self._due(slot) if slot.state is ChildState.RESTARTING else None,
+            due=self._due(slot) if slot.state is RESTARTING else None,
             heartbeat_age=self._now - beat if is_up and beat is not None else None,
         )
 
@@ -1063,23 +1068,23 @@ CLAUSES: dict[type, Callable[[SupervisorMachine, Any], None]] = {
 
 EXITS: dict[ChildState, Callable[[SupervisorMachine, Slot, ExitReason], None]] = {
     # what the end of a child means in each state that has one
-    ChildState.STARTING: M._ended_early,
-    ChildState.RUNNING: M._died,
-    ChildState.STOPPING: M._has_stopped,
-    ChildState.UNSTOPPED: M._came_home,
+    STARTING: M._ended_early,
+    RUNNING: M._died,
+    STOPPING: M._has_stopped,
+    UNSTOPPED: M._came_home,
 }
 
 DUES: dict[ChildState, Callable[[SupervisorMachine, Slot, Due], None]] = {
     # what it means that the time of a child has run out in each state that has a timer; STOPPING has the ladder
-    ChildState.STARTING: M._late,
-    ChildState.RUNNING: M._silent,
-    ChildState.RESTARTING: M._wait_is_over,
+    STARTING: M._late,
+    RUNNING: M._silent,
+    RESTARTING: M._wait_is_over,
 }
 
 AFTERMATH: dict[Why, Callable[[SupervisorMachine, Slot, ExitReason], None]] = {
     # what is to be done when a child has been stopped because of a failure of its own
-    Why.LATE: M._start_failed,
-    Why.STALLED: M._stall_is_over,
+    LATE: M._start_failed,
+    STALLED: M._stall_is_over,
 }
 
 ABSENT: dict[type[Call], Callable[[SupervisorMachine, Any], None]] = {

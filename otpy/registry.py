@@ -42,6 +42,7 @@ from otpy.specs import is_number
 from otpy.telemetry import handler_of
 from otpy.threads import Entry, Role, ThreadState
 from otpy.tree import Tree, ask_all
+from otpy.values import Value
 
 __all__ = [
     "CrashBridge",
@@ -66,8 +67,8 @@ TREES_SHARE = 0.9
 """The part of the budget of ``shutdown_all`` in which trees must end, so that what they give up is known in time."""
 
 
-@attrs.frozen(kw_only=True)
-class TrackedThread:
+@attrs.frozen(kw_only=True, repr=False, eq=False)
+class TrackedThread(Value):
     """A thread that lives, as it was when somebody looked.
 
     Attributes:
@@ -91,8 +92,8 @@ class TrackedThread:
     state: ThreadState
 
 
-@attrs.frozen(kw_only=True)
-class ShutdownStats:
+@attrs.frozen(kw_only=True, repr=False, eq=False)
+class ShutdownStats(Value):
     """What became of the threads. ``total == joined + timeout``, and the orphaned are some of ``timeout``.
 
     Attributes:

@@ -28,7 +28,10 @@ class ExitKind(Word):
     LIMIT_REACHED = "limit_reached"
 
 
-NORMAL_CLASS = frozenset({ExitKind.NORMAL, ExitKind.SHUTDOWN, ExitKind.LIMIT_REACHED})
+# by their bare names: to look a member up in its class is slow (CPython 3.11)
+NORMAL, SHUTDOWN, CRASHED, STALLED, KILLED, LIMIT_REACHED = ExitKind
+
+NORMAL_CLASS = frozenset({NORMAL, SHUTDOWN, LIMIT_REACHED})
 """The kinds that OTP calls normal: ``normal``, ``shutdown``, ``{shutdown, _}``. Giving up is one of them."""
 
 
@@ -53,23 +56,21 @@ class ExitReason:
 
     @property
     def is_ignore(self) -> bool:
-        return self.kind is ExitKind.NORMAL and is_a(self.exception, Ignore)
+        return self.kind is NORMAL and is_a(self.exception, Ignore)
 
     @property
     def is_fatal(self) -> bool:
-        return self.kind is ExitKind.CRASHED and is_a(self.exception, Fatal)
+        return self.kind is CRASHED and is_a(self.exception, Fatal)
 
     @property
     def is_plain_shutdown(self) -> bool:
         """Whether this is OTP's bare ``shutdown``: asked to stop and stopped, without a word."""
-        return self.kind in (ExitKind.SHUTDOWN, ExitKind.LIMIT_REACHED) and (
-            self.kind is ExitKind.LIMIT_REACHED or self.exception is None
-        )
+        return self.kind in (SHUTDOWN, LIMIT_REACHED) and (self.kind is LIMIT_REACHED or self.exception is None)
 
     @property
     def is_shutdown_with_reason(self) -> bool:
         """Whether this is OTP's ``{shutdown, Reason}``."""
-        return self.kind is ExitKind.SHUTDOWN and is_a(self.exception, Shutdown)
+        return self.kind is SHUTDOWN and is_a(self.exception, Shutdown)
 
     @functools.cached_property
     def traceback(self) -> str:
@@ -92,8 +93,8 @@ class ChildState(Word):
     UNDEFINED = "undefined"
 
 
-@attrs.frozen(kw_only=True)
-class ChildInfo:
+@attrs.frozen(kw_only=True, repr=False, eq=False)
+class ChildInfo(Value):
     """One child as its supervisor sees it.
 
     Attributes:
@@ -121,8 +122,8 @@ class ChildInfo:
     snapshot: Snapshot | None = None
 
 
-@attrs.frozen(kw_only=True)
-class Counts:
+@attrs.frozen(kw_only=True, repr=False, eq=False)
+class Counts(Value):
     """How many children there are (OTP: count_children).
 
     Attributes:
@@ -137,8 +138,8 @@ class Counts:
     workers: int
 
 
-@attrs.frozen(kw_only=True)
-class Snapshot:
+@attrs.frozen(kw_only=True, repr=False, eq=False)
+class Snapshot(Value):
     """A supervisor and what is below it, at about one moment: each supervisor answers for itself.
 
     Attributes:
@@ -156,8 +157,8 @@ class Snapshot:
     children: tuple[ChildInfo, ...]
 
 
-@attrs.frozen(kw_only=True)
-class Escalation:
+@attrs.frozen(kw_only=True, repr=False, eq=False)
+class Escalation(Value):
     """A supervisor gave up, and its failure goes to its parent.
 
     Attributes:
@@ -213,8 +214,11 @@ def stamped(report: R, time: float) -> R:
 
     Every report goes through here, and a changed copy costs ten times as much.
     """
-    object.__setattr__(report, "time", time)
+    _stamp(report, time)
     return report
+
+
+_stamp = vars(Report)["time"].__set__
 
 
 class Cause(Word):

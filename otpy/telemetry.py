@@ -89,23 +89,30 @@ def call(handler: Callable[[Any], object], value: object) -> None:
 
 
 class Outlet:
-    """A thread that calls handlers one after the other, in the order of ``send``."""
+    """A thread that calls a handler with one value after the other, in the order of ``send``.
 
-    def __init__(self, name: str, owner: object) -> None:
-        self._queue: queue.SimpleQueue[tuple[Callable[[Any], object], Any] | None] = queue.SimpleQueue()
+    Attributes:
+        send: Puts a value; None ends the thread.
+    """
+
+    def __init__(self, name: str, owner: object, handler: Callable[[Any], object]) -> None:
+        self._queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._handler = handler
+        self.send = self._queue.put
         threads.spawn(self._run, name=name, role=Role.HELPER, purpose="calls handlers", owner=owner)
-
-    def send(self, handler: Callable[[Any], object], value: object) -> None:
-        self._queue.put((handler, value))
 
     def close(self) -> None:
         """End the thread when it has called all that is queued."""
-        self._queue.put(None)
+        self.send(None)
 
     def _run(self) -> None:
-        while (item := self._queue.get()) is not None:
-            call(*item)
-            del item  # an idle outlet must not keep the last report alive
+        handler = self._handler
+        while (value := self._queue.get()) is not None:
+            try:
+                handler(value)
+            except BaseException as error:
+                complain("handler_failed", error, handler=show(handler))
+            del value  # an idle outlet must not keep the last report alive
 
 
 @attrs.frozen(eq=False, repr=False)
@@ -113,14 +120,19 @@ class _Subscription:
     prefix: str
     handler: ReportHandler
     outlet: Outlet
+    is_for_all: bool
 
     def wants(self, report: Report) -> bool:
-        return report.path == self.prefix or report.path.startswith(self.prefix + "/")
+        return self.is_for_all or report.path == self.prefix or report.path.startswith(self.prefix + "/")
 
 
 def handler_of(sink: ReportHandler | Puttable) -> ReportHandler:
     """Return the callable that gives a report to *sink*: itself, or the ``put`` of a queue."""
     return sink if callable(sink) else sink.put
+
+
+def _call_own(item: tuple[Callable[[Any], object], Any]) -> None:
+    call(*item)
 
 
 class Telemetry:
@@ -131,10 +143,10 @@ class Telemetry:
         self._lock = threading.Lock()  # guards changes of the two lists; readers take the tuple as it is
         self._subscriptions: tuple[_Subscription, ...] = ()
         self._is_closed = False
-        self._escalations = self._open("escalations")
+        self._escalations = self._open("escalations", _call_own)
 
-    def _open(self, what: str) -> Outlet:
-        return Outlet(f"{self._root} ({what})", self._owner)
+    def _open(self, what: str, handler: Callable[[Any], object]) -> Outlet:
+        return Outlet(f"{self._root} ({what})", self._owner, handler)
 
     def subscribe(self, prefix: str, sink: ReportHandler | Puttable, what: str = "reports") -> None:
         """Send all reports at or below the path *prefix* to *sink* from now on.
@@ -142,7 +154,8 @@ class Telemetry:
         Raises:
             NotAlive: The tree has ended.
         """
-        subscription = _Subscription(prefix, handler_of(sink), self._open(what))
+        handler = handler_of(sink)
+        subscription = _Subscription(prefix, handler, self._open(what, handler), prefix == self._root)
         with self._lock:
             if not self._is_closed:
                 self._subscriptions = (*self._subscriptions, subscription)
@@ -167,8 +180,8 @@ class Telemetry:
     def tell(self, report: Report) -> None:
         """Send *report* to everyone who wants it."""
         for subscription in self._subscriptions:
-            if subscription.wants(report):
-                subscription.outlet.send(subscription.handler, report)
+            if subscription.is_for_all or subscription.wants(report):
+                subscription.outlet.send(report)
 
     def tell_late(self, report: Report) -> None:
         """Send *report*, or, if the tree has ended meanwhile, hand it over here and now: nobody else would."""
@@ -183,11 +196,11 @@ class Telemetry:
         """Call the supervisor's *own* handler, then the tree's."""
         for handler in (own, self._on_escalation):
             if handler is not None:
-                self._escalations.send(handler, escalation)
+                self._escalations.send((handler, escalation))
 
     def run_soon(self, callback: Callable[[Any], object]) -> None:
         """Call *callback* on the escalations' thread: for the case that the system refuses a thread of its own."""
-        self._escalations.send(callback, None)
+        self._escalations.send((callback, None))
 
     def close(self) -> None:
         """End the outlets' threads once they have called all that is queued."""
