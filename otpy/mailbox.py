@@ -48,7 +48,7 @@ class Mailbox:
 
     def get(self, timeout: float | None) -> Any:
         """Wait for the next item; raise ``queue.Empty`` after *timeout* seconds."""
-        return self._queue.get(timeout=None if timeout is None else bounded(timeout))
+        return self._queue.get(timeout=timeout and bounded(timeout))
 
     def close(self, refuse: Callable[[Any], None]) -> None:
         """Close the box: all that is in it, and all that comes, goes to *refuse*."""
@@ -76,33 +76,30 @@ class Timers:
     """At most one deadline per ref, in a heap; entries that were re-armed or disarmed are skipped when they surface."""
 
     def __init__(self) -> None:
-        self._at: dict[int, tuple[float, int]] = {}
+        self._armed: dict[int, tuple[float, int, int]] = {}
         self._heap: list[tuple[float, int, int]] = []
         self._count = itertools.count()
 
     def __len__(self) -> int:
-        return len(self._at)
-
-    def __contains__(self, ref: int) -> bool:
-        return ref in self._at
+        return len(self._armed)
 
     def arm(self, ref: int, at: float) -> None:
         """Set the deadline of *ref*; the one it had is gone."""
-        entry = (at, next(self._count))
-        self._at[ref] = entry
-        heapq.heappush(self._heap, (*entry, ref))
-        if len(self._heap) > 64 + 2 * len(self._at):
-            self._compact()
+        entry = self._armed[ref] = (at, next(self._count), ref)
+        heapq.heappush(self._heap, entry)
+        if len(self._heap) > 64 + 2 * len(self._armed):
+            self._heap = sorted(self._armed.values())  # a sorted list is a heap
 
     def disarm(self, ref: int) -> None:
         """Forget the deadline of *ref*, if it has one."""
-        self._at.pop(ref, None)
+        self._armed.pop(ref, None)
 
     def next(self) -> float | None:
         """Return the earliest deadline, None if there is none."""
-        while self._heap and self._is_stale(self._heap[0]):
-            heapq.heappop(self._heap)
-        return self._heap[0][0] if self._heap else None
+        heap, armed = self._heap, self._armed
+        while heap and armed.get(heap[0][2]) is not heap[0]:
+            heapq.heappop(heap)
+        return heap[0][0] if heap else None
 
     def pop_due(self, now: float) -> int | None:
         """Remove and return the ref of the earliest deadline that is not after *now*, None if there is none."""
@@ -110,15 +107,8 @@ class Timers:
         if at is None or at > now:
             return None
         ref = heapq.heappop(self._heap)[2]
-        del self._at[ref]
+        del self._armed[ref]
         return ref
-
-    def _is_stale(self, entry: tuple[float, int, int]) -> bool:
-        return self._at.get(entry[2]) != entry[:2]
-
-    def _compact(self) -> None:
-        self._heap = [(*entry, ref) for ref, entry in self._at.items()]
-        heapq.heapify(self._heap)
 
 
 class Once:

@@ -141,12 +141,9 @@ def dynamic_supervisor(
     )
 
 
-SPARE = -1
-"""The ref of the timer that says when a spare thread is to be made; those of the machine are not negative."""
-
 CALM = 0.001
-"""So long after a restart its supervisor makes a spare thread for the next one, in seconds: not at once, since the
-replacement needs the interpreter now."""
+"""Seconds after a restart without further news, then the supervisor makes a spare thread for the next one. Not at once:
+the replacement needs the interpreter now."""
 
 
 @attrs.define(eq=False, repr=False)
@@ -172,12 +169,15 @@ class SupervisorThread:
     _detached: dict[int, Birth] = attrs.field(factory=dict, init=False)
     path: str = attrs.field(init=False)
     tree: Tree = attrs.field(init=False)
-    _handle: Supervisor = attrs.field(init=False)
+    _handle: Supervisor = attrs.field(init=False)  # these three are the same for all children: one object each
+    _spawn: Callable[..., threading.Thread] = attrs.field(init=False)
+    _ear: Deliver = attrs.field(init=False)
     _deliver: Deliver = attrs.field(init=False)
     _thread: Any = attrs.field(default=None, init=False)
     _ident: int | None = attrs.field(default=None, init=False)
     _message: object = attrs.field(default=None, init=False)
     _has_read_all: bool = attrs.field(default=False, init=False)
+    _wants_spare: bool = attrs.field(default=False, init=False)
     _turned_at: float = attrs.field(default=0.0, init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -186,7 +186,7 @@ class SupervisorThread:
         chance = random.Random(f"{self.tree.seed} {self.path}")  # a child's own, whatever its siblings do
         self.machine = SupervisorMachine(spec, self.path, rng=chance)
         self.spawner = threads.Spawner(self.tree, self.path)
-        self._handle = Supervisor(self.tree, self.path)
+        self._handle, self._spawn, self._ear = Supervisor(self.tree, self.path), self.spawner.spawn, self.deliver
 
     # As a child of its parent; these run on the parent's thread
 
@@ -250,19 +250,29 @@ class SupervisorThread:
 
     def _next(self) -> object:
         while not self._local:
-            if (at := self.timers.next()) is None:
+            now, at = self.tree.clock.monotonic(), self.timers.next()
+            if at is None or at > now:
                 self._has_read_all = False
-                return self.mailbox.get(None)
-            now = self.tree.clock.monotonic()
-            if at > now:
-                self._has_read_all = False
-                with contextlib.suppress(queue.Empty):
-                    return self.mailbox.get(at - now)
+                try:
+                    return self._wait(None if at is None else at - now)
+                except queue.Empty:
+                    continue
             elif not self._has_read_all:
                 self._read_all()
             else:
                 self._time_is_up(now)
         return self._local.popleft()
+
+    def _wait(self, seconds: float | None) -> Any:
+        """Wait for a message; use the first calm moment after a restart to make a spare thread for the next one."""
+        if not self._wants_spare or (seconds is not None and seconds <= CALM):
+            return self.mailbox.get(seconds)
+        try:
+            return self.mailbox.get(CALM)
+        except queue.Empty:
+            self._wants_spare = False
+            self.spawner.refill()
+            raise
 
     def _read_all(self) -> None:
         """Somebody's time is up: first read the mail that is there, his news may be in it (OTP: receive … after).
@@ -276,10 +286,7 @@ class SupervisorThread:
         ref = self.timers.pop_due(now)
         assert ref is not None, "a deadline that has passed belongs to somebody"
         self._has_read_all = False
-        if ref == SPARE:
-            self.spawner.refill()
-        else:
-            self._local.append(Due(ref, self._silent_until(ref)))
+        self._local.append(Due(ref, self._silent_until(ref)))
 
     def deliver(self, message: Message) -> None:
         """Take news from a child; called on any thread."""
@@ -337,17 +344,17 @@ class SupervisorThread:
             incarnation=action.incarnation,
             last_exit=action.last_exit,
             handover=action.handover,
-            spawn=self.spawner.spawn,
+            spawn=self._spawn,
             supervisor=self._handle,
             tree=self.tree,
         )
         try:
             child = self._children[action.ref] = action.spec.start(birth)
-            child.start(self.deliver)
+            child.start(self._ear)
         except Exception as error:  # this kind of child breaks its contract
             self._local.append(ChildExited(action.ref, ExitReason(ExitKind.CRASHED, error)))
-        if action.incarnation > 1 and self.spawner.is_short and SPARE not in self.timers:
-            self.timers.arm(SPARE, self.tree.clock.monotonic() + CALM)
+        if action.incarnation > 1:
+            self._wants_spare = self.spawner.is_short
 
     def _stop(self, action: messages.Stop) -> None:
         self._children[action.ref].stop()

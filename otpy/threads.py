@@ -71,7 +71,6 @@ class Entry:
     ask: Callable[[], object] | None = None
     starter: int = attrs.field(factory=threading.get_ident)
     begun: Once = attrs.field(factory=Once)
-    _settled: threading.Lock = attrs.field(factory=threading.Lock)
 
     @property
     def alive(self) -> bool:
@@ -96,14 +95,15 @@ class Entry:
             forget(self.thread)
 
     def settle_start(self) -> bool:
-        """Decide whether it runs; return False if that has been decided already: one only gets the lock."""
-        if not self._settled.acquire(blocking=False):
+        """Decide whether it runs; return False if that has been decided already: one only can take it out."""
+        if not _undecided.pop(self, False):
             return False
         self.begun.happen()
         return True
 
 
 _entries: dict[threading.Thread, Entry] = {}
+_undecided: dict[Entry, bool] = {}
 
 
 def spawn(
@@ -122,6 +122,7 @@ def enlist(
 ) -> Entry:
     """Make the entry of a thread that is to be started by ``launch``."""
     entry = Entry(target, role, purpose, owner, name)
+    _undecided[entry] = True
     entry.thread = threading.Thread(target=entry.run, name=name, daemon=daemon)
     _entries[entry.thread] = entry
     return entry
@@ -278,3 +279,4 @@ def stack_of(ident: int | None) -> str:
 def forget_all() -> None:
     """Forget every thread: in a forked process none of them exists."""
     _entries.clear()
+    _undecided.clear()

@@ -663,7 +663,7 @@ class World:
 
     def _check_timers(self, core: SupervisorThread) -> None:
         """Whoever has to check in, or waits for a restart, has a timer; nobody has one who is gone."""
-        machine, timers = core.machine, core.timers._at
+        machine, timers = core.machine, core.timers._armed
         stale = set(timers) - set(machine._live) - {messages.SUPERVISOR}
         self.check(not stale, f"{core.path}: stale timers {stale}")
         early = {slot for slot, _ in machine._early}
@@ -678,7 +678,7 @@ class World:
     def _check_heartbeat(self, core: SupervisorThread, slot: Any) -> None:
         doomed = core.machine._plan is not None and slot.id in core.machine._plan.stops
         actor = self._cast[f"{core.path}/{slot.id}", slot.incarnation]
-        at = core.timers._at.get(slot.ref, (math.inf,))[0]
+        at = core.timers._armed.get(slot.ref, (math.inf,))[0]
         self.check(doomed or at <= max(self.now, actor.silent_until) + 1e-9, f"{actor.path} may be silent for ever")
 
     def _check_group_waits(self, core: SupervisorThread, waiting: Any) -> None:

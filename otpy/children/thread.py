@@ -21,7 +21,7 @@ from otpy.abc import Birth, Deliver
 from otpy.context import Context
 from otpy.exceptions import Fenced, Ignore, Killed, Shutdown, SpecError, forget_locals, is_a
 from otpy.messages import ChildExited, ChildStarted
-from otpy.reports import ExitKind, ExitReason
+from otpy.reports import CRASHED, KILLED, NORMAL, SHUTDOWN, ExitKind, ExitReason
 from otpy.specs import ChildSpec, Common, check_common
 from otpy.threads import ThreadState
 
@@ -234,7 +234,7 @@ class ThreadChild:
         try:
             self._thread = birth.spawn(self._main, name=birth.path, purpose=spec.purpose or f"runs {spec.id}")
         except (RuntimeError, MemoryError) as error:  # can't start new thread
-            deliver(ChildExited(birth.ref, ExitReason(ExitKind.CRASHED, error)))
+            deliver(ChildExited(birth.ref, ExitReason(CRASHED, error)))
         else:
             if not spec.ready:
                 deliver(ChildStarted(birth.ref, birth.path))
@@ -305,11 +305,13 @@ class ThreadChild:
 
 WORDS: tuple[tuple[type[BaseException], ExitKind], ...] = (
     # what a child raised, and nobody had asked it to stop: how it ended; whatever is not here is CRASHED
-    (Killed, ExitKind.KILLED),
-    (Fenced, ExitKind.KILLED),
-    (Shutdown, ExitKind.SHUTDOWN),
-    (Ignore, ExitKind.NORMAL),
+    (Killed, KILLED),
+    (Fenced, KILLED),
+    (Shutdown, SHUTDOWN),
+    (Ignore, NORMAL),
 )
+
+ASKED_AND_ENDED = ExitReason(SHUTDOWN)
 
 
 def reason_of(error: BaseException | None, ctx: Context) -> ExitReason:
@@ -317,13 +319,13 @@ def reason_of(error: BaseException | None, ctx: Context) -> ExitReason:
     if is_a(error, SystemExit) and _means_success(vars(SystemExit)["code"].__get__(error)):
         error = None
     if not ctx.running and not is_a(error, Killed, Fenced):
-        return ExitReason(ExitKind.SHUTDOWN, error)
+        return ExitReason(SHUTDOWN, error) if error is not None else ASKED_AND_ENDED
     if error is None:
-        return ExitReason(ExitKind.NORMAL, detail=None if ctx.is_ready else "it returned before it was ready")
+        return ExitReason(NORMAL, detail=None if ctx.is_ready else "it returned before it was ready")
     for kind, means in WORDS:
         if issubclass(type(error), kind):
             return ExitReason(means, error)
-    return ExitReason(ExitKind.CRASHED, error)
+    return ExitReason(CRASHED, error)
 
 
 def _means_success(code: object) -> bool:

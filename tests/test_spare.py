@@ -1,0 +1,173 @@
+"""The spare thread: made when a restart is over, taken by the next one, and nothing special to the child in it."""
+
+import threading
+import time
+
+import pytest
+
+from otpy import ChildState, registry, supervisor, thread, threads
+from otpy.supervisors import CALM
+from otpy.threads import Role, Spawner
+from tests.helpers import HANG, Puppet, wait_until
+
+
+def spares(tree):
+    return [entry for entry in threads.entries(tree) if entry.role is Role.SPARE]
+
+
+def spare_of(app):
+    """Wait until there is one, and return its thread."""
+    (entry,) = wait_until(lambda: spares(app._tree))
+    return entry.thread
+
+
+@pytest.fixture
+def puppet():
+    return Puppet()
+
+
+@pytest.fixture
+def app(launch, puppet):
+    """A tree whose one child has been restarted once, so that there is a spare thread."""
+    app = launch(supervisor("app", children=[puppet.spec("a", shutdown=0.05)], intensity=1000))
+    puppet.next().crash()
+    spare_of(app)
+    return app
+
+
+def test_there_is_none_before_the_first_restart(launch, puppet):
+    """A tree that never fails has no thread more than its children and supervisors."""
+    app = launch(supervisor("app", children=[puppet.spec("a")]), reports=None)
+    puppet.next()
+    app.which_children()
+
+    roles = sorted(entry.role.value for entry in threads.entries(app._tree))
+    assert roles == ["child", "helper", "supervisor"]
+
+
+def test_the_next_replacement_runs_in_it(app, puppet):
+    """Under its own name, and as a child like any other; then another spare is made."""
+    spare, before = spare_of(app), time.time()
+    assert spare.name == "app (spare)"
+    puppet.next().crash()
+    life = puppet.next()
+    (child,) = [entry for entry in threads.entries(app._tree) if entry.role is Role.CHILD]
+
+    assert (child.thread, child.name, spare.name, child.purpose) == (spare, "app/a", "app/a", "runs a")
+    assert child.spawned_at >= before
+    assert spare_of(app) is not spare
+    assert life.incarnation == 3
+
+
+def test_no_thread_serves_twice(launch):
+    """What a child leaves in its thread does not meet the next one, whether that one gets the spare or is too early."""
+    local, found, used, done = threading.local(), [], [], threading.Event()
+
+    def child(ctx):
+        found.append(vars(local).copy())
+        local.mark = ctx.incarnation
+        used.append(threading.current_thread())
+        if ctx.incarnation == 20:
+            done.set()
+            ctx.wait_stop()
+        elif ctx.incarnation % 3:
+            raise RuntimeError
+        else:
+            wait_until(lambda: spares(ctx.supervisor._tree))
+            raise RuntimeError
+
+    launch(supervisor("app", children=[thread(child)], intensity=1000))
+    assert done.wait(HANG)
+
+    assert len(set(used)) == 20
+    assert found == [{}] * 20
+
+
+def test_it_goes_with_its_supervisor(app):
+    """It is no helper that has not finished, and it is waited for."""
+    spare = spare_of(app)
+    report = app.stop()
+
+    assert (report.handlers, spare.is_alive(), threads.entries(app._tree)) == ((), False, [])
+
+
+def test_it_goes_with_a_nested_supervisor(launch, puppet):
+    """When that is stopped, and also when it gives up."""
+    nested = supervisor("s", children=[puppet.spec("a")], intensity=1)
+    app = launch(supervisor("app", children=[nested]))
+    puppet.next().crash()
+    first = spare_of(app)
+    puppet.next().crash()  # it gives up, and is restarted
+    puppet.next().crash()
+    wait_until(lambda: not first.is_alive() and spares(app._tree))
+    second = spare_of(app)
+    app.terminate_child("s")
+
+    wait_until(lambda: not second.is_alive())
+    assert spares(app._tree) == []
+
+
+def test_a_child_in_it_can_be_interrupted(app, puppet):
+    """The number of the thread is known as that of any other."""
+    entered = threading.Event()
+
+    def loop():
+        entered.set()
+        while True:
+            pass
+
+    spare = spare_of(app)
+    puppet.next().crash()
+    puppet.next().do(loop)
+    assert entered.wait(HANG)
+    report = app.stop()
+
+    assert (report.interrupted, report.unstopped, spare.is_alive()) == (("app/a",), (), False)
+
+
+def test_the_registry_shows_it(app):
+    """It is a thread of the tree, but of no child."""
+    (spare,) = [one for one in registry.active() if one.thread is spare_of(app)]
+
+    assert (spare.name, spare.path, spare.purpose) == ("app (spare)", None, "waits to be a replacement")
+
+
+def test_a_system_that_has_no_more_threads(launch, puppet, monkeypatch, recorder):
+    """Then there is none, nobody tries for ever, and the next replacement gets a thread of its own."""
+    start, refused = threading.Thread.start, []
+
+    def refuse(self):
+        if self.name.endswith("(spare)"):
+            refused.append(self)
+            raise RuntimeError("can't start new thread")
+        start(self)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    app = launch(supervisor("app", children=[puppet.spec("a")], intensity=1000))
+    for _ in range(3):
+        puppet.next().crash()
+        wait_until(lambda: refused)
+        refused.clear()
+    puppet.next()
+    threading.Event().wait(50 * CALM)  # so often it would have tried again
+
+    assert (spares(app._tree), refused) == ([], [])
+    assert [child.state for child in app.which_children()] == [ChildState.RUNNING]
+
+
+def test_a_spawner_that_is_closed_twice_or_early():
+    """A supervisor may end before it has needed anything."""
+    owner, ran = object(), threading.Event()
+    spawner = Spawner(owner, "app")
+    spawner.close()
+    spawner.refill()
+    spawner.refill()
+    assert len(spares(owner)) == 1
+    assert not spawner.is_short
+    child = spawner.spawn(ran.set, name="app/a", purpose="")
+    assert spawner.is_short
+    spawner.close()
+    child.join(HANG)
+
+    assert ran.is_set()
+    assert threads.settle(owner, {Role.CHILD, Role.SPARE}, HANG) == ()
