@@ -51,13 +51,11 @@ class Context:
         "_saved",
         "_stop",
         "_thread",
-        "has_looked_back",
         "running",
     )
 
     def __init__(self, birth: Birth, deliver: Deliver) -> None:
         self.running = True
-        self.has_looked_back = False
         self._birth, self._deliver = birth, deliver
         self._stop = Once()
         self._callbacks: list[Callable[[], object]] = []
@@ -86,7 +84,6 @@ class Context:
     @property
     def last_exit(self) -> ExitReason | None:
         """Why the incarnation before this one ended; None: there was none."""
-        self.has_looked_back = True
         return self._use().last_exit
 
     @property

@@ -393,6 +393,27 @@ def test_the_locals_of_old_crashes_are_released(launch, nested):
     wait_until(is_flat, "the locals are released")
 
 
+def test_the_locals_of_old_crashes_go_in_a_child_thread(launch):
+    """What runs when they go is the program's code, and none of that runs on a supervisor's thread."""
+    gone, done = [], threading.Event()
+
+    class Local:
+        def __del__(self):
+            gone.append(threading.current_thread().name)
+
+    def child(ctx):
+        local = Local()
+        if ctx.incarnation == 4:
+            done.set()
+            ctx.wait_stop()
+        raise RuntimeError(type(local))
+
+    launch(supervisor("app", children=[thread(child)], intensity=100))
+    assert done.wait(HANG)
+
+    assert gone == ["app/child", "app/child"]
+
+
 class TestManyAtOnce:
     def test_nobody_is_given_up_who_has_ended(self, launch, recorder):
         """Found by review: time was up for children whose end was already on the queue."""

@@ -46,7 +46,7 @@ def test_the_reference_has_every_option_and_member(name):
 @pytest.mark.parametrize("name", [name for name in vars(otpy.Context) if not name.startswith("_")])
 def test_the_reference_has_what_a_child_sees(name):
     """All but what belongs to the kinds of children."""
-    is_for_children = name not in ("enter", "hangs_on", "ask", "fence", "pulse", "saved", "has_looked_back")
+    is_for_children = name not in ("enter", "hangs_on", "ask", "fence", "pulse", "saved")
 
     assert bool(re.search(rf"^\|.*`{name}\b.*\|", REFERENCE, re.MULTILINE)) or not is_for_children
 

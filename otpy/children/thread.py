@@ -286,11 +286,12 @@ class ThreadChild:
         """Let go of the crash before this one.
 
         The frames of a crash hold this object, the context, and whatever the child has made of ``ctx.last_exit``. So
-        each crash would keep the one before alive, with all its locals, for ever.
+        each crash would keep the one before alive, with all its locals, for ever. And these shall go here, not on the
+        supervisor's thread.
         """
         past, self.birth.last_exit = self.birth.last_exit, None
-        if past is not None and self._ctx.has_looked_back:
-            with contextlib.suppress(Exception):  # what these locals raise when they go
+        if past is not None:
+            with WHATEVER_HAPPENS:
                 forget_locals(past.exception)
 
     def _live(self) -> BaseException | None:
@@ -312,6 +313,8 @@ WORDS: tuple[tuple[type[BaseException], ExitKind], ...] = (
 )
 
 ASKED_AND_ENDED = ExitReason(SHUTDOWN)
+
+WHATEVER_HAPPENS = contextlib.suppress(Exception)
 
 
 def reason_of(error: BaseException | None, ctx: Context) -> ExitReason:
