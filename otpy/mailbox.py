@@ -129,7 +129,8 @@ class Once:
     def happen(self) -> None:
         """Wake all who wait, and let nobody wait any more."""
         self.has_happened = True
-        self._wake()
+        if self._wakers:
+            self._wake()
 
     def when(self, key: object, callback: Callable[[], object]) -> None:
         """Have *callback* called when it happens, on the thread that says so, or now if it has happened."""
