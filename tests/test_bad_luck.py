@@ -393,6 +393,33 @@ def test_the_locals_of_old_crashes_are_released(launch, nested):
     wait_until(is_flat, "the locals are released")
 
 
+def test_old_crashes_need_no_garbage_collector(launch):
+    """A crash is in no cycle with the thread that it ended: ten thousand of them would keep the collector busy."""
+    crashes, up = [], threading.Event()
+
+    def child(ctx):
+        if ctx.incarnation == 20:
+            up.set()
+            ctx.wait_stop()
+            return
+        raise Crash
+
+    class Crash(Exception):
+        def __init__(self):
+            crashes.append(weakref.ref(self))
+
+    def alive():
+        return [number for number, crash in enumerate(crashes) if crash() is not None]
+
+    gc.disable()
+    try:
+        launch(supervisor("app", children=[thread(child)], intensity=100), reports=None)
+        assert up.wait(HANG)
+        assert alive() == [len(crashes) - 1]  # ctx.last_exit of the child that lives
+    finally:
+        gc.enable()
+
+
 def test_the_locals_of_old_crashes_go_in_a_child_thread(launch):
     """What runs when they go is the program's code, and none of that runs on a supervisor's thread."""
     gone, done = [], threading.Event()
