@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import io
 import threading
@@ -52,6 +53,30 @@ def latency_of_thread_warden(size: int) -> list[float]:
         warden.register_new_child("child", Child, policy)
         lives.over.wait()
         warden.shutdown()
+    return lives.samples
+
+
+def latency_of_mode(size: int) -> list[float]:
+    """Crash and restart a service, which is a coroutine: there is no thread to be made."""
+    from mode import Service
+    from mode.supervisors import OneForOneSupervisor
+
+    lives = Lives(size, LIFE)
+
+    class Child(Service):
+        @Service.task
+        async def live(self) -> None:
+            lives()
+
+    async def main() -> None:
+        supervisor = OneForOneSupervisor(max_restarts=1e9, over=1e9)
+        supervisor.add(Child())
+        await supervisor.start()
+        await asyncio.to_thread(lives.over.wait)
+        await supervisor.stop()
+
+    with quiet():
+        asyncio.run(main())
     return lives.samples
 
 

@@ -20,6 +20,7 @@ ALL = (
             Side(OTPY, restarts.latency_of_otpy),
             Side(FLOOR, restarts.latency_of_floor),
             Side("masterpiece", peers.latency_of_masterpiece, module="masterpiece", at_most=50, slow=True),
+            Side("mode", peers.latency_of_mode, module="mode", at_most=50, slow=True),
             Side("thread-warden", peers.latency_of_thread_warden, module="Thread_Warden", at_most=3, slow=True),
         ),
         targets=(Target("p50", 0.8), Target("p99", 1.2)),
