@@ -240,16 +240,19 @@ def test_on_stop_wakes_a_child_that_is_blocked_in_the_kernel(launch):
 
 def test_a_child_that_swallows_the_interrupt(launch, go):
     """It has had its chance."""
+    is_deaf = threading.Event()
 
     def deaf(ctx):
         while not go.is_set():
             try:
+                is_deaf.set()
                 while not go.is_set():
                     time.monotonic()
             except otpy.Killed:
                 pass
 
     app = launch(supervisor("app", children=[thread(deaf, id="a", shutdown=0.0)]))
+    assert is_deaf.wait(HANG)
     report = app.stop()
 
     assert [one.path for one in report.unstopped] == ["app/a"]

@@ -87,6 +87,7 @@ def test_it_goes_with_its_supervisor(app):
     """It is no helper that has not finished, and it is waited for."""
     spare = spare_of(app)
     report = app.stop()
+    spare.join(HANG)
 
     assert (report.handlers, spare.is_alive(), threads.entries(app._tree)) == ((), False, [])
 
@@ -121,6 +122,7 @@ def test_a_child_in_it_can_be_interrupted(app, puppet):
     puppet.next().do(loop)
     assert entered.wait(HANG)
     report = app.stop()
+    spare.join(HANG)
 
     assert (report.interrupted, report.unstopped, spare.is_alive()) == (("app/a",), (), False)
 
