@@ -16,8 +16,9 @@ def spares(tree):
 
 
 def spare_of(app):
-    """Wait until there is one, and return its thread."""
+    """Wait until there is one and it runs, and return its thread."""
     (entry,) = wait_until(lambda: spares(app._tree))
+    assert entry.begun.wait(HANG)
     return entry.thread
 
 
