@@ -2,7 +2,8 @@
 
 Laws:
 1. A supervisor's state belongs to its machine, and its machine to its thread. Everybody else puts messages.
-2. The thread never waits for anything but its mailbox and the next deadline.
+2. The thread never waits for anything but its mailbox and the next deadline; and, for microseconds, until a thread
+   that it has started runs, as ``Thread.start`` does.
 3. Nothing here decides about children. What to do comes from the machine; what came of it goes back as a message.
 
 Theory of operation. ``SupervisorThread.turn`` takes one message, has the machine decide, and performs the actions by
