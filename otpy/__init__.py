@@ -4,8 +4,9 @@ Reports are in ``otpy.reports``, the account of all threads in ``otpy.registry``
 children, clocks and handlers in ``otpy.abc``.
 """
 
-from otpy import abc, registry, reports
+from otpy import abc, aio, registry, reports
 from otpy.children.adopted import adopt
+from otpy.children.coroutine import coroutine
 from otpy.children.periodic import periodic
 from otpy.children.thread import Service, thread
 from otpy.context import Context, current
@@ -86,6 +87,8 @@ __all__ = [
     "WouldDeadlock",
     "abc",
     "adopt",
+    "aio",
+    "coroutine",
     "current",
     "dynamic_supervisor",
     "periodic",

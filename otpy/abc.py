@@ -51,6 +51,13 @@ class Birth:
         spawn: Starts a thread for it: ``spawn(target, name=…, purpose=…)``; may raise RuntimeError.
         supervisor: The handle of its supervisor, None at the root.
         tree: What all supervisors of the running tree share.
+        shared: What the children of its supervisor share; only the supervisor's thread may touch it. What they need
+            together, such as an event loop, goes there under a key of their kind, and when that supervisor goes, so
+            does this.
+        remind: Has a function called on the supervisor's thread: ``remind(seconds, function)``. May be called on any
+            thread. The function must not block or raise; if the supervisor ends before, it is not called.
+        soon: Has a function called before the supervisor's thread waits again: ``soon(function)``, for what can be done
+            for many children at once. May be called on that thread only. The function must not block or raise.
     """
 
     ref: int
@@ -62,6 +69,9 @@ class Birth:
     spawn: Callable[..., threading.Thread]
     supervisor: Any
     tree: Any
+    shared: dict[object, Any] = attrs.field(factory=dict)
+    remind: Callable[[float, Callable[[], object]], object] = lambda seconds, function: None
+    soon: Callable[[Callable[[], object]], object] = lambda function: function()
 
 
 class Child(Protocol):

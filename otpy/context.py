@@ -168,7 +168,7 @@ class Context:
         if not self._is_ready:
             self._is_ready = True
             self._beat = self._monotonic()
-            self._deliver(ChildStarted(birth.ref, threading.current_thread().name))
+            self._deliver(ChildStarted(birth.ref, self._runner()))
 
     @property
     def is_ready(self) -> bool:
@@ -240,6 +240,10 @@ class Context:
             self._beat = (self._monotonic(), allow)
         else:
             raise ValueError(f"allow = {show(allow)}: expected a finite number of seconds > 0")
+
+    def _runner(self) -> str:
+        """Return the name of what runs the child."""
+        return threading.current_thread().name
 
     def _refuse(self) -> float:
         raise Fenced(self._birth.path)

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import itertools
 import os
 import queue
 import random
@@ -49,7 +50,7 @@ from otpy.exceptions import (
 )
 from otpy.machine import INTERRUPT_GRACE, Phase, SupervisorMachine
 from otpy.mailbox import Bell, Mailbox, Reply, SystemClock, Timers
-from otpy.messages import ChildExited, ChildStarted, Due, Handover, Message, StopSupervisor, TooManyUnstopped
+from otpy.messages import ChildExited, ChildStarted, Due, Handover, Message, StopSupervisor
 from otpy.reports import (
     ChildInfo,
     ChildState,
@@ -142,9 +143,26 @@ def dynamic_supervisor(
     )
 
 
+@attrs.frozen(eq=False)
+class _Reminder(Message):
+    """A note of a kind of child: no news, and nothing for the machine.
+
+    Attributes:
+        seconds: From when it is read.
+        call: What to call then. It must not raise.
+    """
+
+    seconds: float
+    call: Callable[[], object]
+
+
 CALM = 0.001
 """Seconds after a restart without further news, then the supervisor makes a spare thread for the next one. Not at once:
 the replacement needs the interpreter now."""
+
+
+PATIENCE = 100
+"""Messages that may be read before what can be done for many children at once is done, even if there are more."""
 
 
 @attrs.define(eq=False, repr=False)
@@ -168,11 +186,18 @@ class SupervisorThread:
     _children: dict[int, Child] = attrs.field(factory=dict, init=False)
     _below: dict[str, StopReport] = attrs.field(factory=dict, init=False)
     _detached: dict[int, Birth] = attrs.field(factory=dict, init=False)
+    _shared: dict[object, Any] = attrs.field(factory=dict, init=False)
+    _reminders: dict[int, Callable[[], object]] = attrs.field(factory=dict, init=False)
+    _chores: list[Callable[[], object]] = attrs.field(factory=list, init=False)
+    _postponed: int = attrs.field(default=0, init=False)
+    _reminder_refs: Iterator[int] = attrs.field(factory=lambda: itertools.count(-1, -1), init=False)
     path: str = attrs.field(init=False)
     tree: Tree = attrs.field(init=False)
-    _handle: Supervisor = attrs.field(init=False)  # these three are the same for all children: one object each
+    _handle: Supervisor = attrs.field(init=False)  # these five are the same for all children: one object each
     _spawn: Callable[..., threading.Thread] = attrs.field(init=False)
     _ear: Deliver = attrs.field(init=False)
+    _remind: Callable[[float, Callable[[], object]], None] = attrs.field(init=False)
+    _soon: Callable[[Callable[[], object]], None] = attrs.field(init=False)
     _deliver: Deliver = attrs.field(init=False)
     _thread: Any = attrs.field(default=None, init=False)
     _ident: int | None = attrs.field(default=None, init=False)
@@ -188,6 +213,7 @@ class SupervisorThread:
         self.machine = SupervisorMachine(spec, self.path, rng=chance)
         self.spawner = threads.Spawner(self.tree, self.path)
         self._handle, self._spawn, self._ear = Supervisor(self.tree, self.path), self.spawner.spawn, self.deliver
+        self._remind, self._soon = self.remind, self._chores.append
 
     # As a child of its parent; these run on the parent's thread
 
@@ -243,6 +269,8 @@ class SupervisorThread:
         self._message = self._next()
         if (prepare := PREPARE.get(type(self._message))) is not None:
             self._message = prepare(self, self._message)
+            if self._message is None:
+                return  # it was for this thread alone
         self._turned_at = self.tree.clock.monotonic()
         self._orders = self.machine.receive(self._message, self._turned_at)
         for action in self._orders:
@@ -266,6 +294,8 @@ class SupervisorThread:
 
     def _wait(self, seconds: float | None) -> Any:
         """Wait for a message; use the first calm moment after a restart to make a spare thread for the next one."""
+        if self._chores:
+            self._consider_chores()
         if not self._wants_spare or (seconds is not None and seconds <= CALM):
             return self.mailbox.get(seconds)
         try:
@@ -274,6 +304,17 @@ class SupervisorThread:
             self._wants_spare = False
             self.spawner.refill()
             raise
+
+    def _consider_chores(self) -> None:
+        """Do what can be done for many children at once, when there is no mail, or has been mail for long."""
+        self._postponed += 1
+        if self._postponed > PATIENCE or self.mailbox.empty():
+            self._do_chores()
+
+    def _do_chores(self) -> None:
+        self._postponed = 0
+        while self._chores:
+            self._chores.pop()()
 
     def _read_all(self) -> None:
         """Somebody's time is up: first read the mail that is there, his news may be in it (OTP: receive … after).
@@ -287,7 +328,14 @@ class SupervisorThread:
         ref = self.timers.pop_due(now)
         assert ref is not None, "a deadline that has passed belongs to somebody"
         self._has_read_all = False
-        self._local.append(Due(ref, self._silent_until(ref)))
+        if ref in self._reminders:
+            self._reminders.pop(ref)()
+        else:
+            self._local.append(Due(ref, self._silent_until(ref)))
+
+    def remind(self, seconds: float, call: Callable[[], object]) -> None:
+        """Have *call* called on this thread in so many seconds; called on any thread."""
+        self.deliver(_Reminder(seconds, call))
 
     def deliver(self, message: Message) -> None:
         """Take news from a child; called on any thread."""
@@ -295,6 +343,11 @@ class SupervisorThread:
             self._local.append(message)
         else:
             self.mailbox.put(message)
+
+    def _note_reminder(self, message: _Reminder) -> None:
+        ref = next(self._reminder_refs)
+        self._reminders[ref] = message.call
+        self.timers.arm(ref, self.tree.clock.monotonic() + message.seconds)
 
     # What the machine cannot know is added to a message here
 
@@ -348,6 +401,9 @@ class SupervisorThread:
             spawn=self._spawn,
             supervisor=self._handle,
             tree=self.tree,
+            shared=self._shared,
+            remind=self._remind,
+            soon=self._soon,
         )
         try:
             child = self._children[action.ref] = action.spec.start(birth)
@@ -370,9 +426,7 @@ class SupervisorThread:
         self._take_over(child)
         report = attrs.evolve(action.report, stack=child.stack())
         self._tell(messages.Tell(report))
-        count = self.tree.left_behind(child, report)
-        if count > self.tree.max_unstopped:
-            self.tree.directory[self.tree.root].mailbox.put(TooManyUnstopped(report.path, count))
+        self.tree.left_behind(child, report)
 
     def _detach(self, action: messages.Detach) -> None:
         child = self._children[action.ref]
@@ -434,6 +488,7 @@ class SupervisorThread:
     def _leave(self, report: StopReport) -> None:
         """Say the last word: to callers, to handlers if this is the root, to those who wait, and to the parent."""
         self.spawner.close()
+        self._do_chores()
         self.birth.last_exit = None  # or each life would keep the one before alive, for ever
         self.mailbox.close(self._refuse_leftover)
         for item in self._local:  # what _read_all had taken out of it
@@ -484,6 +539,7 @@ class SupervisorThread:
         for child in self._children.values():
             with contextlib.suppress(Exception):  # perhaps it was this kind of child that broke us
                 child.kill(INTERRUPT_GRACE)
+        self._do_chores()
         deadline = time.monotonic() + INTERRUPT_GRACE
         while self._children and (left := deadline - time.monotonic()) > 0:
             with contextlib.suppress(queue.Empty):
@@ -502,9 +558,11 @@ class SupervisorThread:
 
 S = SupervisorThread
 
-PREPARE: dict[type, Callable[[SupervisorThread, Any], object]] = {
+PREPARE: dict[type, Callable[[SupervisorThread, Any], Message | None]] = {
+    # what is done with a message before the machine gets it; None: it does not get it
     ChildExited: S._note_exit,
     messages.TakeSnapshot: S._take_pulses,
+    _Reminder: S._note_reminder,
 }
 
 PERFORM: dict[type[messages.Action], Callable[[SupervisorThread, Any], None]] = {

@@ -4,9 +4,9 @@ The threads that otpy needs for itself are daemon threads, so that one that cann
 interpreter hostage; trees that still run when the interpreter exits are stopped in order by tree.py.
 
 Who owns what: an entry is made by whoever starts the thread, before it starts, and removed by the thread itself as its
-last act; ``mark`` is called by the supervisor of the thread, and so is all of ``Spawner``. Readers may come from any
-thread, and take copies. Whether a thread runs is settled once: by itself as its first act, or by its starter, if the
-start fails.
+last act; ``mark`` is called by the supervisor of the thread, or by the thread itself, and all of ``Spawner`` by the
+supervisor. Readers may come from any thread, and take copies. Whether a thread runs is settled once: by itself as its
+first act, or by its starter, if the start fails.
 """
 
 from __future__ import annotations
@@ -25,10 +25,14 @@ from otpy.mailbox import Once, bounded
 
 
 class Role(enum.Enum):
-    """What a thread is for. Helpers run handlers and callbacks; programs spawn theirs in a ``ThreadRegistry``."""
+    """What a thread is for.
+
+    Loops run coroutine children, helpers run handlers and callbacks; programs spawn theirs in a ``ThreadRegistry``.
+    """
 
     CHILD = "child"
     SUPERVISOR = "supervisor"
+    LOOP = "loop"
     HELPER = "helper"
     SPARE = "spare"
     SPAWNED = "spawned"

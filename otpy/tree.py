@@ -11,14 +11,14 @@ from __future__ import annotations
 import atexit
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import attrs
 
 from otpy import threads
-from otpy.abc import Child, Clock
+from otpy.abc import Clock
 from otpy.mailbox import Bell, Reply
-from otpy.messages import StopSupervisor
+from otpy.messages import StopSupervisor, TooManyUnstopped
 from otpy.reports import Unstopped
 from otpy.telemetry import Telemetry
 from otpy.threads import Role
@@ -28,6 +28,17 @@ FLUSH = 1.0
 
 SETTLE = 1.0
 """How long a thread that has said its last word may take to end, in seconds; only a starved machine needs more."""
+
+
+class Stray(Protocol):
+    """What could not be stopped: a child, or a loop that was blocked."""
+
+    @property
+    def alive(self) -> bool:
+        """Whether it still runs."""
+
+    def stack(self) -> str:
+        """Return what it is doing now."""
 
 
 @attrs.define(eq=False, repr=False)
@@ -53,7 +64,7 @@ class Tree:
     launch: Callable[[Callable[[], None], str], object] = attrs.field(init=False)
     directory: dict[str, Any] = attrs.field(factory=dict)
     is_foreign: bool = False
-    _strays: dict[int, tuple[Child, Unstopped]] = attrs.field(factory=dict)
+    _strays: dict[int, tuple[Stray, Unstopped]] = attrs.field(factory=dict)
 
     def __attrs_post_init__(self) -> None:
         self.launch = self._launch
@@ -61,12 +72,14 @@ class Tree:
     def _launch(self, main: Callable[[], None], name: str) -> object:
         return threads.spawn(main, name=name, role=Role.SUPERVISOR, purpose="supervises", owner=self)
 
-    def left_behind(self, child: Child, report: Unstopped) -> int:
-        """Count *child* as unstopped and return how many such are still alive."""
-        self._strays[id(child)] = child, report
-        return len(self.strays())
+    def left_behind(self, stray: Stray, report: Unstopped) -> None:
+        """Count *stray* as unstopped; if there are too many such that are still alive, the root gives up."""
+        self._strays[id(stray)] = stray, report
+        count = len(self.strays())
+        if count > self.max_unstopped:
+            self.directory[self.root].mailbox.put(TooManyUnstopped(report.path, count))
 
-    def strays(self) -> list[tuple[Child, Unstopped]]:
+    def strays(self) -> list[tuple[Stray, Unstopped]]:
         """Return those that were given up and are still alive; forget the others."""
         for key, (child, _) in list(self._strays.items()):
             if not child.alive:
@@ -89,7 +102,7 @@ class Tree:
 
     def settle(self) -> None:
         """Wait until the threads that have said their last word have ended."""
-        threads.settle(self, {Role.CHILD, Role.SUPERVISOR, Role.SPARE}, SETTLE)
+        threads.settle(self, {Role.CHILD, Role.SUPERVISOR, Role.SPARE, Role.LOOP}, SETTLE)
 
 
 # The guardian. Trees that still run when the interpreter exits are stopped in order: atexit comes after the main thread

@@ -1,5 +1,6 @@
 """The contract of ``Child``, for every kind: news in order, exactly one end, no method that blocks or raises."""
 
+import asyncio
 import queue
 import threading
 import time
@@ -14,6 +15,7 @@ from otpy import (
     Service,
     Supervisor,
     adopt,
+    coroutine,
     current,
     periodic,
     supervisor,
@@ -53,6 +55,19 @@ def obedient_call():
     current().wait_stop()
 
 
+async def awaiting(ctx):
+    await ctx.wait_stop()
+
+
+async def awaiting_and_ready(ctx):
+    ctx.ready()
+    await ctx.wait_stop()
+
+
+async def awaiting_something(ctx):
+    await asyncio.Event().wait()
+
+
 def crashing(ctx):
     raise ValueError("first line")
 
@@ -60,6 +75,10 @@ def crashing(ctx):
 class Crashing:
     def run(self):
         raise ValueError("first line")
+
+
+async def raising(ctx):
+    raise ValueError("first line")
 
 
 class CrashingInit(Service):
@@ -74,12 +93,24 @@ def looping(ctx):
         pass
 
 
+async def swallowing(ctx):
+    ctx.ready()
+    try:
+        await asyncio.Event().wait()
+    except asyncio.CancelledError:
+        await asyncio.Event().wait()
+
+
 OBEDIENT = {
     "thread": thread(obedient, id="x"),
     "ready": thread(obedient_and_ready, id="x", ready=True),
     "service": thread(Obedient, id="x"),
     "adopted": thread(adopt(Obedience), id="x"),
     "periodic": periodic(obedient_call, id="x"),
+    "coroutine": coroutine(awaiting, id="x"),
+    "coroutine that is ready": coroutine(awaiting_and_ready, id="x", ready=True),
+    "coroutine that is cancelled": coroutine(awaiting_something, id="x"),
+    "coroutine on its own": coroutine(awaiting, id="x", loop="own"),
     "supervisor": supervisor("x"),
     "nested": supervisor(
         "x", children=[thread(obedient, id="a"), supervisor("s", children=[thread(Obedient, id="b")])]
@@ -92,14 +123,18 @@ CRASHING = {
     "service": thread(CrashingInit, id="x"),
     "adopted": thread(adopt(Crashing), id="x"),
     "periodic": periodic(crashing, None, id="x"),
+    "coroutine": coroutine(raising, id="x"),
+    "coroutine that is ready": coroutine(raising, id="x", ready=True),
+    "coroutine on its own": coroutine(raising, id="x", loop="own"),
     "nested": supervisor("x", children=[thread(crashing, id="a", ready=True)]),
 }
 
-MUST_COME_UP = [CRASHING[kind] for kind in ("ready", "service", "nested")]
+MUST_COME_UP = [CRASHING[kind] for kind in ("ready", "service", "coroutine that is ready", "nested")]
 
 LOOPING = {
     "thread": thread(looping, id="x"),
     "ready": thread(looping, id="x", ready=True),
+    "coroutine": coroutine(swallowing, id="x", ready=True),
     "nested": supervisor("x", children=[thread(looping, id="a", shutdown="infinity")]),
 }
 
@@ -206,7 +241,7 @@ def test_a_crash_on_the_first_line_is_told_once(spec, stage):
 def test_a_child_that_does_not_listen_can_be_killed(spec, stage):
     """It is alive and shows what it does; killed it ends, once."""
     scene = stage(spec)
-    if not spec.ready:
+    if spec is not LOOPING["ready"]:
         scene.hear()
     assert scene.child.alive
     scene.child.stop()

@@ -278,21 +278,9 @@ class ThreadChild:
             self._gate.close()
         except Killed as late:  # it came between the user's last line and the closing of the gate
             error = late
-        self._forget_the_past()
+        forget_the_past(self.birth)
         self._deliver(ChildExited(self.birth.ref, reason_of(error, self._ctx)))
         del error  # its traceback holds this frame: together they would be a cycle, and wait for the garbage collector
-
-    def _forget_the_past(self) -> None:
-        """Let go of the crash before this one.
-
-        The frames of a crash hold this object, the context, and whatever the child has made of ``ctx.last_exit``. So
-        each crash would keep the one before alive, with all its locals, for ever. And these shall go here, not on the
-        supervisor's thread.
-        """
-        past, self.birth.last_exit = self.birth.last_exit, None
-        if past is not None:
-            with WHATEVER_HAPPENS:
-                forget_locals(past.exception)
 
     def _live(self) -> BaseException | None:
         try:
@@ -302,6 +290,19 @@ class ThreadChild:
         except BaseException as error:
             return error
         return None
+
+
+def forget_the_past(birth: Birth) -> None:
+    """Let go of the crash before this one, now that the child of *birth* has ended.
+
+    The frames of a crash hold the child, its context, and whatever it has made of ``ctx.last_exit``. So each crash
+    would keep the one before alive, with all its locals, for ever. And these shall go here, not on the supervisor's
+    thread.
+    """
+    past, birth.last_exit = birth.last_exit, None
+    if past is not None:
+        with WHATEVER_HAPPENS:
+            forget_locals(past.exception)
 
 
 WORDS: tuple[tuple[type[BaseException], ExitKind], ...] = (

@@ -1,0 +1,174 @@
+"""Calling otpy from async code: the same calls, awaited; none of them blocks the event loop.
+
+While a call is pending it has a helper thread of its own. So any number may wait side by side, and what a call means is
+decided in one place, the blocking handle. If the task that awaits a call is cancelled, the call finishes by itself, and
+nobody gets its answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+from collections.abc import AsyncIterator, Callable
+from typing import Any, TypeVar, Unpack
+
+import attrs
+
+from otpy import supervisors, threads
+from otpy.abc import Puttable, ReportHandler
+from otpy.reports import ChildInfo, Counts, ExitReason, Snapshot, StopReport
+from otpy.specs import ChildSpec, SupervisorSpec
+from otpy.supervisors import Options, Supervisor
+from otpy.threads import Role
+
+__all__ = ["AsyncSupervisor", "start"]
+
+T = TypeVar("T")
+
+
+@contextlib.asynccontextmanager
+async def start(tree: SupervisorSpec, **options: Unpack[Options]) -> AsyncIterator[AsyncSupervisor]:
+    """Run a tree as long as a block runs.
+
+    Write ``async with otpy.aio.start(tree) as app:``. The block begins when all of the tree is up, and when it is left,
+    the tree is stopped. If this is cancelled while the tree starts, the tree is stopped as soon as it is up.
+
+    Args:
+        tree, **options: As for ``otpy.start``.
+
+    Raises:
+        SpecError, StartError: As ``otpy.start`` does.
+    """
+    begin = functools.partial(supervisors.start, tree, **options)
+    app = AsyncSupervisor(await _call("start", begin, unwanted=Supervisor.stop))
+    try:
+        yield app
+    finally:
+        await app.stop()
+
+
+@attrs.frozen(eq=False)
+class AsyncSupervisor:
+    """The handle of a running supervisor, for async code. It means and raises what ``Supervisor`` does.
+
+    Attributes:
+        handle: The blocking handle, such as ``ctx.supervisor`` or what ``otpy.start`` returns.
+    """
+
+    handle: Supervisor
+
+    @property
+    def path(self) -> str:
+        """Its ids from the root, joined by "/"."""
+        return self.handle.path
+
+    @property
+    def alive(self) -> bool:
+        """Whether it runs now."""
+        return self.handle.alive
+
+    async def start_child(self, spec: ChildSpec, timeout: float | None = None) -> ChildInfo:
+        """Add a child, start it, and return when it is up."""
+        return await self._call(self.handle.start_child, spec, timeout)
+
+    async def terminate_child(self, id: str, timeout: float | None = None) -> None:
+        """Stop a child and return when it has ended or was given up."""
+        await self._call(self.handle.terminate_child, id, timeout)
+
+    async def restart_child(self, id: str, timeout: float | None = None) -> ChildInfo:
+        """Start a child that is not running, and return when it is up."""
+        return await self._call(self.handle.restart_child, id, timeout)
+
+    async def delete_child(self, id: str, timeout: float | None = None) -> None:
+        """Forget the spec of a child that is not running."""
+        await self._call(self.handle.delete_child, id, timeout)
+
+    async def get_childspec(self, id: str, timeout: float | None = None) -> ChildSpec:
+        """Return the spec of a child."""
+        return await self._call(self.handle.get_childspec, id, timeout)
+
+    async def which_children(self, timeout: float | None = None) -> tuple[ChildInfo, ...]:
+        """Return all children in start order."""
+        return await self._call(self.handle.which_children, timeout)
+
+    async def count_children(self, timeout: float | None = None) -> Counts:
+        """Return how many children there are."""
+        return await self._call(self.handle.count_children, timeout)
+
+    async def find(self, path: str) -> AsyncSupervisor:
+        """Return the handle of a supervisor at or below this one."""
+        return AsyncSupervisor(await self._call(self.handle.find, path))
+
+    async def snapshot(self, timeout: float | None = None) -> Snapshot:
+        """Return this supervisor and all that is below it."""
+        return await self._call(self.handle.snapshot, timeout)
+
+    async def subscribe(self, handler: ReportHandler | Puttable) -> None:
+        """Send all reports from here and below to *handler*, which is called on a thread of its own."""
+        await self._call(self.handle.subscribe, handler)
+
+    async def unsubscribe(self, handler: ReportHandler | Puttable) -> None:
+        """Send nothing more to *handler*."""
+        await self._call(self.handle.unsubscribe, handler)
+
+    async def wait(self, timeout: float | None = None) -> ExitReason | None:
+        """Wait until this supervisor has ended; return why, or None after *timeout* seconds."""
+        return await self._call(self.handle.wait, timeout)
+
+    async def stop(self, timeout: float | None = None) -> StopReport:
+        """Stop the supervisor and all below it in order; return as soon as all is done."""
+        return await self._call(self.handle.stop, timeout)
+
+    async def detach(self) -> StopReport:
+        """End this supervisor and all supervisors below it, and let their workers run on, unsupervised."""
+        return await self._call(self.handle.detach)
+
+    async def _call(self, method: Callable[..., T], *args: Any) -> T:
+        return await _call(f"{method.__name__} {self.path}", functools.partial(method, *args))
+
+    def __repr__(self) -> str:
+        return f"<AsyncSupervisor {self.path}, {'alive' if self.alive else 'not alive'}>"
+
+
+_CALLS = object()
+"""The owner of the helper threads. It is no tree: they may wait for the end of one."""
+
+
+async def _call(what: str, function: Callable[[], T], unwanted: Callable[[T], object] | None = None) -> T:
+    """Call *function* on a thread of its own; *unwanted* gets the result if nobody awaits it any more."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+    _spawn(what, functools.partial(_run, loop, future, function, unwanted))
+    return await future
+
+
+def _spawn(what: str, target: Callable[[], object]) -> None:
+    threads.spawn(target, name=f"otpy.aio ({what})", role=Role.HELPER, purpose="waits for async code", owner=_CALLS)
+
+
+def _run(loop: asyncio.AbstractEventLoop, future: asyncio.Future[T], function: Callable[[], T], unwanted: Any) -> None:
+    result, error = _outcome(function)
+    try:
+        loop.call_soon_threadsafe(_settle, future, result, error, unwanted)
+    except RuntimeError:  # the loop is closed: nobody awaits anything there
+        if error is None and unwanted is not None:
+            unwanted(result)
+
+
+def _outcome(function: Callable[[], T]) -> tuple[Any, BaseException | None]:
+    """Return what *function* returns, and what it raises: not in the frame that knows the future, a cycle otherwise."""
+    try:
+        return function(), None
+    except BaseException as error:
+        return None, error
+
+
+def _settle(future: asyncio.Future[T], result: Any, error: BaseException | None, unwanted: Any) -> None:
+    if future.done():  # cancelled
+        if error is None and unwanted is not None:
+            _spawn("clears away", functools.partial(unwanted, result))
+    elif error is not None:
+        future.set_exception(error)
+    else:
+        future.set_result(result)

@@ -1,0 +1,392 @@
+"""Children that are coroutines. Those of one supervisor share an event loop on one thread.
+
+Laws:
+1. To the coroutine a stop is one event: ``ctx.running`` turns false, and at the same moment the task is cancelled, or
+   woken if it waits in ``ctx.sleep`` or ``ctx.wait_stop``. So this happens on the loop, between two of its steps.
+2. CancelledError after a stop is SHUTDOWN, after a kill KILLED. A cancellation that nobody asked for is a crash.
+3. A child ends together with the tasks that it has started: those left are cancelled, and have CLEAN_UP seconds.
+4. The end is told once, by whoever takes ``_mouth`` first: the task's callback, also if the task was cancelled before
+   its first step; or the loop, if that breaks, is blocked, or is closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import inspect
+import traceback
+from collections.abc import Callable, Coroutine, Iterator
+from types import FrameType
+from typing import Any, Literal, Unpack
+
+import attrs
+
+from otpy import telemetry, threads
+from otpy.abc import Birth, Deliver
+from otpy.children.thread import ASKED_AND_ENDED, check_call, forget_the_past, name_of, path_of, reason_of
+from otpy.context import Context, current
+from otpy.exceptions import NotFound, SpecError, is_a
+from otpy.loops import BLOCKED, CLEAN_UP, LoopThread, find_uvloop
+from otpy.messages import ChildExited, ChildStarted
+from otpy.reports import CRASHED, KILLED, ExitReason
+from otpy.specs import ChildSpec, Common, check_common
+from otpy.threads import Role, ThreadState
+
+LOOPS = ("shared", "own")
+
+
+def coroutine(
+    target: Callable[..., Coroutine[Any, Any, object]],
+    *args: Any,
+    id: str | None = None,
+    loop: Literal["shared", "own"] = "shared",
+    uvloop: bool = False,
+    **common: Unpack[Common],
+) -> ChildSpec:
+    """Describe a child that runs as a task in an event loop.
+
+    When it is asked to stop, the task is cancelled; but not while it waits in ``ctx.sleep`` or ``ctx.wait_stop``: these
+    return early instead, and the task may end as it likes. If it has not ended after ``shutdown`` seconds, it is
+    cancelled once more; then it is given up. Tasks that it has started and not waited for are cancelled at its end.
+
+    A child that blocks the loop stops all others on it. After 5 seconds (with uvloop: 10 at most) this is reported with
+    the stack of the loop, all children on it count as STALLED, and their replacements get a fresh loop.
+
+    Args:
+        target: An async function, called as ``target(ctx, *args)``; ``await ctx.sleep(…)`` and
+            ``await ctx.wait_stop()`` there, all else of *ctx* is as for threads.
+        args: Its arguments, the same at each start.
+        id: Its name among its siblings; default: the name of *target*.
+        loop: "shared": with its siblings; "own": a loop and a thread for this child alone.
+        uvloop: Use uvloop, if that is installed, and else asyncio's own loop.
+        **common: As for ``thread``.
+
+    Raises:
+        SpecError: A field is wrong, or *target* cannot be called with these arguments.
+    """
+    check_common("coroutine", common)
+    name = id if id is not None else name_of(target)
+    _check(path_of(name, "coroutine"), target, args, loop, uvloop)
+    if uvloop:
+        find_uvloop()  # imported here, so that no supervisor has to wait for that
+    return ChildSpec(id=name, start=CoroutineStart(target, args, loop == "own", uvloop), **common)
+
+
+def _check(path: str, target: Any, args: tuple[Any, ...], loop: Any, uvloop: Any) -> None:
+    if not any(map(inspect.iscoroutinefunction, (target, getattr(target, "__call__", None)))):  # noqa: B004
+        raise SpecError(path, "target", target, "an async function")
+    check_call(path, "target", target, ("ctx", *args), "an async function that takes (ctx, *args)")
+    if loop not in LOOPS:
+        raise SpecError(path, "loop", loop, "'shared' or 'own'")
+    if not isinstance(uvloop, bool):
+        raise SpecError(path, "uvloop", uvloop, "True or False")
+
+
+class AsyncContext(Context):
+    """What a coroutine child sees of its tree: a ``Context`` whose waits are awaited."""
+
+    __slots__ = ("_naps", "tasks")
+
+    def __init__(self, birth: Birth, deliver: Deliver) -> None:
+        super().__init__(birth, deliver)
+        self._naps: dict[asyncio.Future[None], asyncio.Task[Any] | None] = {}
+        self.tasks: set[asyncio.Task[Any]] = set()
+
+    async def sleep(self, seconds: float) -> None:  # type: ignore[override]
+        """Sleep, or return early when asked to stop.
+
+        Args:
+            seconds: How long, >= 0.
+        """
+        await self.wait_stop(seconds)
+
+    async def wait_stop(self, timeout: float | None = None) -> bool:  # type: ignore[override]
+        """Wait until asked to stop, or *timeout* seconds; return whether asked to stop.
+
+        Raises:
+            ValueError: *timeout* is negative or not a number.
+        """
+        self._use()
+        if timeout is not None and not timeout >= 0:
+            raise ValueError(f"timeout = {timeout!r}: expected a number of seconds >= 0")
+        if self.running:
+            await self._nap(timeout)
+        else:
+            await asyncio.sleep(0)  # or a loop around this would block the event loop
+        self._use()  # it may have been fenced in its sleep
+        return not self.running
+
+    # What the child does with it, on the loop
+
+    def wake(self, task: asyncio.Task[Any]) -> bool:
+        """Wake all who wait for a stop; return whether *task* itself was one of them."""
+        sleepers = set(self._naps.values())
+        for nap in self._naps:
+            _rouse(nap)
+        return task in sleepers
+
+    async def _nap(self, timeout: float | None) -> None:
+        loop = asyncio.get_running_loop()
+        nap: asyncio.Future[None] = loop.create_future()
+        timer = loop.call_later(timeout, _rouse, nap) if timeout is not None else None
+        self._naps[nap] = asyncio.current_task()
+        try:
+            await nap
+        finally:
+            del self._naps[nap]
+            if timer is not None:
+                timer.cancel()
+
+    def _runner(self) -> str:
+        return self._birth.path
+
+
+def _rouse(nap: asyncio.Future[None]) -> None:
+    if not nap.done():
+        nap.set_result(None)
+
+
+@attrs.frozen
+class CoroutineStart:
+    """Makes a coroutine child; the ``start`` of its spec."""
+
+    target: Callable[..., Coroutine[Any, Any, object]]
+    args: tuple[Any, ...]
+    own: bool
+    uvloop: bool
+
+    def __call__(self, birth: Birth) -> CoroutineChild:
+        return CoroutineChild(birth, self)
+
+    def home_of(self, child: CoroutineChild) -> LoopThread:
+        """Return the loop that *child* is to run on, and that has let it in."""
+        home: LoopThread | None = child.birth.shared.get(self._key)
+        if self.own or home is None or not home.take(child):
+            home = self._new_home(child.birth)
+            home.take(child)
+        return home
+
+    def retire(self, home: LoopThread, birth: Birth) -> None:
+        """Start nobody on *home* any more: it does not answer."""
+        if birth.shared.get(self._key) is home:
+            del birth.shared[self._key]
+
+    @property
+    def _key(self) -> tuple[object, ...]:
+        return LoopThread, self.uvloop
+
+    def _new_home(self, birth: Birth) -> LoopThread:
+        above = birth.path.rpartition("/")[0]
+        name, path = (birth.path, birth.path) if self.own else (f"{above} (loop)", above)
+        home = LoopThread(name, path, birth, uvloop=find_uvloop() if self.uvloop else None)
+        home.loop.set_task_factory(_new_task)  # type: ignore[arg-type]
+        if self.own:
+            home.begin(functools.partial(birth.spawn, name=name, purpose=birth.spec.purpose or f"runs {birth.spec.id}"))
+            return home
+        home.begin(
+            functools.partial(
+                threads.spawn, name=name, role=Role.LOOP, purpose="runs coroutine children", owner=birth.tree
+            )
+        )
+        birth.shared[self._key] = home
+        return home
+
+
+def _new_task(loop: asyncio.AbstractEventLoop, coro: Coroutine[Any, Any, Any], **options: Any) -> asyncio.Task[Any]:
+    """Make a task as asyncio does, and note whose it is."""
+    task = asyncio.Task(coro, loop=loop, **options)
+    with contextlib.suppress(NotFound):
+        ctx = current()
+        if isinstance(ctx, AsyncContext):
+            ctx.tasks.add(task)
+            task.add_done_callback(ctx.tasks.discard)
+    return task
+
+
+@attrs.define(eq=False, repr=False)
+class CoroutineChild:
+    """One incarnation: a task that runs the target. Meets ``Child``, and ``Member`` of a loop.
+
+    Who writes what: the supervisor's thread whether it was asked; the loop's thread whether it was killed, and the
+    task.
+    """
+
+    birth: Birth
+    how: CoroutineStart
+    _ctx: AsyncContext = attrs.field(init=False)
+    _home: LoopThread | None = attrs.field(default=None, init=False)
+    _task: asyncio.Task[Any] | None = attrs.field(default=None, init=False)
+    _mouth: list[Deliver] = attrs.field(factory=list, init=False)
+    _is_asked: bool = attrs.field(default=False, init=False)
+    _is_killed: bool = attrs.field(default=False, init=False)
+
+    # On the supervisor's thread
+
+    def start(self, deliver: Deliver) -> None:
+        birth = self.birth
+        self._mouth.append(deliver)
+        self._ctx = AsyncContext(birth, deliver)
+        try:
+            self._home = self.how.home_of(self)
+        except (RuntimeError, MemoryError, OSError) as error:  # no more threads, or no descriptors for a loop
+            self.end(ExitReason(CRASHED, error))
+            return
+        self._home.order(self._begin)
+        if not birth.spec.ready:
+            deliver(ChildStarted(birth.ref, birth.path))
+
+    def stop(self) -> None:
+        if not self._is_asked and self._home is not None:
+            self._is_asked = True
+            self._home.order(self._hear)
+
+    def kill(self, grace: float) -> bool:
+        self._is_asked = True
+        if self._home is not None:
+            self._home.order(self._be_killed)
+        return True
+
+    def abandon(self) -> None:
+        assert self._home is not None, "what did not start has ended"
+        if self._ctx.running:  # it has not even heard of the stop
+            self.how.retire(self._home, self.birth)
+        self._ctx.ask()
+        self._ctx.fence()
+        self._home.let_go(self, ThreadState.UNSTOPPED)
+
+    def detach(self) -> None:
+        if self._home is not None:
+            self._home.let_go(self, ThreadState.DETACHED)
+
+    def pulse(self) -> tuple[float, float]:
+        return self._ctx.pulse()
+
+    @property
+    def state(self) -> object:
+        return self._ctx.saved
+
+    def stack(self) -> str:
+        home, task = self._home, self._task
+        if home is None or not self.alive:
+            return ""
+        return home.stack() if task is None or home.is_busy or _is_running(task) else stack_of(task)
+
+    @property
+    def alive(self) -> bool:
+        return bool(self._mouth)
+
+    def escape(self) -> bool:
+        if self._is_asked:
+            return False
+        self._ctx.ask()
+        self._ctx.fence()
+        self.end(BLOCKED)
+        return True
+
+    # On any thread
+
+    def end(self, reason: ExitReason) -> None:
+        try:
+            deliver = self._mouth.pop()
+        except IndexError:
+            return  # somebody else was faster
+        deliver(ChildExited(self.birth.ref, reason))
+
+    def owns(self, task: asyncio.Task[Any] | None) -> bool:
+        return task is not None and (task is self._task or task in self._ctx.tasks)
+
+    # On the loop
+
+    def _begin(self) -> None:
+        assert self._home is not None, "it has ordered this"
+        if self.alive:  # or it was given up before, with a loop that did not get so far
+            self._task = asyncio.Task(self._live(), loop=self._home.loop, name=self.birth.path)
+            self._task.add_done_callback(self._task_is_done)
+        else:
+            self._home.leave(self, for_good=True)
+
+    async def _live(self) -> BaseException | None:
+        """Run the target; return what it raised: asyncio lets some of that stop the loop."""
+        try:
+            self._ctx.enter()
+            await self.how.target(self._ctx, *self.how.args)
+        except BaseException as error:
+            return error
+        return None
+
+    def _hear(self) -> None:
+        self._ctx.ask()
+        if self._task is not None and not self._ctx.wake(self._task):
+            self._task.cancel()
+
+    def _be_killed(self) -> None:
+        """Cancel it, at once or once more; not in the turn in which it has heard of the stop: two would be one."""
+        if self._ctx.running:
+            self._ctx.ask()
+            self._cancel()
+        elif self._home is not None:
+            self._home.loop.call_soon(self._cancel)
+
+    def _cancel(self) -> None:
+        if self._task is not None and not self._is_killed:
+            self._is_killed = True
+            self._task.cancel()
+
+    def _task_is_done(self, task: asyncio.Task[BaseException | None]) -> None:
+        error = asyncio.CancelledError() if task.cancelled() else task.result()
+        self._task = None  # the two hold each other, and the error
+        if self._ctx.tasks and self._home is not None:
+            self._task = self._home.loop.create_task(self._sweep(error))
+        else:
+            self._finish(error)
+
+    async def _sweep(self, error: BaseException | None) -> None:
+        """End the tasks that are left; a stop shortens that."""
+        left = list(self._ctx.tasks)
+        for task in left:
+            task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.wait(left, timeout=CLEAN_UP)
+        if names := [task.get_name() for task in left if not task.done()]:
+            telemetry.logger().error("tasks_left", path=self.birth.path, tasks=names)
+        self._task = None
+        self._finish(error)
+
+    def _finish(self, error: BaseException | None) -> None:
+        reason = self._reason(error)
+        forget_the_past(self.birth)
+        self.end(reason)
+        if self._home is not None:
+            self._home.leave(self, for_good=self._is_asked)
+
+    def _reason(self, error: BaseException | None) -> ExitReason:
+        if self._is_asked:
+            self._ctx.running = False  # also if it has ended before it could hear
+        if is_a(error, asyncio.CancelledError) and self._is_asked:
+            return ExitReason(KILLED, error) if self._is_killed else ASKED_AND_ENDED
+        return reason_of(error, self._ctx)
+
+
+def _is_running(task: asyncio.Task[Any]) -> bool:
+    return bool(getattr(task.get_coro(), "cr_running", False))
+
+
+def stack_of(task: asyncio.Task[Any]) -> str:
+    """Return where *task* waits, formatted like a traceback; "" if it cannot be found out.
+
+    asyncio would tell the outermost frame only, and that one is ours.
+    """
+    try:
+        return "".join(traceback.StackSummary.extract(_frames(task.get_coro())).format())
+    except Exception:  # it goes on meanwhile
+        return ""
+
+
+def _frames(waiting: Any) -> Iterator[tuple[FrameType, int]]:
+    """Yield the frames from the outermost to the innermost."""
+    while waiting is not None:
+        frame = getattr(waiting, "cr_frame", None) or getattr(waiting, "gi_frame", None)
+        if frame is not None:
+            yield frame, frame.f_lineno
+        waiting = getattr(waiting, "cr_await", None) or getattr(waiting, "gi_yieldfrom", None)

@@ -1,0 +1,348 @@
+"""Event loops, each on a thread of its own: what coroutine children run on. A loop decides nothing about them.
+
+Laws:
+1. Orders are obeyed in the order in which they were given. All that a supervisor gives before it waits again cost one
+   wake-up of the loop: each is a system call, and gives the interpreter away.
+2. A loop lives while it has members. The last one that was told to stop takes it along. One that ended by itself will
+   probably be replaced, so the loop waits for that, LINGER seconds.
+3. A loop that does not come back to its selector within LOOP_PATIENCE is found out. An idle one is not woken for that.
+4. A blocked loop is given up as a whole: reported with its stack, marked as unstopped, left by its members. Should it
+   wake up later, its tasks are cancelled, and it is closed.
+5. Whatever is raised in a loop, its members do not hang in the air: each has an end.
+
+Theory of operation. The supervisor's thread makes a loop, lets members in (``take``), and gives orders; all else
+happens on the loop's own thread. The race between the two, the next member comes while the last one leaves, is settled
+by a lock that nobody waits under. The watch: when the loop comes out of its selector and nobody watches it, it has the
+supervisor's thread look at it LOOP_PATIENCE seconds later. If the loop is back in its selector then, the watch is over.
+So a loop that works costs its supervisor two wake-ups in LOOP_PATIENCE, and one that is idle none.
+
+A uvloop has no selector to tell. It is asked for an answer every LOOP_PATIENCE seconds, also when it is idle.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import contextlib
+import importlib
+import selectors
+import threading
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any, Protocol
+
+from otpy import telemetry, threads
+from otpy.abc import Birth
+from otpy.reports import CRASHED, KILLED, STALLED, ExitReason, Stalled, Unstopped, stamped
+from otpy.threads import ThreadState
+
+LOOP_PATIENCE = 5.0
+"""How long a loop may work without a look at its selector, in seconds; then it counts as blocked."""
+
+LINGER = 0.05
+"""How long an empty loop waits for the replacement of a member that has ended by itself, in seconds."""
+
+BATCH = 256
+"""How many orders may wait for the end of the supervisor's turn, so that they cost one wake-up of the loop."""
+
+CLEAN_UP = 0.5
+"""How long tasks that were left behind may take to end when they are cancelled, in seconds."""
+
+BUSY = 0.1
+"""From how many seconds on without a look at its selector the stack of a loop says more than those of its tasks."""
+
+BLOCKED = ExitReason(STALLED, detail="its event loop was blocked")
+CLOSED = ExitReason(KILLED, detail="its event loop was closed")
+
+
+class Member(Protocol):
+    """What runs on a loop."""
+
+    @property
+    def birth(self) -> Birth:
+        """What it was made from."""
+
+    def stop(self) -> None:
+        """Ask it to stop; called on any thread, if nobody supervises it any more."""
+
+    def end(self, reason: ExitReason) -> None:
+        """Say that it has ended, unless that has been said; called on any thread."""
+
+    def escape(self) -> bool:
+        """Leave the blocked loop; False: it was told to stop before. Called on the supervisor's thread."""
+
+    def owns(self, task: asyncio.Task[Any] | None) -> bool:
+        """Whether it has started *task*; called on any thread."""
+
+
+class LoopThread:
+    """An event loop and its thread.
+
+    Attributes:
+        name: The name of the thread.
+        path: What it serves: a supervisor, or one child.
+        loop: The loop.
+    """
+
+    def __init__(self, name: str, path: str, birth: Birth, *, uvloop: ModuleType | None) -> None:
+        self.name, self.path = name, path
+        self._tree, self._remind, self._soon = birth.tree, birth.remind, birth.soon
+        self._monotonic = birth.tree.clock.monotonic
+        self._lock = threading.Lock()  # guards whether it is shut, together with the members
+        self._members: dict[Member, None] = {}
+        self._let_go: dict[Member, ThreadState] = {}
+        self._orders: collections.deque[Callable[[], object]] = collections.deque()
+        self._is_rung = self._will_ring = self._is_shut = self._is_watched = False
+        self._has_to_be_asked = uvloop is not None
+        self._busy_since: float | None = None
+        self._thread: threading.Thread | None = None
+        self.loop: asyncio.AbstractEventLoop = (
+            asyncio.SelectorEventLoop(_Selector(self)) if uvloop is None else uvloop.new_event_loop()
+        )
+
+    def begin(self, spawn: Callable[[Callable[[], None]], threading.Thread]) -> None:
+        """Start the thread.
+
+        Raises:
+            RuntimeError: The system has no more threads to give, or the interpreter exits.
+        """
+        try:
+            self._thread = spawn(self._main)
+        except BaseException:
+            self.loop.close()
+            raise
+        if self._has_to_be_asked:
+            self._watch(LOOP_PATIENCE)
+
+    # On the supervisor's thread
+
+    def take(self, member: Member) -> bool:
+        """Let *member* in; False: the loop is shut."""
+        with self._lock:
+            if self._is_shut:
+                return False
+            self._members[member] = None
+        if self._let_go:
+            self._mark()
+        return True
+
+    def let_go(self, member: Member, state: ThreadState) -> None:
+        """Note that *member* was given up or detached; the thread is what all that is left on it are."""
+        with self._lock:
+            if member in self._members:  # or it has just ended
+                self._let_go[member] = state
+        self._mark()
+
+    def stack(self) -> str:
+        """Return what the thread is doing, formatted like a traceback."""
+        return threads.stack_of(self._thread.ident) if self._thread is not None else ""
+
+    @property
+    def alive(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether it has not looked at its selector for a while."""
+        since = self._busy_since
+        return since is not None and self._monotonic() - since >= BUSY
+
+    def order(self, act: Callable[[], object]) -> None:
+        """Have *act* called on the loop, together with the other orders of this supervisor's turn.
+
+        The race is with ``_obey``: each looks again after its own step.
+        """
+        self._orders.append(act)
+        if self._is_rung:
+            return
+        if len(self._orders) >= BATCH:
+            self._ring()
+        elif not self._will_ring:
+            self._will_ring = True
+            self._soon(self._ring)
+
+    def _ring(self) -> None:
+        self._will_ring = False
+        if self._orders and not self._is_rung:
+            self._is_rung = True
+            with contextlib.suppress(RuntimeError):  # it is closed: there is nobody left to obey
+                self.loop.call_soon_threadsafe(self._obey)
+
+    # On the loop's thread
+
+    def _obey(self) -> None:
+        self._is_rung = False
+        while self._orders:
+            self._orders.popleft()()
+
+    def leave(self, member: Member, *, for_good: bool) -> None:
+        """Let *member* out; *for_good*: nobody will replace it here."""
+        with self._lock:
+            self._members.pop(member, None)
+            self._let_go.pop(member, None)
+        if self._members:
+            if self._let_go:
+                self._mark()
+        elif for_good:
+            self._shut()
+        else:
+            self.loop.call_later(LINGER, self._shut)
+
+    def _mark(self) -> None:
+        """Say what the thread is; one that was blocked stays what it is."""
+        with self._lock:
+            if not self._is_shut and self._thread is not None:
+                state = self._state()
+                threads.mark(self._thread, state, None if state is ThreadState.RUNNING else self._ask_all)
+
+    def _state(self) -> ThreadState:
+        states = self._let_go.values()
+        if len(states) < len(self._members):
+            return ThreadState.RUNNING
+        return ThreadState.DETACHED if ThreadState.DETACHED in states else ThreadState.UNSTOPPED
+
+    def _ask_all(self) -> None:
+        """Stop all; on any thread: nobody supervises these any more."""
+        for member in list(self._members):
+            member.stop()
+        self._ring()
+
+    def _shut(self) -> None:
+        with self._lock:
+            if self._members or self._is_shut:
+                return
+            self._is_shut = True
+        self.loop.stop()
+
+    def _main(self) -> None:
+        try:
+            while not self._is_shut:
+                self._run()
+        except BaseException as error:  # not a task's, the loop itself is broken
+            telemetry.complain("loop_broken", error, loop=self.name)
+            self._bar()  # first: those who end are replaced at once, and not here
+            self._end_all(ExitReason(CRASHED, error))
+        self._close()
+
+    def _run(self) -> None:
+        """Run until somebody stops the loop, perhaps a task that should not.
+
+        asyncio lets two exceptions through. A task that raised one has it as its end, too.
+        """
+        try:
+            self.loop.run_forever()
+        except (SystemExit, KeyboardInterrupt) as error:
+            telemetry.complain("raised_in_loop", error, loop=self.name)
+
+    def _bar(self) -> list[Member]:
+        """Let nobody in any more; return who is in."""
+        with self._lock:
+            self._is_shut = True
+            return list(self._members)
+
+    def _close(self) -> None:
+        try:
+            self.loop.run_until_complete(self._clean_up())
+        except BaseException as error:
+            telemetry.complain("loop_not_clean", error, loop=self.name)
+        self.loop.close()
+        self._end_all(CLOSED)
+
+    async def _clean_up(self) -> None:
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in left:
+            task.cancel()
+        if left:
+            await asyncio.wait(left, timeout=CLEAN_UP)
+        async with asyncio.timeout(CLEAN_UP):
+            await self.loop.shutdown_asyncgens()
+
+    def _end_all(self, reason: ExitReason) -> None:
+        for member in list(self._members):
+            member.end(reason)
+
+    # The watch. ``works`` and ``rests`` are called on the loop's thread, the others on the supervisor's.
+
+    def works(self) -> None:
+        """Note that the loop comes out of its selector."""
+        self._busy_since = self._monotonic()
+        if not self._is_watched:
+            self._watch(LOOP_PATIENCE)
+
+    def rests(self) -> None:
+        """Note that the loop looks at its selector, or has answered."""
+        self._busy_since = None
+
+    def _watch(self, seconds: float) -> None:
+        self._is_watched = True
+        self._remind(seconds, self._look)
+
+    def _look(self) -> None:
+        since = self._busy_since
+        if self._is_shut:
+            return
+        if since is None:
+            self._is_well()
+        elif (left := since + LOOP_PATIENCE - self._monotonic()) > 0:
+            self._watch(left)
+        else:
+            self._give_up()
+
+    def _is_well(self) -> None:
+        if self._has_to_be_asked:
+            self._busy_since = self._monotonic()
+            self.order(self.rests)
+            self._watch(LOOP_PATIENCE)
+            return
+        self._is_watched = False
+        if self._busy_since is not None:  # it went to work before it could see that nobody watches any more
+            self._watch(LOOP_PATIENCE)
+
+    def _give_up(self) -> None:
+        members = self._bar()
+        assert self._thread is not None, "who has not begun cannot be blocked"
+        threads.mark(self._thread, ThreadState.UNSTOPPED, self._ask_all)
+        stack = self.stack()
+        self._tell(Stalled(path=self.path, thread=self.name, reason=BLOCKED, stack=stack))
+        self.order(self.loop.stop)  # should it ever wake up
+        running = asyncio.current_task(self.loop)
+        owners = [member for member in members if member.owns(running)]
+        escaped = [member for member in members if member.escape()]
+        if culprits := [member for member in owners or escaped if member in escaped]:
+            self._leave_behind(culprits[0].birth, stack)
+
+    def _leave_behind(self, birth: Birth, stack: str) -> None:
+        """Count the thread as unstopped, by the name of who blocks it, or else of somebody who was on it.
+
+        One that was told to stop before is on the ladder, which counts it when it gives it up.
+        """
+        report = Unstopped(
+            path=birth.path, incarnation=birth.incarnation, thread=self.name, reason=BLOCKED, stack=stack
+        )
+        self._tell(report)
+        self._tree.left_behind(self, report)
+
+    def _tell(self, report: Stalled | Unstopped) -> None:
+        self._tree.telemetry.tell(stamped(report, self._tree.clock.wall()))
+
+
+class _Selector(selectors.DefaultSelector):
+    """Tells when its loop goes to work, and when it comes back."""
+
+    def __init__(self, watched: LoopThread) -> None:
+        super().__init__()
+        self._watched = watched
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        self._watched.rests()
+        events = super().select(timeout)
+        self._watched.works()
+        return events
+
+
+def find_uvloop() -> ModuleType | None:
+    """Return the module ``uvloop``, None if it is not installed."""
+    try:
+        return importlib.import_module("uvloop")
+    except ImportError:
+        return None

@@ -1,0 +1,233 @@
+"""Calling otpy from async code: every call of the handle, awaited, and never a blocked loop."""
+
+import asyncio
+import inspect
+import threading
+
+import pytest
+
+import otpy
+from otpy import ExitKind, Supervisor, aio, coroutine, dynamic_supervisor, supervisor, thread, threads
+from otpy.aio import AsyncSupervisor
+from tests.helpers import HANG, Puppet, Recorder, wait_until
+
+
+def run(function, *args):
+    """Run an async test, in debug mode, with a limit for hangs."""
+
+    async def limited():
+        async with asyncio.timeout(HANG):
+            return await function(*args)
+
+    return asyncio.run(limited(), debug=True)
+
+
+def idle(ctx):
+    ctx.wait_stop()
+
+
+async def rests(ctx):
+    await ctx.wait_stop()
+
+
+def test_a_tree_lives_as_long_as_its_block():
+    """And its end is waited for."""
+
+    async def main():
+        async with aio.start(supervisor("app", children=[thread(idle), coroutine(rests)]), log=False) as app:
+            assert (app.path, app.alive, repr(app)) == ("app", True, "<AsyncSupervisor app, alive>")
+            assert [info.id for info in await app.which_children()] == ["idle", "rests"]
+        assert not app.alive
+
+    run(main)
+
+
+def test_every_call_has_its_like():
+    """All methods of the blocking handle, with the same parameters; path and alive do not wait."""
+    for name, method in inspect.getmembers(Supervisor, inspect.isfunction):
+        if not name.startswith("_"):
+            like = getattr(AsyncSupervisor, name)
+            assert inspect.iscoroutinefunction(like), name
+            assert list(inspect.signature(like).parameters) == list(inspect.signature(method).parameters), name
+
+
+def test_the_calls_mean_the_same():
+    """One after the other, on a tree."""
+
+    async def main():
+        recorder, puppet = Recorder(), Puppet()
+        inner = dynamic_supervisor("in")
+        async with aio.start(supervisor("app", children=[inner]), log=False) as app:
+            below = await app.find("app/in")
+            await below.subscribe(recorder)
+            assert (await below.start_child(puppet.spec("a"))).id == "a"
+            assert (await app.start_child(thread(idle))).id == "idle"
+            assert (await app.count_children()).active == 2
+            await app.terminate_child("idle")
+            assert (await app.restart_child("idle")).incarnation == 2
+            assert await app.get_childspec("idle") == thread(idle)
+            await app.terminate_child("idle")
+            await app.delete_child("idle")
+            assert [info.snapshot.path for info in (await app.snapshot()).children] == ["app/in"]
+            assert await app.wait(0.0) is None
+            await below.unsubscribe(recorder)
+            with pytest.raises(otpy.NotFound):
+                await app.delete_child("idle")
+            assert (await app.stop(10.0)).stopped == ("app/in/a", "app/in")
+            assert (await app.wait()).kind is ExitKind.SHUTDOWN
+        assert recorder.names() == ["Progress app/in/a"]
+
+    run(main)
+
+
+def test_what_is_wrong_is_refused_as_ever():
+    """SpecError and StartError."""
+
+    async def main():
+        with pytest.raises(otpy.SpecError):
+            async with aio.start(None):
+                pass
+        with pytest.raises(otpy.StartError) as caught:
+            async with aio.start(supervisor("app", children=[thread(fails, ready=True)]), log=False):
+                pass
+        assert str(caught.value.__cause__) == "no"
+
+    run(main)
+
+
+def fails(ctx):
+    raise ValueError("no")
+
+
+def test_what_the_block_raises_stops_the_tree():
+    """And comes out."""
+
+    async def main():
+        with pytest.raises(ZeroDivisionError):
+            async with aio.start(supervisor("app"), log=False) as app:
+                raise ZeroDivisionError
+        assert not app.alive
+
+    run(main)
+
+
+@pytest.fixture
+def gate():
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+def test_the_loop_goes_on_while_a_call_waits(gate):
+    """Any number of calls side by side."""
+
+    async def main():
+        async with aio.start(supervisor("app", children=[thread(idle)]), log=False) as app:
+            waits = [asyncio.create_task(app.wait()) for _ in range(50)]
+            await asyncio.sleep(0)
+            assert (await app.count_children()).active == 1
+            await app.stop()
+            assert {(await one).kind for one in waits} == {ExitKind.SHUTDOWN}
+
+    run(main)
+
+
+def test_a_cancelled_call_finishes_by_itself(gate):
+    """Nobody gets its answer, and nothing complains."""
+    up = threading.Event()
+
+    def slow(ctx):
+        up.set()
+        gate.wait(HANG)
+        ctx.ready()
+        ctx.wait_stop()
+
+    async def main():
+        async with aio.start(supervisor("app"), log=False) as app:
+            call = asyncio.create_task(app.start_child(thread(slow, ready=True)))
+            await asyncio.to_thread(up.wait, HANG)
+            call.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await call
+            assert (await app.which_children())[0].state.value == "starting"
+            gate.set()
+            await asyncio.to_thread(wait_until, lambda: app.handle.which_children()[0].state.value == "running")
+
+    run(main)
+
+
+def test_a_cancelled_start_leaves_no_tree(gate):
+    """It is stopped as soon as it is up."""
+    up, handles = threading.Event(), []
+
+    def slow(ctx):
+        handles.append(ctx.supervisor)
+        up.set()
+        gate.wait(HANG)
+        ctx.ready()
+        ctx.wait_stop()
+
+    async def enter():
+        async with aio.start(supervisor("app", children=[thread(slow, ready=True)]), log=False):
+            pytest.fail("it was cancelled before")
+
+    async def main():
+        start = asyncio.create_task(enter())
+        await asyncio.to_thread(up.wait, HANG)
+        start.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await start
+        gate.set()
+        await asyncio.to_thread(wait_until, lambda: not handles[0].alive)
+
+    run(main)
+
+
+def test_a_loop_that_is_closed_leaves_no_tree(gate):
+    """The same, if nobody is there any more when the tree is up."""
+    up, handles = threading.Event(), []
+
+    def slow(ctx):
+        handles.append(ctx.supervisor)
+        up.set()
+        gate.wait(HANG)
+        ctx.ready()
+        ctx.wait_stop()
+
+    async def enter():
+        async with aio.start(supervisor("app", children=[thread(slow, ready=True)]), log=False):
+            pytest.fail("it was cancelled before")
+
+    async def main():
+        start = asyncio.create_task(enter())
+        await asyncio.to_thread(up.wait, HANG)
+        start.cancel()
+
+    run(main)
+    gate.set()
+    wait_until(lambda: not handles[0].alive)
+
+
+def test_a_coroutine_child_may_stop_its_own_supervisor():
+    """Its task is cancelled in the middle of the call, so nobody waits for anybody."""
+
+    async def ends(ctx):
+        await AsyncSupervisor(ctx.supervisor).stop()
+
+    app = otpy.start(supervisor("app", children=[coroutine(ends)]), log=False)
+
+    assert app.wait(HANG).kind is ExitKind.SHUTDOWN
+    app.stop()
+
+
+def test_no_thread_is_left():
+    """A pending call has one, named after what it waits for."""
+
+    async def main():
+        async with aio.start(supervisor("app"), log=False) as app:
+            call = asyncio.create_task(app.wait())
+            await asyncio.sleep(0)
+            assert "otpy.aio (wait app)" in [entry.name for entry in threads.entries()]
+        await call
+
+    run(main)
