@@ -17,7 +17,7 @@ from typing import Any, Literal, TypedDict
 import attrs
 
 from otpy.exceptions import SpecError
-from otpy.values import Word
+from otpy.values import Value, Word
 
 MAX_DEPTH = 100
 """How many supervisors may be nested in each other; each costs a thread, and a tree this deep is a mistake."""
@@ -209,8 +209,8 @@ def _maximum(spec: Any, field: Any, value: Any) -> None:
         _refuse(spec, field, value, f"at least the initial delay, {spec.initial} s")
 
 
-@attrs.frozen
-class Backoff:
+@attrs.frozen(repr=False, eq=False)
+class Backoff(Value):
     """How long a child waits before it is restarted: longer after each failure in a row.
 
     The first restart of a calm child waits *initial*. Each further failure multiplies that by *factor*, up to
@@ -244,8 +244,8 @@ def _default_shutdown(spec: Any) -> Any:
     return 5.0 if spec.type is ChildType.WORKER else Budget.INFINITY
 
 
-@attrs.frozen(kw_only=True)
-class ChildSpec:
+@attrs.frozen(kw_only=True, repr=False, eq=False)
+class ChildSpec(Value):
     """One child of a supervisor (OTP: child specification).
 
     Made by the builders (``thread``, ``supervisor``, …); all times are in seconds.
@@ -327,7 +327,7 @@ def check_member(supervisor: SupervisorSpec, child: ChildSpec, path: str) -> Non
         raise SpecError(f"{path}/{child.id}", "significant", True, "False: the supervisor has auto_shutdown='never'")
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, repr=False, eq=False)
 class SupervisorSpec(ChildSpec):
     """A supervisor and its children; itself a child spec, so that supervisors nest (OTP: supervisor flags).
 

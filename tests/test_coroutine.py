@@ -6,6 +6,7 @@ import functools
 import gc
 import logging
 import queue
+import sys
 import threading
 
 import pytest
@@ -1026,9 +1027,11 @@ def test_without_uvloop_the_usual_loop_is_used(launch, stages, monkeypatch):
     assert isinstance(stages[0].next().loop, asyncio.SelectorEventLoop)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="uvloop is not made for Windows")
 def test_with_uvloop(launch, recorder, stages):
     """The real one, where it is installed: crash, replacement, stop."""
-    uvloop = pytest.importorskip("uvloop")
+    import uvloop
+
     app = launch(supervisor("app", children=[coroutine(stages[0], id="a", uvloop=True), coroutine(wait, uvloop=True)]))
     life = stages[0].next()
     life.crash()

@@ -11,6 +11,7 @@ import attrs
 from otpy.children.thread import Service, check_call, check_function, name_of
 from otpy.context import Context
 from otpy.exceptions import SpecError, show
+from otpy.values import Value
 
 PATH = "<adopt>"
 """Where an error is: its place in a tree is not known yet."""
@@ -67,8 +68,8 @@ def _check_class(factory: Any) -> None:
         raise SpecError(PATH, "factory", factory, "a class with a run method")
 
 
-@attrs.frozen
-class Adopted:
+@attrs.frozen(repr=False, eq=False)
+class Adopted(Value):
     """A target that makes an object, runs it, and has it stopped."""
 
     factory: Callable[[], Any]

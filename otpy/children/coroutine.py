@@ -32,6 +32,7 @@ from otpy.messages import ChildExited, ChildStarted
 from otpy.reports import CRASHED, KILLED, ExitReason
 from otpy.specs import ChildSpec, Common, check_common
 from otpy.threads import Role, ThreadState
+from otpy.values import Value
 
 LOOPS = ("shared", "own")
 
@@ -147,8 +148,8 @@ def _rouse(nap: asyncio.Future[None]) -> None:
         nap.set_result(None)
 
 
-@attrs.frozen
-class CoroutineStart:
+@attrs.frozen(repr=False, eq=False)
+class CoroutineStart(Value):
     """Makes a coroutine child; the ``start`` of its spec."""
 
     target: Callable[..., Coroutine[Any, Any, object]]

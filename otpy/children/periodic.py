@@ -14,6 +14,7 @@ from otpy.children.thread import ThreadChild, check_call, check_function, name_o
 from otpy.context import Context
 from otpy.exceptions import SpecError
 from otpy.specs import ChildSpec, Common, check_common, is_number
+from otpy.values import Value
 
 
 def periodic(
@@ -67,8 +68,8 @@ def _check_numbers(path: str, interval: Any, retry_interval: Any, retries: Any) 
         raise SpecError(path, "retries", retries, "an int >= 0")
 
 
-@attrs.frozen
-class PeriodicStart:
+@attrs.frozen(repr=False, eq=False)
+class PeriodicStart(Value):
     """Makes a thread child that calls the function; the ``start`` of its spec."""
 
     function: Callable[..., object]

@@ -24,6 +24,7 @@ from otpy.messages import ChildExited, ChildStarted
 from otpy.reports import CRASHED, KILLED, NORMAL, SHUTDOWN, ExitKind, ExitReason
 from otpy.specs import ChildSpec, Common, check_common
 from otpy.threads import ThreadState
+from otpy.values import Value
 
 
 class Service:
@@ -122,8 +123,8 @@ def check_call(path: str, field: str, value: Callable[..., object], args: tuple[
         pass  # a builtin that does not tell its signature
 
 
-@attrs.frozen
-class ThreadStart:
+@attrs.frozen(repr=False, eq=False)
+class ThreadStart(Value):
     """Makes a thread child; the ``start`` of its spec."""
 
     target: Callable[..., object]
