@@ -322,7 +322,7 @@ class StrayMessage(Report):
 
 
 @attrs.frozen(kw_only=True, repr=False, eq=False)
-class StopReport:
+class StopReport(Value):
     """How a tree ended.
 
     Attributes:

@@ -3,11 +3,14 @@
 import copy
 import pickle
 
+import attrs
 import pytest
 
-from otpy import ChildState, ExitKind, ExitReason, Restart, thread
+from otpy import ChildState, ExitKind, ExitReason, Restart, reports, specs, thread
 from otpy.messages import Arm, CountChildren, Disarm, Handover, Start, Stop
 from otpy.reports import Cause, Progress
+
+MODULES = (reports, specs)
 
 
 def child(ctx):
@@ -61,3 +64,12 @@ def test_reports_travel():
     assert pickle.loads(pickle.dumps(report)) == report
     assert copy.deepcopy(report) == report
     assert hash(report) == hash(copy.copy(report))
+
+
+@pytest.mark.parametrize(
+    "kind", [one for module in MODULES for one in vars(module).values() if isinstance(one, type) and attrs.has(one)]
+)
+def test_all_that_people_see_prints_and_compares(kind):
+    """No class has lost its repr or its eq on the way."""
+    assert kind.__repr__ is not object.__repr__
+    assert kind.__eq__ is not object.__eq__
