@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextvars
 import copy
+import functools
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -207,7 +208,7 @@ class Context:
     def fence(self) -> None:
         """Make this context useless."""
         self._fenced = True
-        self._monotonic = self._refuse
+        self._monotonic = functools.partial(_refuse, self._birth.path)
 
     def pulse(self) -> tuple[float, float]:
         """Return when the child checked in last, and until when it may be silent."""
@@ -245,9 +246,6 @@ class Context:
         """Return the name of what runs the child."""
         return threading.current_thread().name
 
-    def _refuse(self) -> float:
-        raise Fenced(self._birth.path)
-
     def _use(self) -> Birth:
         if self._fenced:
             raise Fenced(self._birth.path)
@@ -276,6 +274,10 @@ class Context:
             callback()
         except BaseException as error:
             telemetry.complain("on_stop_failed", error, path=self._birth.path)
+
+
+def _refuse(path: str) -> float:
+    raise Fenced(path)
 
 
 _current: contextvars.ContextVar[Context] = contextvars.ContextVar("otpy.current")

@@ -519,10 +519,8 @@ def _will_end(entry: Entry, bound: set[object]) -> bool:
     """Whether there is hope: it was not given up, and neither it nor its tree nor its starter has to wait for us."""
     if entry.state is ThreadState.UNSTOPPED or entry.thread in bound:
         return False
-    if (
-        not entry.begun.has_happened and entry.starter == threading.get_ident()
-    ):  # we are in a signal handler, amidst spawn
-        return False
+    if not entry.begun.has_happened and entry.starter == threading.get_ident():
+        return False  # we are in a signal handler, amidst spawn
     return not (_is_bound(entry) and entry.owner in bound)
 
 

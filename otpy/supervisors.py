@@ -203,7 +203,6 @@ class SupervisorThread:
     _ident: int | None = attrs.field(default=None, init=False)
     _message: object = attrs.field(default=None, init=False)
     _has_read_all: bool = attrs.field(default=False, init=False)
-    _wants_spare: bool = attrs.field(default=False, init=False)
     _turned_at: float = attrs.field(default=0.0, init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -301,9 +300,12 @@ class SupervisorThread:
         try:
             return self.mailbox.get(CALM)
         except queue.Empty:
-            self._wants_spare = False
             self.spawner.refill()
             raise
+
+    @property
+    def _wants_spare(self) -> bool:
+        return self.spawner.is_short and self.machine.phase is Phase.UP
 
     def _consider_chores(self) -> None:
         """Do what can be done for many children at once, when there is no mail, or has been mail for long."""
@@ -405,13 +407,13 @@ class SupervisorThread:
             remind=self._remind,
             soon=self._soon,
         )
+        if action.incarnation > 1:
+            self.spawner.keep_one()
         try:
             child = self._children[action.ref] = action.spec.start(birth)
             child.start(self._ear)
         except Exception as error:  # this kind of child breaks its contract
             self._local.append(ChildExited(action.ref, ExitReason(ExitKind.CRASHED, error)))
-        if action.incarnation > 1:
-            self._wants_spare = self.spawner.is_short
 
     def _stop(self, action: messages.Stop) -> None:
         self._children[action.ref].stop()
@@ -959,7 +961,7 @@ def _root_birth(spec: SupervisorSpec, tree: Tree) -> Birth:
         incarnation=1,
         last_exit=None,
         handover=Handover(),
-        spawn=threads.spawn,
+        spawn=threads.Spawner(tree, spec.id).spawn,
         supervisor=None,
         tree=tree,
     )

@@ -52,7 +52,7 @@ class Entry:
 
     Attributes:
         target, role, purpose: What it runs, and what for.
-        name: The one that it was started with; anybody may change that of the thread.
+        name: The one that was given to it; anybody may change that of the thread.
         owner: The tree or the registry that it belongs to.
         thread: Which.
         spawned_at: When it was started, wall clock.
@@ -126,9 +126,9 @@ def enlist(
 ) -> Entry:
     """Make the entry of a thread that is to be started by ``launch``."""
     entry = Entry(target, role, purpose, owner, name)
-    _undecided[entry] = True
     entry.thread = threading.Thread(target=entry.run, name=name, daemon=daemon)
     _entries[entry.thread] = entry
+    _undecided[entry] = True
     return entry
 
 
@@ -156,14 +156,21 @@ class Spawner:
     run before: what one child leaves in it (thread-locals, context variables) must not meet the next one.
 
     All of this is called by the supervisor's thread, and nothing else touches it.
+
+    Attributes:
+        is_short: Whether a spare is wanted, and there is none.
     """
 
-    __slots__ = ("_name", "_owner", "_spare", "_was_asked")
+    __slots__ = ("_keeps_one", "_name", "_owner", "_spare", "is_short")
 
     def __init__(self, owner: object, name: str) -> None:
         self._owner, self._name = owner, name
         self._spare: Spare | None = None
-        self._was_asked = False
+        self._keeps_one = self.is_short = False
+
+    def keep_one(self) -> None:
+        """Want a spare from the next ``spawn`` on."""
+        self._keeps_one = True
 
     def spawn(self, target: Callable[[], object], *, name: str, purpose: str) -> threading.Thread:
         """Have *target* run as a child in a thread that has run nothing before.
@@ -171,28 +178,27 @@ class Spawner:
         Raises:
             RuntimeError: The system has no more threads to give, or the interpreter exits.
         """
-        self._was_asked = True
+        self.is_short = self._keeps_one
         spare, self._spare = self._spare, None
-        if spare is not None:
-            return spare.become(target, name=name, purpose=purpose)
+        if spare is not None and (thread := spare.become(target, name=name, purpose=purpose)) is not None:
+            return thread
         return launch(enlist(target, name=name, role=Role.CHILD, purpose=purpose, owner=self._owner))
-
-    @property
-    def is_short(self) -> bool:
-        """Whether the next thread would have to be made, if one is wanted again."""
-        return self._was_asked and self._spare is None
 
     def refill(self) -> None:
         """Make a spare, if the system has one more thread to give."""
-        if self._spare is None:
-            with contextlib.suppress(RuntimeError, MemoryError):
-                self._spare = Spare(self._owner, self._name)
+        self.is_short = False
+        with contextlib.suppress(Exception):  # also what an audit hook says: nobody needs a spare
+            self._spare = Spare(self._owner, self._name)
 
     def close(self) -> None:
         """Send the spare home."""
         spare, self._spare = self._spare, None
         if spare is not None:
             spare.dismiss()
+
+
+DOUBT = 0.1
+"""After so many seconds without an answer look whether a spare is still alive."""
 
 
 class Spare:
@@ -209,20 +215,32 @@ class Spare:
         self._entry = enlist(self._wait, name=f"{name} (spare)", role=Role.SPARE, purpose=purpose, owner=owner)
         launch(self._entry)
 
-    def become(self, target: Callable[[], object], *, name: str, purpose: str) -> threading.Thread:
-        """Let it run *target* as a child."""
-        entry = self._entry
-        del self._entry  # together they would be a cycle
-        entry.name = entry.thread.name = name
-        entry.role, entry.purpose = Role.CHILD, purpose
-        entry.spawned_at, entry.since = time.time(), time.monotonic()
-        self._target = target
+    def become(self, target: Callable[[], object], *, name: str, purpose: str) -> threading.Thread | None:
+        """Let it run *target* as a child; None: it has died while it waited, of what somebody raised in it.
+
+        Waits until it runs: or this thread would go on with the interpreter's lock, and the other one wake up twice.
+        """
+        thread = self._turn_into_child(target, name, purpose)
         self._gate.release()
-        self._taken.acquire()  # or this thread would go on with the interpreter's lock, and the other wake up twice
+        while not self._taken.acquire(timeout=DOUBT):
+            if not thread.is_alive() and not self._taken.acquire(blocking=False):  # in this order
+                forget(thread)
+                return None
+        return thread
+
+    def _turn_into_child(self, target: Callable[[], object], name: str, purpose: str) -> threading.Thread:
+        before, self._target = self._entry, target
+        del self._entry  # together they would be a cycle
+        entry = Entry(target, Role.CHILD, purpose, before.owner, name)  # a new one: readers see the old or this
+        entry.thread, entry.begun = before.thread, before.begun
+        entry.thread.name = name
+        if entry.thread in _entries:  # or it has died
+            _entries[entry.thread] = entry
         return entry.thread
 
     def dismiss(self) -> None:
         """Let it end without having run anything."""
+        del self._entry
         self._gate.release()
 
     def _wait(self) -> None:
@@ -245,7 +263,8 @@ def mark(thread: threading.Thread, state: ThreadState, ask: Callable[[], object]
 
 def entries(owner: object = None) -> list[Entry]:
     """Return the living threads, those of one *owner* or all, in the order of their starts."""
-    return [entry for entry in list(_entries.values()) if owner is None or entry.owner is owner]
+    found = [entry for entry in list(_entries.values()) if owner is None or entry.owner is owner]
+    return sorted(found, key=lambda entry: entry.since)  # a spare has been there for longer than it is a child
 
 
 def settle(owner: object, roles: Container[Role], timeout: float) -> tuple[str, ...]:

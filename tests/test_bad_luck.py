@@ -393,6 +393,28 @@ def test_the_locals_of_old_crashes_are_released(launch, nested):
     wait_until(is_flat, "the locals are released")
 
 
+def test_what_goes_slowly_delays_nobody(launch):
+    """The end of the child has been told before what is left of the crash before goes."""
+    go, done, count = threading.Event(), threading.Event(), []
+
+    class Slow:
+        def __del__(self):
+            count.append(1)
+            go.wait(HANG)
+
+    def child(ctx):
+        slow = Slow()
+        if ctx.incarnation == 4:
+            done.set()
+            ctx.wait_stop()
+        raise RuntimeError(type(slow))
+
+    launch(supervisor("app", children=[thread(child)], intensity=100))
+    assert done.wait(HANG)
+    assert len(count) <= 2
+    go.set()
+
+
 def test_old_crashes_need_no_garbage_collector(launch):
     """A crash is in no cycle with the thread that it ended: ten thousand of them would keep the collector busy."""
     crashes, up = [], threading.Event()

@@ -249,7 +249,8 @@ class TestStalls:
         assert recorder.of(Stalled, "app/a") == []
         assert (life.ctx.running, app.alive) == (True, True)
 
-    def test_a_fenced_child_may_not_check_in(self, launch, recorder):
+    @pytest.mark.parametrize("said_with", [(), ("too late",)])
+    def test_a_fenced_child_may_not_check_in(self, launch, recorder, said_with):
         """It is told so."""
         gate, said = threading.Event(), queue.SimpleQueue()
 
@@ -260,7 +261,7 @@ class TestStalls:
                 except BaseException:
                     continue
             try:
-                ctx.check_in("too late")
+                ctx.check_in(*said_with)
             except BaseException as error:
                 said.put(error)
 

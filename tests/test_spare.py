@@ -6,6 +6,7 @@ import time
 import pytest
 
 from otpy import ChildState, registry, supervisor, thread, threads
+from otpy.children.thread import raise_in
 from otpy.supervisors import CALM
 from otpy.threads import Role, Spawner
 from tests.helpers import HANG, Puppet, wait_until
@@ -142,7 +143,7 @@ def test_a_system_that_has_no_more_threads(launch, puppet, monkeypatch, recorder
     def refuse(self):
         if self.name.endswith("(spare)"):
             refused.append(self)
-            raise RuntimeError("can't start new thread")
+            raise PermissionError("an audit hook may say so")
         start(self)
 
     monkeypatch.setattr(threading.Thread, "start", refuse)
@@ -159,18 +160,87 @@ def test_a_system_that_has_no_more_threads(launch, puppet, monkeypatch, recorder
 
 
 def test_a_spawner_that_is_closed_twice_or_early():
-    """A supervisor may end before it has needed anything."""
+    """A supervisor may end before it has needed anything, with a spare, and after it has given that away."""
     owner, ran = object(), threading.Event()
     spawner = Spawner(owner, "app")
     spawner.close()
     spawner.refill()
-    spawner.refill()
     assert len(spares(owner)) == 1
-    assert not spawner.is_short
+    spawner.close()
+    assert threads.settle(owner, {Role.SPARE}, HANG) == ()
+    spawner.refill()
     child = spawner.spawn(ran.set, name="app/a", purpose="")
-    assert spawner.is_short
     spawner.close()
     child.join(HANG)
 
     assert ran.is_set()
     assert threads.settle(owner, {Role.CHILD, Role.SPARE}, HANG) == ()
+
+
+def test_it_is_wanted_from_the_first_restart_on():
+    """Then also when it was taken for a new child."""
+    spawner = Spawner(object(), "app")
+    spawner.spawn(int, name="app/a", purpose="")
+    assert not spawner.is_short
+    spawner.keep_one()
+    assert not spawner.is_short
+    spawner.spawn(int, name="app/a", purpose="")
+    assert spawner.is_short
+    spawner.refill()
+    assert not spawner.is_short
+    spawner.spawn(int, name="app/b", purpose="")
+
+    assert spawner.is_short
+
+
+def test_a_new_child_may_take_it(app, puppet):
+    """And another one is made."""
+    spare = spare_of(app)
+    app.start_child(puppet.spec("b"))
+    puppet.next()
+    puppet.next()
+    (child,) = [entry for entry in threads.entries(app._tree) if entry.name == "app/b"]
+
+    assert child.thread is spare
+    assert spare_of(app) is not spare
+
+
+def test_one_that_has_died_is_of_no_use(app, puppet, monkeypatch):
+    """A tool that raises something in every thread hits it, too: the replacement gets a thread of its own."""
+    monkeypatch.setattr(threading, "excepthook", lambda args: None)
+    first = puppet.next()
+    spare = spare_of(app)
+    raise_in(spare.ident, KeyboardInterrupt)  # it arrives when the spare wakes up
+    first.crash()
+    life = puppet.next()
+
+    assert (life.incarnation, app.which_children()[0].incarnation) == (3, 3)
+    assert not spare.is_alive()
+    assert [entry.name for entry in threads.entries(app._tree) if entry.thread is spare] == []
+
+
+def test_none_is_made_while_the_supervisor_ends(launch, puppet):
+    """Nobody would need it."""
+    app = launch(supervisor("app", children=[puppet.spec("a")]))
+    core = app._tree.directory["app"]
+    core.spawner.keep_one()
+    core.spawner.is_short = True
+    assert core._wants_spare
+    puppet.next()
+    app.stop()
+
+    assert not core._wants_spare
+
+
+def test_the_registry_lists_threads_in_the_order_of_their_starts(app, puppet):
+    """A spare has started when it became a child."""
+    first = puppet.next()
+    spare = spare_of(app)
+    app.start_child(thread(lambda ctx: ctx.wait_stop(), id="young"))
+    wait_until(lambda: spares(app._tree))
+    first.crash()
+    puppet.next()
+    names = [one.path for one in registry.active() if one.path in ("app/a", "app/young")]
+
+    assert spare.name == "app/young"
+    assert names == ["app/young", "app/a"]

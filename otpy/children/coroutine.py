@@ -24,7 +24,7 @@ import attrs
 
 from otpy import telemetry, threads
 from otpy.abc import Birth, Deliver
-from otpy.children.thread import ASKED_AND_ENDED, check_call, forget_the_past, name_of, path_of, reason_of
+from otpy.children.thread import ASKED_AND_ENDED, check_call, forget, name_of, path_of, reason_of
 from otpy.context import Context, current
 from otpy.exceptions import NotFound, SpecError, is_a
 from otpy.loops import BLOCKED, CLEAN_UP, LoopThread, find_uvloop
@@ -355,9 +355,9 @@ class CoroutineChild:
         self._finish(error)
 
     def _finish(self, error: BaseException | None) -> None:
-        reason = self._reason(error)
-        forget_the_past(self.birth)
-        self.end(reason)
+        past, self.birth.last_exit = self.birth.last_exit, None
+        self.end(self._reason(error))
+        forget(past)
         if self._home is not None:
             self._home.leave(self, for_good=self._is_asked)
 

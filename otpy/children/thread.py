@@ -279,9 +279,10 @@ class ThreadChild:
             self._gate.close()
         except Killed as late:  # it came between the user's last line and the closing of the gate
             error = late
-        forget_the_past(self.birth)
+        past, self.birth.last_exit = self.birth.last_exit, None
         self._deliver(ChildExited(self.birth.ref, reason_of(error, self._ctx)))
-        del error  # its traceback holds this frame: together they would be a cycle, and wait for the garbage collector
+        forget(past)
+        del error, past  # their tracebacks hold this frame: they would be cycles, and wait for the garbage collector
 
     def _live(self) -> BaseException | None:
         try:
@@ -293,14 +294,13 @@ class ThreadChild:
         return None
 
 
-def forget_the_past(birth: Birth) -> None:
-    """Let go of the crash before this one, now that the child of *birth* has ended.
+def forget(past: ExitReason | None) -> None:
+    """Let go of the crash before this one, now that this one has been told.
 
     The frames of a crash hold the child, its context, and whatever it has made of ``ctx.last_exit``. So each crash
     would keep the one before alive, with all its locals, for ever. And these shall go here, not on the supervisor's
-    thread.
+    thread; after the exit has been told: what they do when they go may take long.
     """
-    past, birth.last_exit = birth.last_exit, None
     if past is not None:
         with WHATEVER_HAPPENS:
             forget_locals(past.exception)
