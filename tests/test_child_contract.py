@@ -1,6 +1,7 @@
 """The contract of ``Child``, for every kind: news in order, exactly one end, no method that blocks or raises."""
 
 import queue
+import sys
 import threading
 import time
 
@@ -16,6 +17,7 @@ from otpy import (
     adopt,
     current,
     periodic,
+    process,
     supervisor,
     thread,
     threads,
@@ -74,12 +76,21 @@ def looping(ctx):
         pass
 
 
+SAYS_READY = """
+import os, signal, socket
+socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).sendto(b"READY=1", chr(0) + os.environ["NOTIFY_SOCKET"][1:])
+signal.pause()
+"""
+CRASHES = (sys.executable, "-c", "raise ValueError('first line')")
+
 OBEDIENT = {
     "thread": thread(obedient, id="x"),
     "ready": thread(obedient_and_ready, id="x", ready=True),
     "service": thread(Obedient, id="x"),
     "adopted": thread(adopt(Obedience), id="x"),
     "periodic": periodic(obedient_call, id="x"),
+    "program": process("sleep", "1000", id="x"),
+    "ready program": process(sys.executable, "-c", SAYS_READY, id="x", ready=True),
     "supervisor": supervisor("x"),
     "nested": supervisor(
         "x", children=[thread(obedient, id="a"), supervisor("s", children=[thread(Obedient, id="b")])]
@@ -92,14 +103,17 @@ CRASHING = {
     "service": thread(CrashingInit, id="x"),
     "adopted": thread(adopt(Crashing), id="x"),
     "periodic": periodic(crashing, None, id="x"),
+    "program": process(*CRASHES, id="x"),
+    "ready program": process(*CRASHES, id="x", ready="never said"),
     "nested": supervisor("x", children=[thread(crashing, id="a", ready=True)]),
 }
 
-MUST_COME_UP = [CRASHING[kind] for kind in ("ready", "service", "nested")]
+MUST_COME_UP = [CRASHING[kind] for kind in ("ready", "service", "ready program", "nested")]
 
 LOOPING = {
     "thread": thread(looping, id="x"),
     "ready": thread(looping, id="x", ready=True),
+    "program": process("sleep", "1000", id="x", stop_signal="SIGWINCH"),  # nobody minds that one
     "nested": supervisor("x", children=[thread(looping, id="a", shutdown="infinity")]),
 }
 
