@@ -1,6 +1,6 @@
 """The guard: a small process that kills the programs of a tree when the process that runs the tree is gone.
 
-It is run as ``python -I -S guard.py PARENT TOKEN`` and imports nothing of otpy. By its standard input it is told the
+It is run as ``python -I -S guard.py PARENT MARK`` and imports nothing of otpy. By its standard input it is told the
 process number of each program that has started, a line each.
 
 Laws:
@@ -8,9 +8,9 @@ Laws:
 2. It holds a descriptor of each program that it knows. While that is one of a process that has not been reaped, its
    number, which is also that of its group, is certainly not somebody else's. Of those that have ended it need not be
    told: who starts them kills the rest of their group then.
-3. A program of which it has not been told, because the parent died in that very moment, carries the token in its
-   environment, and so do most of the processes that descend from one. It may not have been executed yet; so the guard
-   looks several times.
+3. A program of which it has not been told, because the parent died in that very moment, has the mark: a descriptor of
+   a pipe that only our programs have, and most of the processes that descend from them. It has it from before it is
+   executed, so it cannot be missed.
 
 Why not ``PR_SET_PDEATHSIG``: it would have to be set between fork and exec, where no Python may run in a program with
 threads; it is sent when the thread that forked ends, and not the process; it does not reach grandchildren; and it is
@@ -28,17 +28,15 @@ import sys
 import time
 from collections.abc import Iterator
 
-VARIABLE = "OTPY_LIFELINE"
-"""The name of the environment variable that holds the token."""
-
-LOOKS = (0.0, 0.01, 0.05, 0.2, 0.5)
-"""The pauses before each look for programs that nobody has told of, in seconds."""
+LOOKS = (0.01, 0.05, 0.2, 0.5)
+"""The pauses before each look for programs that nobody has told of, in seconds. Not at once: what the parent was just
+about to execute for others has all its descriptors for a moment, too."""
 
 DEAF_TO = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 """What may be sent to everything at once must not end the guard before those whom it watches."""
 
 
-def main(parent: int, token: str) -> None:
+def main(parent: int, mark: int) -> None:
     """Wait for the end of *parent*, then kill what it has left."""
     for number in DEAF_TO:
         signal.signal(number, signal.SIG_IGN)
@@ -50,7 +48,7 @@ def main(parent: int, token: str) -> None:
             os.killpg(pid, signal.SIGKILL)
     for pause in LOOKS:
         time.sleep(pause)
-        for pid in carriers(f"{VARIABLE}={token}".encode()):
+        for pid in carriers(f"pipe:[{os.fstat(mark).st_ino}]"):
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
 
@@ -111,21 +109,19 @@ def read_all() -> bytes:
     return data
 
 
-def carriers(mark: bytes) -> Iterator[int]:
-    """Yield the processes that were started with *mark* in their environment."""
+def carriers(mark: str) -> Iterator[int]:
+    """Yield the other processes that have a descriptor of the pipe *mark*."""
     for name in os.listdir("/proc"):
-        if name.isdigit() and mark in environment(name):
+        if name.isdigit() and int(name) != os.getpid() and mark in descriptors(f"/proc/{name}/fd"):
             yield int(name)
 
 
-def environment(pid: str) -> list[bytes]:
-    """Return the environment that *pid* was started with, nothing if that is not ours to read."""
-    try:
-        with open(f"/proc/{pid}/environ", "rb") as file:
-            return file.read().split(b"\0")
-    except OSError:
-        return []
+def descriptors(directory: str) -> Iterator[str]:
+    """Yield what the descriptors of a process are, nothing if that is not ours to know."""
+    with contextlib.suppress(OSError):
+        for name in os.listdir(directory):
+            yield os.readlink(f"{directory}/{name}")
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2])
+    main(int(sys.argv[1]), int(sys.argv[2]))

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import socket
 import subprocess
 import sys
 import time
+import weakref
 
 from otpy import telemetry
 from otpy.children import guard
@@ -27,16 +27,18 @@ class Lifeline:
     """The guard of one tree.
 
     Attributes:
-        token: What the environment of each program must have as ``guard.VARIABLE``.
+        mark: A descriptor that each program must inherit: one end of a pipe, the other end of which is closed.
     """
 
     def __init__(self) -> None:
-        self.token = secrets.token_hex(16)
+        self.mark, other = os.pipe()
+        os.close(other)
         self._programs: set[int] = set()
         self._guard: subprocess.Popen[bytes] | None = None
         self._line: socket.socket
         self._since = 0.0
         self._begin()
+        _lines.add(self)
 
     @property
     def pid(self) -> int | None:
@@ -63,6 +65,16 @@ class Lifeline:
 
     def close(self) -> None:
         """End the guard."""
+        self._end()
+        self.forget_mark()
+
+    def forget_mark(self) -> None:
+        """Be no program of ours: what this process was forked from has the mark."""
+        mark, self.mark = self.mark, -1
+        if mark >= 0:
+            os.close(mark)
+
+    def _end(self) -> None:
         one, self._guard = self._guard, None
         self._line.close()
         if one is not None:
@@ -75,7 +87,8 @@ class Lifeline:
         self._since = time.monotonic()
         try:
             self._guard = subprocess.Popen(  # noqa: S603 - our own file
-                [sys.executable, "-I", "-S", guard.__file__, str(os.getpid()), self.token],
+                [sys.executable, "-I", "-S", guard.__file__, str(os.getpid()), str(self.mark)],
+                pass_fds=[self.mark],
                 stdin=inside.fileno(),
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
@@ -90,7 +103,7 @@ class Lifeline:
 
     def _renew(self) -> None:
         lived = time.monotonic() - self._since
-        self.close()
+        self._end()
         if lived < TOO_SOON:
             telemetry.complain("programs_unguarded", RuntimeError(f"the guard ended after {lived:.3f} s"))
             return
@@ -102,3 +115,16 @@ class Lifeline:
         # no signal: not every program ignores SIGPIPE; all of it: a part of a line would change the next one
         if self._line.send(data, socket.MSG_NOSIGNAL) < len(data):
             raise BlockingIOError
+
+
+_lines: weakref.WeakSet[Lifeline] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    """A fork of this process inherits all, and is nobody's program."""
+    for line in list(_lines):
+        line.forget_mark()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, where nothing forks
+    os.register_at_fork(after_in_child=_after_fork)

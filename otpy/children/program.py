@@ -7,8 +7,8 @@ Laws:
    that signals and the watch that reaps meet at ``_lock``, which is never held for longer than a system call.
 3. When the leader has ended, the rest of the group is killed before anything else happens. So a replacement meets
    nobody who still holds its port, and nobody holds the pipe from which the last output is read.
-4. A ChildExited says: reaped, nothing of the group is left, all output read and in the log. It does not wait for the
-   user's callables, and no longer than LINGER for what cannot be hurried: a process that nobody reaps.
+4. A ChildExited says: reaped, nothing of the group runs, all output read and in the log. It does not wait for the
+   user's callables, and no longer than LINGER for what cannot be hurried: a process in the middle of a system call.
 
 Who runs what: the methods of ``Child`` and ``_launch`` run on the supervisor's thread. To start a program there costs a
 fork and an exec, and CPython holds the interpreter's lock for these: another thread would make it no shorter. All news
@@ -36,7 +36,7 @@ import attrs
 
 from otpy import threads
 from otpy.abc import Birth, Deliver
-from otpy.children import guard, probes
+from otpy.children import probes
 from otpy.children.output import Called, Handout, Journal, Lines, Log, Scan, Sink, Stream, Tail, Through
 from otpy.children.probes import Asking, Health, Line, Notify, Probe
 from otpy.children.watch import Watch
@@ -51,7 +51,6 @@ LINGER = 0.5
 QUOTED = 4096
 """How many bytes of stderr are shown with a crash; the reason has more."""
 
-LIFELINE = guard.VARIABLE.encode()
 SYSTEMD = (b"NOTIFY_SOCKET", b"WATCHDOG_USEC", b"WATCHDOG_PID")
 """What systemd has told this process, and does not mean its children."""
 
@@ -156,6 +155,8 @@ class Program:
     _patience: float = attrs.field(default=0.0, init=False)
     _code: int | None = attrs.field(default=None, init=False)
     _is_ready: bool = attrs.field(default=False, init=False)
+    _is_attended: bool = attrs.field(default=False, init=False)
+    _is_over: bool = attrs.field(default=False, init=False)
     _is_asked: bool = attrs.field(default=False, init=False)
     _is_killed: bool = attrs.field(default=False, init=False)
     _beat: float = attrs.field(default=0.0, init=False)
@@ -245,6 +246,7 @@ class Program:
             stdout=stdout,
             stderr=stderr,
             start_new_session=True,
+            pass_fds=[self._watch.lifeline.mark],
         )
         self._group = self._popen.pid
         self._close_theirs()
@@ -278,15 +280,13 @@ class Program:
             self._exit = ProgramExit(None, b"")
         self._close_all()
 
-    def _environment(self) -> dict[bytes, bytes]:
+    def _environment(self) -> dict[bytes, bytes] | None:
+        """Return the environment of the program, None if it is ours."""
         env = self.how.env
-        if env is None:
-            both = os.environb.copy()  # as bytes: half as slow
-            for name in SYSTEMD:
-                both.pop(name, None)
-        else:
-            both = {os.fsencode(name): os.fsencode(value) for name, value in env}
-        both[LIFELINE] = self._watch.lifeline.token.encode()
+        if env is None and not self._wants_mail and not any(name in os.environb for name in SYSTEMD):
+            return None
+        mine = os.environb.items() if env is None else ((os.fsencode(name), os.fsencode(value)) for name, value in env)
+        both = {name: value for name, value in mine if env is not None or name not in SYSTEMD}
         if self._wants_mail:
             both[b"NOTIFY_SOCKET"] = self._open_mailbox().encode()
         if self._heartbeat is not None:
@@ -380,7 +380,9 @@ class Program:
 
     def _note_health(self, is_well: bool) -> None:
         if is_well:
-            self._beat, self._misses = self._now(), 0
+            self._misses = 0
+            if self._heartbeat is None:  # or else it has to speak for itself, too
+                self._beat = self._now()
         elif self._is_ready:
             self._misses += 1
 
@@ -405,6 +407,9 @@ class Program:
             self._watch.listen(self._mailbox.fileno(), self._read_mail)
         if self._pidfd is not None:
             self._watch.listen(self._pidfd, self._has_ended)
+        self._is_attended = True
+        if self._is_over:
+            self._wind_up()
 
     def _mark_start(self) -> None:
         if self._errors is not None and self._popen is not None:
@@ -426,8 +431,11 @@ class Program:
             self._watch.ignore(stream.fd)
 
     def _has_ended(self) -> None:
-        if self._ended.has_happened:
-            return  # the start was undone
+        self._is_over = True
+        if self._is_attended and not self._ended.has_happened:  # it may be too early, or the start was undone
+            self._wind_up()
+
+    def _wind_up(self) -> None:
         self._ended.happen()
         self._watch.ignore(self._pidfd)
         self._kill_rest()
@@ -443,11 +451,8 @@ class Program:
                 _signal_group(self._group, signal.SIGKILL)
 
     def is_gone(self) -> bool:
-        """Reap it, and wait for the rest of its group; then say the last word."""
-        if not self._reap() or (_group_lives(self._pid) and time.monotonic() < self._patience):
-            return False
-        self._leave()
-        return True
+        """Reap it; return whether that has been done, and the rest of its group has gone, too."""
+        return self._reap() and (not _group_lives(self._pid) or time.monotonic() >= self._patience)
 
     @property
     def _pid(self) -> int:
@@ -468,7 +473,8 @@ class Program:
         assert self._popen is not None, "it was started"
         self._group, self._popen.returncode = None, self._code or 0  # or subprocess would miss it
 
-    def _leave(self) -> None:
+    def leave(self) -> None:
+        """Tell how it has ended."""
         self._watch.lifeline.drop(self._pid)
         self._close_all()
         exit = ProgramExit(self._code, bytes(self._tail))
@@ -522,14 +528,25 @@ def _exists(pid: int) -> bool:
 
 
 def _group_lives(group: int) -> bool:
-    """Whether there is anybody in the group of a leader that has been reaped."""
+    """Whether anybody lives in the group of a leader that has been reaped.
+
+    Zombies do not: their parent is not us any more, and not every process number 1 reaps at once.
+    """
     try:
         os.killpg(group, 0)
     except ProcessLookupError:
-        return False
+        return False  # as always where there were no grandchildren
     except PermissionError:
         pass
-    return not _exists(group)  # or the number belongs to a stranger by now
+    return not _exists(group) and any(_is_alive_in(group, path) for path in Path("/proc").glob("[0-9]*"))
+
+
+def _is_alive_in(group: int, process: Path) -> bool:
+    try:
+        state, _, its_group, *_ = (process / "stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return False  # it has just gone
+    return int(its_group) == group and state not in "ZX"
 
 
 def _reaped(pid: int) -> tuple[bool, int | None]:

@@ -35,7 +35,10 @@ class Watched(Protocol):
         """Ask it to stop."""
 
     def is_gone(self) -> bool:
-        """Whether nothing of it is left, or it need not be waited for any longer; it has said its last word then."""
+        """Whether nothing of it is left, or it need not be waited for any longer."""
+
+    def leave(self) -> None:
+        """Say the last word."""
 
 
 class Watch:
@@ -72,6 +75,8 @@ class Watch:
 
     def close(self) -> None:
         """End when there is no program left. One that was let go, or given up, may live longer than its tree."""
+        if self._programs:
+            threads.mark(self._thread, ThreadState.DETACHED, self._stop_all)
         self.post(self._close)
 
     # From here on all runs on the watch's own thread
@@ -93,8 +98,9 @@ class Watch:
     def bury(self, program: Watched) -> None:
         """Ask *program* whether it is gone, now and every moment, until it is."""
         if program.is_gone():
-            self._programs.discard(program)
+            self._programs.discard(program)  # first: its last word may be the last one of the tree, and close this
             self._dying.discard(program)
+            program.leave()
         else:
             self._dying.add(program)
 
@@ -149,8 +155,6 @@ class Watch:
 
     def _close(self) -> None:
         self._is_closing = True
-        if self._programs:
-            threads.mark(self._thread, ThreadState.DETACHED, self._stop_all)
 
     def _stop_all(self) -> None:
         for program in list(self._programs):
