@@ -17,7 +17,7 @@ import attrs
 from otpy import ChildSpec, Context, thread
 from otpy.reports import Report
 
-HANG = 5.0
+HANG = 20.0
 
 
 def wait_until(condition: Callable[[], Any], what: str = "") -> Any:

@@ -11,9 +11,11 @@ from typing import Any
 from otpy import ChildSpec, process
 from tests.helpers import wait_until
 
-SEND = "import os, socket, signal\nmail = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)\n" + (
-    "tell = lambda text: mail.sendto(text, chr(0) + os.environ['NOTIFY_SOCKET'][1:])\n"
-)
+SEND = """
+import os, socket, signal
+mail = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+tell = lambda text: mail.sendto(text, chr(0) + os.environ['NOTIFY_SOCKET'][1:])
+"""
 """Gives a Python program ``tell(b"READY=1")``."""
 
 

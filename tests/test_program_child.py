@@ -45,8 +45,9 @@ ENDS = {
 }
 
 
-@pytest.mark.parametrize(("script", "options", "kind", "code", "name", "text"), ENDS.values(), ids=ENDS)
-def test_the_reason_tells_code_signal_and_stderr(launch, recorder, script, options, kind, code, name, text):
+@pytest.mark.parametrize("how", ENDS)
+def test_the_reason_tells_code_signal_and_stderr(launch, recorder, how):
+    script, options, kind, code, name, text = ENDS[how]
     launch(once(sh(f"echo last words >&2; {script}", **options)))
     reason = recorder.wait_for(ChildTerminated, "app/x").reason
 
@@ -319,7 +320,7 @@ def orphans_after(count, last_line):
         for line in parent.stdout:
             if line.strip() == last_line:
                 break
-        assert marked(number)
+        wait_until(lambda: marked(number))
         parent.kill()
         parent.wait()
         wait_until(lambda: not marked(number), "no orphan")
@@ -362,6 +363,7 @@ def test_a_detached_program_runs_on(launch):
     number = mark()
     app = launch(supervisor("app", children=[process("sleep", number, id="x")]))
 
+    wait_until(lambda: marked(number))
     assert app.detach().detached == ("app/x",)
     assert len(marked(number)) == 1
     assert [one.state for one in registry.active()] == [threads.ThreadState.DETACHED]  # no other thread is left
@@ -386,7 +388,7 @@ def test_what_it_does_is_what_the_system_says(launch, tmp_path):
     child = next(iter(app._core()._children.values()))
 
     assert f"process {pid}" in child.stack()
-    assert "sleeping" in child.stack()
+    wait_until(lambda: "sleeping" in child.stack())
     assert "working hard" in child.stack()
     app.stop()
     assert child.stack() == ""

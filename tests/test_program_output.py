@@ -1,7 +1,7 @@
 """What programs write: the tail in the exit reason, log files, callables, and reports as JSON."""
 
 import base64
-import datetime
+import datetime as dt
 import json
 import queue
 import re
@@ -209,8 +209,8 @@ def test_a_crash_as_json(launch, recorder):
     assert (fields["process"], fields["return_code"]) == ("app/x", 3)
     assert base64.b64decode(fields["data"]) == b"caf\xe9\n"
     assert before <= fields["timestamp"] <= time.time()
-    at = datetime.datetime.fromisoformat(fields["utc_iso"])
-    assert at.utcoffset() == datetime.timedelta(0)
+    at = dt.datetime.fromisoformat(fields["utc_iso"])
+    assert at.utcoffset() == dt.timedelta(0)
     assert at.timestamp() == pytest.approx(fields["timestamp"], abs=1e-5)
 
 
