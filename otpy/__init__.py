@@ -7,7 +7,11 @@ children, clocks and handlers in ``otpy.abc``.
 from otpy import abc, aio, registry, reports
 from otpy.children.adopted import adopt
 from otpy.children.coroutine import coroutine
+from otpy.children.json_reports import json_reports
 from otpy.children.periodic import periodic
+from otpy.children.probes import Health, Http, Line, Notify, Port
+from otpy.children.process import process, programs
+from otpy.children.program import ProgramExit, ProgramFailed
 from otpy.children.thread import Service, thread
 from otpy.context import Context, current
 from otpy.exceptions import (
@@ -63,13 +67,20 @@ __all__ = [
     "ExitReason",
     "Fatal",
     "Fenced",
+    "Health",
+    "Http",
     "Ignore",
     "InternalError",
     "Killed",
+    "Line",
     "MaxChildren",
     "NotAlive",
     "NotFound",
+    "Notify",
     "OnUnstopped",
+    "Port",
+    "ProgramExit",
+    "ProgramFailed",
     "Refusal",
     "Restart",
     "Service",
@@ -91,7 +102,10 @@ __all__ = [
     "coroutine",
     "current",
     "dynamic_supervisor",
+    "json_reports",
     "periodic",
+    "process",
+    "programs",
     "registry",
     "reports",
     "run",

@@ -322,6 +322,19 @@ class StrayMessage(Report):
 
 
 @attrs.frozen(kw_only=True, repr=False, eq=False)
+class OutputLost(Report):
+    """What a program writes could not be written to a file. The program runs on; told once until it works again.
+
+    Attributes:
+        file: Which.
+        reason: Why; its exception is an OSError.
+    """
+
+    reason: ExitReason
+    file: str
+
+
+@attrs.frozen(kw_only=True, repr=False, eq=False)
 class StopReport(Value):
     """How a tree ended.
 

@@ -395,14 +395,13 @@ def _only(spec: SupervisorSpec) -> dict[str, tuple[object, str]]:
     return OF_WORKERS | (OF_DYNAMIC if spec.dynamic else OF_OTHERS)
 
 
-class Common(TypedDict, total=False):
-    """The options that every builder takes; see ``ChildSpec``."""
+class CommonButReady(TypedDict, total=False):
+    """Those options that mean the same to every builder."""
 
     restart: Restart | Literal["permanent", "transient", "temporary"]
     shutdown: float | Budget | Literal["infinity", "brutal_kill"]
     interrupt: bool
     significant: bool
-    ready: bool
     start_timeout: float | None
     heartbeat: float | None
     backoff: Backoff | None
@@ -411,7 +410,13 @@ class Common(TypedDict, total=False):
     purpose: str
 
 
-def check_common(builder: str, common: Common) -> None:
+class Common(CommonButReady, total=False):
+    """The options that every builder takes; see ``ChildSpec``."""
+
+    ready: bool
+
+
+def check_common(builder: str, common: Common | CommonButReady) -> None:
     """Refuse options that are not common, as Python refuses unknown keyword arguments.
 
     Raises:

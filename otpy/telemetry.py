@@ -35,6 +35,7 @@ EVENTS = {
     reports.Unstopped: ("error", "unstopped"),
     reports.AutoShutdown: ("info", "auto_shutdown"),
     reports.StrayMessage: ("error", "stray_message"),
+    reports.OutputLost: ("error", "output_lost"),
 }
 
 
@@ -67,6 +68,8 @@ def _fields(report: Report) -> dict[str, object]:
         fields["child"] = report.child
     if isinstance(report, reports.StrayMessage):
         fields["item"] = show(report.item)
+    if isinstance(report, reports.OutputLost):
+        fields["file"] = report.file
     return fields
 
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import atexit
 import os
+import threading
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import attrs
 
@@ -41,6 +42,16 @@ class Stray(Protocol):
         """Return what it is doing now."""
 
 
+class Closable(Protocol):
+    """What the children of one kind share in a tree, such as a thread that waits for all of them."""
+
+    def close(self) -> object:
+        """End as soon as nothing needs it any more; neither wait nor raise."""
+
+
+C = TypeVar("C", bound=Closable)
+
+
 @attrs.define(eq=False, repr=False)
 class Tree:
     """One running tree.
@@ -65,12 +76,27 @@ class Tree:
     directory: dict[str, Any] = attrs.field(factory=dict)
     is_foreign: bool = False
     _strays: dict[int, tuple[Stray, Unstopped]] = attrs.field(factory=dict)
+    _shared: dict[object, Any] = attrs.field(factory=dict)
+    _door: threading.Lock = attrs.field(factory=threading.Lock)  # two supervisors may be the first at the same time
 
     def __attrs_post_init__(self) -> None:
         self.launch = self._launch
 
     def _launch(self, main: Callable[[], None], name: str) -> object:
         return threads.spawn(main, name=name, role=Role.SUPERVISOR, purpose="supervises", owner=self)
+
+    def shared(self, kind: Callable[[Tree], C]) -> C:
+        """Return what all children of a kind share in this tree: made when first asked for, closed at the end.
+
+        Raises:
+            Exception: What *kind* raises; the next one who asks tries again.
+        """
+        if kind not in self._shared:
+            with self._door:
+                if kind not in self._shared:
+                    self._shared[kind] = kind(self)
+        one: C = self._shared[kind]
+        return one
 
     def left_behind(self, stray: Stray, report: Unstopped) -> None:
         """Count *stray* as unstopped; if there are too many such that are still alive, the root gives up."""
@@ -93,6 +119,8 @@ class Tree:
 
     def close(self) -> tuple[str, ...]:
         """End the handlers when the root has ended; return the names of the helper threads that are still busy."""
+        for one in self._shared.values():
+            one.close()
         self.telemetry.close()
         return threads.settle(self, {Role.HELPER}, FLUSH)
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import queue
+import sys
 import threading
 import time
 
@@ -18,6 +19,7 @@ from otpy import (
     coroutine,
     current,
     periodic,
+    process,
     supervisor,
     thread,
     threads,
@@ -101,6 +103,13 @@ async def swallowing(ctx):
         await asyncio.Event().wait()
 
 
+SAYS_READY = """
+import os, signal, socket
+socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).sendto(b"READY=1", chr(0) + os.environ["NOTIFY_SOCKET"][1:])
+signal.pause()
+"""
+CRASHES = (sys.executable, "-c", "raise ValueError('first line')")
+
 OBEDIENT = {
     "thread": thread(obedient, id="x"),
     "ready": thread(obedient_and_ready, id="x", ready=True),
@@ -111,6 +120,8 @@ OBEDIENT = {
     "coroutine that is ready": coroutine(awaiting_and_ready, id="x", ready=True),
     "coroutine that is cancelled": coroutine(awaiting_something, id="x"),
     "coroutine on its own": coroutine(awaiting, id="x", loop="own"),
+    "program": process("sleep", "1000", id="x"),
+    "ready program": process(sys.executable, "-c", SAYS_READY, id="x", ready=True),
     "supervisor": supervisor("x"),
     "nested": supervisor(
         "x", children=[thread(obedient, id="a"), supervisor("s", children=[thread(Obedient, id="b")])]
@@ -126,15 +137,18 @@ CRASHING = {
     "coroutine": coroutine(raising, id="x"),
     "coroutine that is ready": coroutine(raising, id="x", ready=True),
     "coroutine on its own": coroutine(raising, id="x", loop="own"),
+    "program": process(*CRASHES, id="x"),
+    "ready program": process(*CRASHES, id="x", ready="never said"),
     "nested": supervisor("x", children=[thread(crashing, id="a", ready=True)]),
 }
 
-MUST_COME_UP = [CRASHING[kind] for kind in ("ready", "service", "coroutine that is ready", "nested")]
+MUST_COME_UP = [CRASHING[kind] for kind in ("ready", "service", "coroutine that is ready", "ready program", "nested")]
 
 LOOPING = {
     "thread": thread(looping, id="x"),
     "ready": thread(looping, id="x", ready=True),
     "coroutine": coroutine(swallowing, id="x", ready=True),
+    "program": process("sleep", "1000", id="x", stop_signal="SIGWINCH"),  # nobody minds that one
     "nested": supervisor("x", children=[thread(looping, id="a", shutdown="infinity")]),
 }
 

@@ -30,6 +30,7 @@ EVERY_REPORT = [
     (reports.Unstopped(path="app/a", incarnation=1, stack="here"), "error", "unstopped", {"stack": "here"}),
     (reports.AutoShutdown(path="app", child="app/a"), "info", "auto_shutdown", {"child": "app/a"}),
     (reports.StrayMessage(path="app", item="x"), "error", "stray_message", {"item": "'x'"}),
+    (reports.OutputLost(path="app/a", incarnation=1, reason=CRASH, file="x"), "error", "output_lost", {"file": "x"}),
 ]
 
 

@@ -1,0 +1,228 @@
+"""Describing programs: ``process`` and ``programs``, and what they refuse.
+
+Each check returns the value as the spec keeps it: specs are equal when they are made of equal parts.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Unpack
+
+import attrs
+
+from otpy.children.probes import Health, Line, Notify, Probe
+from otpy.children.program import Output, ProgramStart, Text
+from otpy.children.thread import check_call, check_function, path_of
+from otpy.exceptions import SpecError
+from otpy.specs import ChildSpec, CommonButReady, SupervisorSpec, check_common
+from otpy.supervisors import supervisor
+
+SHUTDOWN = 10.0
+"""How long a program may take to stop when asked, in seconds, if nothing else is said."""
+
+
+def process(
+    program: Text,
+    *args: Text,
+    id: str | None = None,
+    cwd: Text | None = None,
+    env: Mapping[str, str] | None = None,
+    stdout: Output = "discard",
+    stderr: Output = "discard",
+    err_dir: Text | None = None,
+    log_size: int = 10_000_000,
+    log_backups: int = 3,
+    stop_signal: str | int = "SIGTERM",
+    success_codes: Iterable[int] = (0,),
+    ready: bool | str | Probe = False,
+    health: Health | None = None,
+    **common: Unpack[CommonButReady],
+) -> ChildSpec:
+    """Describe a child that is a program.
+
+    It runs in a session and process group of its own, with an empty stdin. To stop it, its group gets *stop_signal*,
+    and after ``shutdown`` seconds SIGKILL. If this process dies, however that happens, the program is killed.
+
+    Its exit reason has a ``ProgramExit`` as ``detail``, and for a crash a ``ProgramFailed`` as ``exception``.
+
+    Args:
+        program: A name that is looked for in ``PATH``, or a path.
+        args: Its arguments.
+        id: Its name among its siblings; default: the last part of *program*.
+        cwd: The directory in which it runs; relative paths start there, those of the following options too. None: the
+            one of this process.
+        env: All of its environment, at each start the same; None: that of this process at that time.
+        stdout: "discard"; "inherit": where ours goes; a path: that file is appended to; or a callable: it is called
+            with each line, without the line's end, on a thread of its own. It may block: then the program has to wait.
+        stderr: The same. The last 64 KiB are in the exit reason anyway.
+        err_dir: stderr also goes to ``{err_dir}/{id}.stderr.log``, with a line that marks each start. The directory is
+            made if it is missing.
+        log_size: How many bytes a file may have before a new one is begun, >= 1.
+        log_backups: How many older ones are kept, as ``file.1`` (the youngest), ``file.2``, …, >= 0.
+        stop_signal: A name or a number.
+        success_codes: The exit codes that mean a normal end, from 0 to 255.
+        ready: It counts as started when this is so: a regular expression, or ``Line``, for a line that it writes;
+            ``Port``; ``Http``; ``Notify`` or True: it sends ``READY=1`` to its ``NOTIFY_SOCKET``. False: at once.
+        health: It has stalled if it misses so many probes in a row.
+        **common: As for ``thread``; ``shutdown`` is 10.0 by default. With a ``heartbeat`` it must send ``WATCHDOG=1``
+            to its ``NOTIFY_SOCKET`` at least that often. ``interrupt=False``: it is never sent SIGKILL, but given up.
+
+    Raises:
+        SpecError: A field is wrong. That the program is missing is found out at the start.
+    """
+    check_common("process", common)
+    argv = _argv(path_of(id or "", "process"), (program, *args))
+    name = id if id is not None else Path(argv[0]).name
+    place, path = _place(path_of(name, "process"), cwd), path_of(name, "process")
+    options: dict[str, Any] = {"shutdown": SHUTDOWN, **common}
+    start = ProgramStart(
+        argv=argv,
+        cwd=place,
+        env=_environment(path, env),
+        stdout=_output(path, "stdout", stdout, place),
+        stderr=_output(path, "stderr", stderr, place),
+        err_dir=None if err_dir is None else _resolved(path, "err_dir", err_dir, place),
+        log_size=_int(path, "log_size", log_size, 1),
+        log_backups=_int(path, "log_backups", log_backups, 0),
+        stop_signal=_signal(path, stop_signal),
+        success_codes=_codes(path, success_codes),
+        probe=_probe(path, ready),
+        health=_health(path, health),
+        watchdog=common.get("heartbeat"),
+    )
+    spec = ChildSpec(id=name, start=start, ready=start.probe is not None, **options)
+    return spec if health is None else attrs.evolve(spec, heartbeat=_shortest(spec.heartbeat, health.interval))
+
+
+def programs(
+    base_dir: Text,
+    commands: Mapping[str, Iterable[Text]],
+    *,
+    id: str = "programs",
+    err_dir: Text | None = None,
+    supervision: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> SupervisorSpec:
+    """Describe a supervisor of programs.
+
+    Args:
+        base_dir: The directory in which all of them run.
+        commands: Name to program and arguments: ``{"web": ["node", "service.js"]}``. They start in this order.
+        id: The id of the supervisor.
+        err_dir: As for ``process``; relative to *base_dir*.
+        supervision: Options of the supervisor: ``strategy``, ``intensity``, ``period``, …; see ``supervisor``.
+        **options: Options of each program, see ``process``.
+
+    Raises:
+        SpecError: A field is wrong.
+    """
+    where = path_of(id, "programs")
+    if not isinstance(commands, Mapping):
+        raise SpecError(where, "commands", commands, 'a dict such as {"web": ["node", "service.js"]}')
+    children = [
+        process(*_command(where, name, argv), id=name, cwd=base_dir, err_dir=err_dir, **options)
+        for name, argv in commands.items()
+    ]
+    return supervisor(id, children=children, **(supervision or {}))
+
+
+# What may be given
+
+
+def _command(path: str, name: object, argv: Any) -> tuple[Any, ...]:
+    if isinstance(argv, str | bytes | Mapping) or not isinstance(argv, Iterable) or not (parts := tuple(argv)):
+        raise SpecError(path, f"commands[{name!r}]", argv, "a list: the program and its arguments")
+    return parts
+
+
+def _text(path: str, field: str, value: Any, expected: str = "a str or a path") -> str:
+    text = os.fspath(value) if isinstance(value, str | os.PathLike) else None
+    if not isinstance(text, str) or "\0" in text:
+        raise SpecError(path, field, value, f"{expected}, without NUL")
+    return text
+
+
+def _argv(path: str, values: tuple[Any, ...]) -> tuple[str, ...]:
+    if callable(values[0]):
+        raise SpecError(path, "program", values[0], "a program: a str or a path")
+    program, *args = values
+    first = _text(path, "program", program)
+    if not first:
+        raise SpecError(path, "program", program, "the name or the path of a program")
+    return first, *(_text(path, f"args[{index}]", arg) for index, arg in enumerate(args))
+
+
+def _place(path: str, cwd: Any) -> str | None:
+    return None if cwd is None else _text(path, "cwd", cwd)
+
+
+def _resolved(path: str, field: str, value: Any, cwd: str | None) -> str:
+    return str(Path(cwd or "", _text(path, field, value)))
+
+
+def _environment(path: str, env: Any) -> tuple[tuple[str, str], ...] | None:
+    if env is None:
+        return None
+    if not isinstance(env, Mapping):
+        raise SpecError(path, "env", env, "a dict of str to str, or None")
+    return tuple((_name(path, name), _text(path, f"env[{name!r}]", value, "a str")) for name, value in env.items())
+
+
+def _name(path: str, name: Any) -> str:
+    if not isinstance(name, str) or not name or "=" in name or "\0" in name:
+        raise SpecError(path, "env", name, 'names that are non-empty, without "=" and NUL')
+    return name
+
+
+def _output(path: str, field: str, value: Any, cwd: str | None) -> Output:
+    if value in ("discard", "inherit"):
+        return str(value)
+    if not callable(value):
+        return Path(cwd or "", _text(path, field, value, '"discard", "inherit", a path, or a callable'))
+    check_function(path, field, value, "a callable that takes a line")
+    check_call(path, field, value, ("line",), "a callable that takes a line")
+    handler: Callable[[str], object] = value
+    return handler
+
+
+def _int(path: str, field: str, value: Any, least: int) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise SpecError(path, field, value, f"an int >= {least}")
+    return value
+
+
+def _signal(path: str, value: Any) -> signal.Signals:
+    try:
+        return signal.Signals[value] if isinstance(value, str) else signal.Signals(value)
+    except (KeyError, ValueError):
+        raise SpecError(path, "stop_signal", value, "the name of a signal such as 'SIGTERM'") from None
+
+
+def _codes(path: str, values: Any) -> frozenset[int]:
+    codes = frozenset(values) if isinstance(values, Iterable) and not isinstance(values, str) else None
+    if codes is None or not all(type(code) is int and 0 <= code < 256 for code in codes):
+        raise SpecError(path, "success_codes", values, "ints from 0 to 255")
+    return codes
+
+
+def _probe(path: str, value: Any) -> Probe | None:
+    if isinstance(value, str):
+        return Line(value)
+    if isinstance(value, bool):
+        return Notify() if value else None
+    if not isinstance(value, Probe):
+        raise SpecError(path, "ready", value, "a bool, a regular expression, a Line, Port, Http or Notify")
+    return value
+
+
+def _health(path: str, value: Any) -> Health | None:
+    if value is not None and not isinstance(value, Health):
+        raise SpecError(path, "health", value, "a Health, or None")
+    return value
+
+
+def _shortest(one: float | None, other: float) -> float:
+    return other if one is None else min(one, other)

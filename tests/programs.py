@@ -1,0 +1,83 @@
+"""What tests of programs are made of: programs in one line, and what /proc knows of them."""
+
+from __future__ import annotations
+
+import os
+import sys
+import uuid
+from pathlib import Path
+from typing import Any
+
+from otpy import ChildSpec, process
+from tests.helpers import wait_until
+
+SEND = """
+import os, socket, signal
+mail = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+tell = lambda text: mail.sendto(text, chr(0) + os.environ['NOTIFY_SOCKET'][1:])
+"""
+"""Gives a Python program ``tell(b"READY=1")``."""
+
+
+def python(code: str, *args: object, **options: Any) -> ChildSpec:
+    """A program in Python."""
+    return process(sys.executable, "-S", "-c", code, *map(str, args), **{"id": "x", **options})
+
+
+def sh(script: str, *args: object, **options: Any) -> ChildSpec:
+    """A program for the shell; *args* are $1 and so on."""
+    return process("/bin/sh", "-c", script, "sh", *map(str, args), **{"id": "x", **options})
+
+
+def mark() -> str:
+    """A number of seconds for ``sleep`` that no other process has."""
+    return f"1{uuid.uuid4().int % 10**12}"
+
+
+def marked(mark: str) -> set[int]:
+    """The processes that have *mark* among their arguments, zombies not among them."""
+    return {int(path.name) for path in Path("/proc").glob("[0-9]*") if mark.encode() in _arguments(path)}
+
+
+def _arguments(path: Path) -> list[bytes]:
+    try:
+        return (path / "cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return []
+
+
+def stat(pid: int | str) -> tuple[str, int, int, int]:
+    """The state, parent, group and session of a process."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return fields[0], int(fields[1]), int(fields[2]), int(fields[3])
+
+
+def members(group: int) -> list[int]:
+    """The processes of *group*; zombies only if they are ours: process number 1 may be slow to reap the others."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            state, parent, its_group, _ = stat(path.name)
+            if its_group == group and (state != "Z" or parent == os.getpid()):
+                found.append(int(path.name))
+        except OSError:
+            continue
+    return found
+
+
+def children() -> list[int]:
+    """Our own child processes, zombies among them."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            if stat(path.name)[1] == os.getpid():
+                found.append(int(path.name))
+        except OSError:
+            continue
+    return found
+
+
+def number_in(file: Path) -> int:
+    """Wait until a program has written a line with a number to *file*, and return it."""
+    wait_until(lambda: file.exists() and file.read_text().endswith("\n"), f"a number in {file}")
+    return int(file.read_text())

@@ -1,0 +1,394 @@
+"""Children that are programs: how they end, what is left of them, and what may go wrong around them."""
+
+import errno
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+import otpy
+from otpy import ExitKind, ProgramExit, ProgramFailed, dynamic_supervisor, process, registry, supervisor, threads
+from otpy.children import guard, lifeline, probes, program
+from otpy.reports import ChildTerminated, Progress, ShutdownError, StartError
+from tests.helpers import HANG, wait_until
+from tests.programs import children, mark, marked, members, number_in, python, sh, stat
+
+ROOT = Path(otpy.__file__).parent.parent
+
+
+@pytest.fixture(autouse=True)
+def _no_process_outlives_its_test():
+    before = set(children())
+    yield
+    assert set(children()) <= before
+
+
+def once(spec, **options):
+    """A tree that ends when its one program does."""
+    return supervisor("app", children=[spec], intensity=0, **options)
+
+
+ENDS = {
+    # script: (options, kind, returncode, signal, str(reason))
+    "success": ("exit 0", {}, ExitKind.NORMAL, 0, None, "normal: exit code 0"),
+    "failure": ("exit 3", {}, ExitKind.CRASHED, 3, None, "crashed: exit code 3"),
+    "declared a success": ("exit 3", {"success_codes": [3]}, ExitKind.NORMAL, 3, None, "normal: exit code 3"),
+    "no success": ("exit 0", {"success_codes": [3]}, ExitKind.CRASHED, 0, None, "crashed: exit code 0"),
+    "signal": ("kill -SEGV $$", {}, ExitKind.CRASHED, -11, "SIGSEGV", "crashed: killed by SIGSEGV"),
+    "killed by another": ("kill -KILL $$", {}, ExitKind.CRASHED, -9, "SIGKILL", "crashed: killed by SIGKILL"),
+    "real-time signal": ("kill -40 $$", {}, ExitKind.CRASHED, -40, "signal 40", "crashed: killed by signal 40"),
+}
+
+
+@pytest.mark.parametrize("how", ENDS)
+def test_the_reason_tells_code_signal_and_stderr(launch, recorder, how):
+    script, options, kind, code, name, text = ENDS[how]
+    launch(once(sh(f"echo last words >&2; {script}", **options)))
+    reason = recorder.wait_for(ChildTerminated, "app/x").reason
+
+    assert (reason.kind, str(reason)) == (kind, text)
+    assert reason.detail == ProgramExit(code, b"last words\n")
+    assert reason.detail.signal == name
+    assert isinstance(reason.exception, ProgramFailed) is (kind is ExitKind.CRASHED)
+    assert ("last words" in reason.traceback) is (kind is ExitKind.CRASHED)
+
+
+def test_it_leads_a_session_and_a_group_of_its_own(launch, tmp_path):
+    app = launch(once(sh("echo $$ >$1; exec sleep 1000", tmp_path / "pid")))
+    pid = number_in(tmp_path / "pid")
+    assert stat(pid)[1:] == (os.getpid(), pid, pid)
+    report = app.stop()
+
+    assert report.stopped == ("app/x",)
+    assert members(pid) == []
+
+
+def test_one_that_ignores_the_signal_is_killed(launch, recorder, tmp_path):
+    """The group gets the signal, and when the budget is over SIGKILL."""
+    script = "trap 'echo asked >>$1' TERM; echo $$ >$2; while :; do sleep 0.01; done"
+    app = launch(once(sh(script, tmp_path / "asked", tmp_path / "pid", shutdown=0.1)))
+    pid = number_in(tmp_path / "pid")
+    report = app.stop()
+
+    assert report.interrupted == ("app/x",)
+    assert recorder.wait_for(ShutdownError).reason.kind is ExitKind.KILLED
+    assert (tmp_path / "asked").read_text() == "asked\n"
+    assert members(pid) == []
+
+
+def test_a_brutal_kill_needs_no_words(launch, recorder):
+    launch(once(process("sleep", "1000", shutdown="brutal_kill"))).stop()
+
+    assert recorder.of(ShutdownError) == []
+
+
+def test_the_stop_signal_may_be_another_one(launch, recorder, tmp_path):
+    """What it does then is its own affair: whatever the exit code, it was asked to stop."""
+    script = "trap 'echo bye >$1; exit 9' INT; echo $$ >$2; while :; do sleep 0.01; done"
+    app = launch(once(sh(script, tmp_path / "bye", tmp_path / "pid", stop_signal=signal.SIGINT)))
+    number_in(tmp_path / "pid")
+    app.stop()
+
+    assert (tmp_path / "bye").read_text() == "bye\n"
+    assert recorder.of(ShutdownError) == []
+
+
+def test_a_suspended_program_hears_of_the_stop(launch, tmp_path):
+    app = launch(once(sh("echo $$ >$1; kill -STOP $$; sleep 1000", tmp_path / "pid")))
+    wait_until(lambda: stat(number_in(tmp_path / "pid"))[0] == "T")
+
+    assert app.stop().stopped == ("app/x",)
+
+
+FORKS = """
+import os, signal, sys
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+if os.fork() == 0:
+    if os.fork() == 0:
+        with open(sys.argv[1] + "~", "w") as file:
+            file.write(f"{os.getppid()}\\n")
+        os.rename(sys.argv[1] + "~", sys.argv[1])
+        signal.pause()
+    signal.pause()
+while not os.path.exists(sys.argv[1]):
+    pass
+os._exit(5) if sys.argv[2] == "crash" else signal.pause()
+"""
+
+
+@pytest.mark.parametrize("how", ["crash", "stop", "kill"])
+def test_nothing_of_its_group_is_left(launch, recorder, tmp_path, how):
+    """Children and grandchildren that ignore the signal, and hold the pipe, go with it; at once when it crashes."""
+    file = tmp_path / "pid"
+    app = launch(once(python(FORKS, file, how, shutdown=0.1 if how == "stop" else "brutal_kill")))
+    group = stat(number_in(file))[2] if how != "crash" else None
+    if how == "crash":
+        assert recorder.wait_for(ChildTerminated).reason.detail.returncode == 5
+        assert number_in(file)
+    else:
+        app.stop()
+
+    assert group is None or members(group) == []
+    assert marked(str(file)) == set()
+
+
+def test_a_daemon_that_holds_the_pipe_delays_nothing(launch, recorder, tmp_path):
+    """Who leaves the session on purpose is out of reach; nobody waits until it closes our pipe."""
+    number = mark()
+    launch(once(sh('setsid sleep $1 & while ! pgrep -f "sleep $1" >/dev/null; do :; done; exit 4', number)))
+    reason = recorder.wait_for(ChildTerminated).reason
+    for pid in marked(number):
+        os.kill(pid, signal.SIGKILL)
+
+    assert reason.detail.returncode == 4
+
+
+def test_many_may_crash_at_once(launch, recorder):
+    """Fifty programs die in one moment; each is restarted once, and all of them need a handful of threads."""
+    number, count = mark(), 50
+    specs = [process("sleep", number, id=f"s{index}") for index in range(count)]
+    app = launch(supervisor("app", children=specs, intensity=count))
+    assert len(threads.entries()) < 8
+    first = wait_until(lambda: len(found := marked(number)) == count and found)  # a moment ago they were no sleep yet
+    for pid in first:
+        os.kill(pid, signal.SIGKILL)
+    recorder.wait_for(Progress, count=2 * count)
+
+    assert len(recorder.of(ChildTerminated)) == count
+    assert not wait_until(lambda: len(found := marked(number)) == count and found) & first
+    app.stop()
+    assert marked(number) == set()
+
+
+def test_idle_programs_wake_nobody(launch):
+    """No thread of ours runs while nothing happens."""
+    launch(supervisor("app", children=[process("sleep", "1000", id=f"s{index}") for index in range(20)]))
+
+    def switches():
+        tasks = {entry.thread.native_id: entry.name for entry in threads.entries()}
+        lines = {name: Path(f"/proc/self/task/{id}/status").read_text() for id, name in tasks.items()}
+        return {name: text.partition("nonvoluntary")[0].split()[-1] for name, text in lines.items()}
+
+    def rest():
+        before = switches()
+        threading.Event().wait(0.1)  # the guard and the reports come to rest in the first of these
+        return before == switches()
+
+    wait_until(rest)
+
+
+# Starts that fail
+
+
+MISSING = {
+    # program: (argv, cwd, errno, the file that is named)
+    "missing": (["/no/such/program"], None, errno.ENOENT, "/no/such/program"),
+    "not in PATH": (["no-such-program"], None, errno.ENOENT, "no-such-program"),
+    "not executable": (["/etc/passwd"], None, errno.EACCES, "/etc/passwd"),
+    "bad cwd": (["/bin/true"], "/no/such/place", errno.ENOENT, "/no/such/place"),
+    "cwd is a file": (["/bin/true"], "/etc/passwd", errno.ENOTDIR, "/etc/passwd"),
+}
+
+
+@pytest.mark.parametrize(("argv", "cwd", "number", "file"), MISSING.values(), ids=MISSING)
+def test_what_cannot_be_started_is_a_start_error(launch, argv, cwd, number, file):
+    """It tells errno and path, and what runs already goes on."""
+    app = launch(supervisor("app", children=[process("sleep", "1000")]))
+    with pytest.raises(otpy.StartError) as caught:
+        app.start_child(process(*argv, id="x", cwd=cwd))
+
+    assert caught.value.path == "app/x"
+    assert (caught.value.__cause__.errno, caught.value.__cause__.filename) == (number, file)
+    assert [child.id for child in app.which_children()] == ["sleep"]
+
+
+def test_a_program_that_vanishes_is_a_failed_restart(launch, recorder, tmp_path):
+    script = tmp_path / "script"
+    script.write_text("#!/bin/sh\nrm $0; exit 1\n")
+    script.chmod(0o755)
+    launch(supervisor("app", children=[process("./script", id="x", cwd=tmp_path)], intensity=2))
+
+    assert recorder.wait_for(ChildTerminated, "app/x").reason.detail.returncode == 1
+    assert recorder.wait_for(StartError, "app/x", count=2).reason.exception.errno == errno.ENOENT
+
+
+def test_a_start_that_breaks_off_leaves_nothing(launch, monkeypatch):
+    """The program runs already when the system refuses the thread of its probe."""
+
+    def refuse(*args, **options):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(probes, "ask", refuse)
+    number = mark()
+    app = launch(supervisor("app"))
+    with pytest.raises(otpy.StartError, match="can't start new thread"):
+        app.start_child(process("sleep", number, id="x", ready=otpy.Port(1)))
+
+    assert marked(number) == set()
+
+
+# Others in the same process
+
+
+def test_the_kernel_may_reap_it(launch, recorder):
+    """Where SIGCHLD is ignored, nobody learns the exit code; the end is noticed all the same."""
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        launch(once(sh("echo hello >&2; exit 3")))
+        reason = recorder.wait_for(ChildTerminated).reason
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+    assert reason.kind is ExitKind.CRASHED
+    assert reason.detail == ProgramExit(None, b"hello\n")
+    assert "something else in this process has reaped it" in str(reason)
+
+
+def test_somebody_else_may_wait_for_all(launch, recorder):
+    """A handler of SIGCHLD that reaps whatever it finds, as many programs have one."""
+
+    def reap(signum, frame):
+        try:
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        except ChildProcessError:
+            pass
+
+    before = signal.signal(signal.SIGCHLD, reap)
+    try:
+        launch(supervisor("app", children=[sh("exit 3", id=f"s{index}") for index in range(10)], intensity=20))
+        wait_until(lambda: len(recorder.of(ChildTerminated)) >= 20)
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+    assert {one.reason.detail.returncode for one in recorder.of(ChildTerminated)} <= {3, None}
+
+
+def test_a_stranger_with_its_number_is_left_alone(monkeypatch):
+    """Once something else has reaped a program, its number may be anybody's."""
+    stranger = subprocess.Popen(["sleep", "1000"])
+    monkeypatch.setattr(os, "waitid", lambda *args: (_ for _ in ()).throw(ChildProcessError))
+    is_strange = program._is_strange(stranger.pid)
+    stranger.kill()
+    stranger.wait()
+
+    assert is_strange
+    assert not program._is_strange(stranger.pid)
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSYS, "no pidfd"), AttributeError("pidfd_open")])
+def test_without_pidfds_a_thread_waits(launch, recorder, monkeypatch, error):
+    def refuse(pid):
+        raise error
+
+    monkeypatch.setattr(os, "pidfd_open", refuse)
+    app = launch(supervisor("app", children=[sh("exit 3"), process("sleep", "1000")], intensity=3))
+
+    assert recorder.wait_for(ChildTerminated, "app/x").reason.detail.returncode == 3
+    assert "app/sleep" in app.stop().stopped
+
+
+# The end of the process that runs the tree
+
+
+PARENT = """
+import sys
+from otpy import process, start, supervisor
+mark = sys.argv[1]
+kinds = {
+    "plain": ["sleep", mark],
+    "with a child": ["/bin/sh", "-c", f"sleep {mark} & sleep {mark}; :"],
+    "without an environment": ["env", "-i", "sleep", mark],
+}
+specs = [process(*argv, id=f"{name} {n}") for n in range(int(sys.argv[2])) for name, argv in kinds.items()]
+start(supervisor("app", children=specs), log=False, reports=lambda report: print(report.path, flush=True))
+print("up", flush=True)
+sys.stdin.read()
+"""
+
+
+def orphans_after(count, last_line):
+    """Start a program with a tree, kill it when it has said *last_line*, and wait until nothing is left."""
+    number = mark()
+    argv = [sys.executable, "-c", PARENT, number, str(count)]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT) as parent:
+        for line in parent.stdout:
+            if line.strip() == last_line:
+                break
+        wait_until(lambda: marked(number))
+        parent.kill()
+        parent.wait()
+        wait_until(lambda: not marked(number), "no orphan")
+    return marked(number)
+
+
+def test_no_program_survives_a_sigkill_of_its_tree():
+    assert orphans_after(3, "up") == set()
+
+
+@pytest.mark.parametrize("line", ["app/plain 0", "app/with a child 3", "app/without an environment 5"])
+def test_not_even_in_the_middle_of_a_start(line):
+    assert orphans_after(9, line) == set()
+
+
+def test_a_guard_that_dies_is_replaced(launch, monkeypatch):
+    monkeypatch.setattr(lifeline, "TOO_SOON", 0.0)
+    app = launch(supervisor("app", children=[process("sleep", "1000")]))
+
+    def guards():
+        return {pid for pid in marked(guard.__file__) if stat(pid)[1] == os.getpid()}
+
+    (first,) = wait_until(guards)
+    os.kill(first, signal.SIGKILL)
+    wait_until(lambda: guards() - {first})
+    app.stop()
+    assert guards() == set()
+
+
+def test_without_a_guard_it_is_told_and_programs_run(launch, recorder, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "executable", "/no/such/python")
+    launch(once(sh("exit 3")))
+
+    assert recorder.wait_for(ChildTerminated).reason.detail.returncode == 3
+    assert "programs_unguarded" in capsys.readouterr().out
+
+
+def test_a_detached_program_runs_on(launch):
+    """It is in the account of all threads, by the thread that waits for it, and ends with the others."""
+    number = mark()
+    app = launch(supervisor("app", children=[process("sleep", number, id="x")]))
+
+    wait_until(lambda: marked(number))
+    assert app.detach().detached == ("app/x",)
+    assert len(marked(number)) == 1
+    assert [one.state for one in registry.active()] == [threads.ThreadState.DETACHED]  # no other thread is left
+    assert registry.shutdown_all(HANG).timeout == 0
+    assert marked(number) == set()
+
+
+def test_dynamic_programs(launch):
+    app = launch(dynamic_supervisor("app"))
+    app.start_child(process("sleep", "1000", id="a"))
+    app.start_child(process("sleep", "1000", id="b"))
+    app.terminate_child("a")
+
+    assert [child.id for child in app.which_children()] == ["b"]
+
+
+def test_what_it_does_is_what_the_system_says(launch, tmp_path):
+    news = queue.SimpleQueue()
+    app = launch(once(sh("echo working hard >&2; echo $$ >$1; exec sleep 1000", tmp_path / "pid", stderr=news.put)))
+    assert news.get(timeout=HANG) == "working hard"
+    pid = number_in(tmp_path / "pid")
+    child = next(iter(app._core()._children.values()))
+
+    assert f"process {pid}" in child.stack()
+    wait_until(lambda: "sleeping" in child.stack())
+    assert "working hard" in child.stack()
+    app.stop()
+    assert child.stack() == ""

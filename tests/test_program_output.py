@@ -1,0 +1,338 @@
+"""What programs write: the tail in the exit reason, log files, callables, and reports as JSON."""
+
+import base64
+import datetime as dt
+import json
+import queue
+import re
+import threading
+import time
+
+import pytest
+
+import otpy
+from otpy import ExitKind, ExitReason, ProgramExit, ProgramFailed, json_reports, process, supervisor, thread
+from otpy.children import output
+from otpy.children.output import BACKLOG, Handout, Journal, Lines, Log, Tail
+from otpy.reports import ChildTerminated, OutputLost, Progress, ShutdownError
+from tests.helpers import HANG, wait_until
+from tests.programs import python, sh
+
+MEGABYTES = "import os\nfor _ in range(48): os.write(2, b'x' * 65535 + b'\\n')\nos.write(2, b'the end')\nos._exit(1)"
+
+
+def alone(spec, **options):
+    return supervisor("app", children=[spec], **{"intensity": 0, **options})
+
+
+def test_a_flood_leaves_the_last_64_KiB(launch, recorder, tmp_path):
+    """Three megabytes: the reason is bounded, the files are, and no process waits for anybody."""
+    launch(alone(python(MEGABYTES, err_dir=tmp_path, log_size=1_000_000, log_backups=2)))
+    stderr = recorder.wait_for(ChildTerminated).reason.detail.stderr
+    logs = sorted(tmp_path.iterdir())
+
+    assert stderr == b"x" * 65528 + b"\nthe end"
+    assert [log.name for log in logs] == ["x.stderr.log", "x.stderr.log.1", "x.stderr.log.2"]
+    assert all(log.stat().st_size <= 1_000_000 for log in logs)
+    assert logs[0].read_bytes().endswith(b"\nthe end")
+
+
+def test_each_run_has_its_own_stderr_and_the_log_has_all(launch, recorder, tmp_path):
+    """A line marks each start; nothing of one run is told with another."""
+    app = launch(alone(sh("echo this is $$ >&2; exit 1", err_dir=tmp_path / "made" / "here"), intensity=2))
+    app.wait(HANG)
+    said = [one.reason.detail.stderr.decode() for one in recorder.of(ChildTerminated)]
+    log = (tmp_path / "made" / "here" / "x.stderr.log").read_text()
+
+    assert len(set(said)) == 3
+    assert all(re.fullmatch(r"this is \d+\n", one) for one in said)
+    for number, one in enumerate(said, 1):
+        assert re.search(rf"--- otpy: app/x, incarnation {number}, process \d+, started \S+ ---\n{one}", log)
+
+
+def test_the_log_can_be_read_while_the_program_runs(launch, tmp_path):
+    launch(alone(sh("echo hello >&2; exec sleep 1000", err_dir="logs", cwd=tmp_path)))
+    log = tmp_path / "logs" / "x.stderr.log"
+
+    wait_until(lambda: log.exists() and log.read_text().endswith("hello\n"))
+
+
+@pytest.mark.parametrize("where", ["stdout", "stderr"])
+def test_output_to_a_file(launch, recorder, tmp_path, where):
+    """It is appended to, relative to the program's directory."""
+    (tmp_path / "out").write_text("before\n")
+    app = launch(alone(sh("echo out; echo err >&2", cwd=tmp_path, **{where: "out"})))
+    app.wait(HANG)
+
+    assert (tmp_path / "out").read_text() == f"before\n{where[3:]}\n"
+
+
+@pytest.mark.parametrize("where", ["full", "no directory"])
+def test_what_cannot_be_written_is_told_once_and_ends_nothing(launch, recorder, tmp_path, where):
+    """A full disk, or a directory that cannot be: the program runs on, and is restarted."""
+    (tmp_path / "file").write_text("")
+    options = {"stderr": "/dev/full"} if where == "full" else {"err_dir": tmp_path / "file" / "below"}
+    launch(alone(sh("for n in 1 2 3; do echo $n >&2; sleep 0.01; done; exit 1", **options), intensity=1))
+    first = recorder.wait_for(OutputLost, "app/x")
+    end = recorder.wait_for(ChildTerminated, "app/x", count=2)
+
+    assert isinstance(first.reason.exception, OSError)
+    assert first.file in (str(tmp_path / "file" / "below" / "x.stderr.log"), "/dev/full")
+    assert end.reason.detail.stderr == b"1\n2\n3\n"
+    assert len(recorder.of(OutputLost)) == 2  # one for each run
+
+
+def test_a_file_tells_what_is_missing_in_it(tmp_path):
+    failures = []
+    journal = Journal(Log(str(tmp_path / "dir" / "log"), 1000, 1), failures.append)
+    (tmp_path / "dir").write_text("in the way")
+    journal.add(b"lost\n")
+    journal.add(b"lost too\n")
+    (tmp_path / "dir").unlink()
+    journal.add(b"kept\n")
+    journal.close()
+
+    assert len(failures) == 1
+    assert (tmp_path / "dir" / "log").read_text() == "--- otpy: 14 bytes are missing here ---\nkept\n"
+
+
+@pytest.mark.parametrize("backups", [0, 1, 3])
+def test_rotation_cuts_at_lines_and_keeps_so_many(tmp_path, backups):
+    log = Log(str(tmp_path / "log"), 10, backups)
+    for number in range(8):
+        log.write(b"%04d\n" % number)
+    log.write(b"a line that is longer than a file\n")
+    log.close()
+    files = [tmp_path / "log", *(tmp_path / f"log.{n}" for n in range(1, backups + 1))]
+
+    assert sorted(tmp_path.iterdir()) == sorted(files)
+    assert all(file.stat().st_size <= 10 for file in files)
+    assert (tmp_path / "log").read_text() == "ile\n"
+
+
+def test_the_tail_is_bounded():
+    tail = Tail()
+    for _ in range(100):
+        tail.add(b"x" * 10_000)
+    tail.close()
+
+    assert bytes(tail) == b"x" * output.TAIL
+
+
+def test_lines_are_cut_wherever_the_bytes_are():
+    seen = []
+    lines = Lines(seen.append)
+    for byte in "ä\nbc\r\n\nd".encode() + b"\xff":
+        lines.add(bytes([byte]))
+    lines.close()
+    lines.close()
+
+    assert seen == ["ä", "bc", "", "d\ufffd"]
+
+
+def test_a_line_without_end_is_cut():
+    seen = []
+    lines = Lines(seen.append)
+    for _ in range(3):
+        lines.add(b"x" * output.LONG)
+
+    assert sum(map(len, seen)) == 2 * output.LONG
+
+
+def test_a_callable_gets_each_line(launch, capsys):
+    """One that raises is logged, and gets the next one all the same."""
+    out, err = queue.SimpleQueue(), queue.SimpleQueue()
+
+    def grumble(line):
+        err.put(line)
+        raise ValueError(line)
+
+    launch(alone(sh("echo one; echo two; echo three >&2; echo four >&2", stdout=out.put, stderr=grumble)))
+
+    assert [out.get(timeout=HANG), out.get(timeout=HANG)] == ["one", "two"]
+    assert [err.get(timeout=HANG), err.get(timeout=HANG)] == ["three", "four"]
+    wait_until(lambda: capsys.readouterr().out.count("output_handler_failed") >= 1)
+
+
+def test_a_callable_that_blocks_holds_up_its_own_program_only(launch, recorder):
+    """Its program waits once enough is queued, as any pipe makes it; the next program, and the stop, do not."""
+    go = threading.Event()
+    flood = "import os\nwhile True: os.write(1, b'x' * 1000 + b'\\n')"
+    specs = [python(flood, stdout=lambda line: go.wait(HANG)), sh("exit 1", id="y")]
+    app = launch(supervisor("app", children=specs, intensity=1))
+    recorder.wait_for(ChildTerminated, "app/y", count=2)
+    app.wait(HANG)
+    go.set()
+
+    assert recorder.of(ShutdownError) == []
+
+
+def test_a_slow_sink_is_fed_again_when_it_has_caught_up():
+    """The reader is told to wait, and is called when there is room."""
+    go, resumed = threading.Event(), threading.Event()
+
+    class Slow:
+        def add(self, data):
+            go.wait(HANG)
+
+        def close(self):
+            raise OSError("it is gone")
+
+    handout = Handout(Slow(), resumed.set, name="slow", owner=None)
+    assert handout.wants_more()
+    handout.add(b"x" * (BACKLOG + 1))
+    assert not handout.wants_more()
+    go.set()
+    assert resumed.wait(HANG)
+    assert handout.wants_more()
+    handout.close()
+
+
+def test_inherited_output_is_ours(launch, recorder, capfd):
+    app = launch(alone(sh("echo out; echo err >&2; exit 1", stdout="inherit", stderr="inherit")))
+    app.wait(HANG)
+    app.stop()
+
+    assert capfd.readouterr() == ("out\n", "err\n")
+    assert recorder.of(ChildTerminated)[0].reason.detail.stderr == b"err\n"
+
+
+def test_a_crash_as_json(launch, recorder):
+    told = queue.SimpleQueue()
+    spec = supervisor("app", children=[sh("printf 'caf\\351\\n' >&2; exit 3"), thread(crash, restart="temporary")])
+    before = time.time()
+    launch(spec, reports=json_reports(lambda name, text: told.put((name, json.loads(text)))))
+    name, fields = told.get(timeout=HANG)
+
+    assert name == "x"
+    assert list(fields) == ["process", "timestamp", "utc_iso", "data", "return_code"]
+    assert (fields["process"], fields["return_code"]) == ("app/x", 3)
+    assert base64.b64decode(fields["data"]) == b"caf\xe9\n"
+    assert before <= fields["timestamp"] <= time.time()
+    at = dt.datetime.fromisoformat(fields["utc_iso"])
+    assert at.utcoffset() == dt.timedelta(0)
+    assert at.timestamp() == pytest.approx(fields["timestamp"], abs=1e-5)
+
+
+def crash(ctx):
+    raise ValueError("not a program")
+
+
+def test_json_is_printed_by_default(launch, capsys):
+    app = launch(alone(sh("exit 3")), reports=json_reports())
+    app.wait(HANG)
+    app.stop()
+
+    assert json.loads(capsys.readouterr().out)["return_code"] == 3
+
+
+def test_a_json_handler_that_raises_or_blocks_harms_nothing(launch, recorder):
+    go, seen = threading.Event(), queue.SimpleQueue()
+
+    def fail(name, text):
+        seen.put(name)
+        go.wait(HANG)
+        raise RuntimeError("a bad handler")
+
+    app = launch(alone(sh("test -e $1 || { touch $1; exit 1; }; exec sleep 1000", "/dev/null/x"), intensity=3))
+    app.subscribe(json_reports(fail))
+    recorder.wait_for(ChildTerminated, count=4)
+    go.set()
+    app.wait(HANG)
+
+
+@pytest.mark.parametrize("handler", [None, "print", lambda text: None])
+def test_a_json_handler_that_cannot_be_called_is_refused(handler):
+    with pytest.raises(otpy.SpecError, match="<json_reports>: handler"):
+        json_reports(handler)
+
+
+def test_a_failure_reads_like_its_exit():
+    failed = ProgramFailed(ProgramExit(-11, b"a\nb\n"))
+
+    assert str(failed) == repr(failed) == "killed by SIGSEGV"
+    assert failed.__notes__ == ["a\nb"]
+    assert str(ExitReason(ExitKind.CRASHED, failed)) == "crashed: killed by SIGSEGV"
+
+
+def test_programs_makes_a_supervisor_of_a_dict(launch, recorder, tmp_path):
+    commands = {"web": ["/bin/sh", "-c", "pwd >&2; exec sleep 1000"], "job": ["sleep", "1000"]}
+    tree = otpy.programs(tmp_path, commands, err_dir="logs", restart="transient", supervision={"intensity": 9})
+    launch(tree)
+
+    assert [child.id for child in tree.children] == ["web", "job"]
+    assert (tree.id, tree.intensity) == ("programs", 9)
+    assert tree.children[0].restart is otpy.Restart.TRANSIENT
+    wait_until(lambda: (tmp_path / "logs" / "web.stderr.log").read_text().endswith(f"\n{tmp_path}\n"))
+    assert recorder.wait_for(Progress, "programs/job")
+
+
+def listener(line):
+    return None
+
+
+GOOD = {
+    "args": ("node", "service.js"),
+    "cwd": ".",
+    "env": {"A": "b"},
+    "stdout": listener,
+    "err_dir": "logs",
+    "stop_signal": "SIGINT",
+    "success_codes": [0, 3],
+    "ready": "listening",
+    "health": otpy.Health(otpy.Port(80)),
+}
+
+
+def test_specs_of_equal_parts_are_equal():
+    options = {name: value for name, value in GOOD.items() if name != "args"}
+
+    assert process(*GOOD["args"], **options) == process(*GOOD["args"], **options)
+    assert process(*GOOD["args"], **options) != process("node", "other.js", **options)
+    assert process("/usr/bin/node").id == "node"
+
+
+BAD = [
+    # argv, options, field
+    ([len], {}, "program"),
+    ([""], {}, "program"),
+    ([3], {}, "program"),
+    (["a", 3], {}, "args[0]"),
+    (["a", "b\0"], {}, "args[0]"),
+    (["a"], {"cwd": 3}, "cwd"),
+    (["a"], {"env": ["A=b"]}, "env"),
+    (["a"], {"env": {"A": 1}}, "env['A']"),
+    (["a"], {"env": {"A=": "1"}}, "env"),
+    (["a"], {"stdout": 3}, "stdout"),
+    (["a"], {"stderr": lambda: None}, "stderr"),
+    (["a"], {"err_dir": 3}, "err_dir"),
+    (["a"], {"log_size": 0}, "log_size"),
+    (["a"], {"log_backups": -1}, "log_backups"),
+    (["a"], {"stop_signal": "TERM"}, "stop_signal"),
+    (["a"], {"stop_signal": 1000}, "stop_signal"),
+    (["a"], {"success_codes": 0}, "success_codes"),
+    (["a"], {"success_codes": [256]}, "success_codes"),
+    (["a"], {"ready": 80}, "ready"),
+    (["a"], {"health": otpy.Port(80)}, "health"),
+    (["a"], {"shutdown": -1}, "shutdown"),
+    (["a"], {"id": "a/b"}, "id"),
+]
+
+
+@pytest.mark.parametrize(("argv", "options", "field"), BAD)
+def test_what_is_wrong_is_refused_before_anything_starts(argv, options, field):
+    with pytest.raises(otpy.SpecError) as caught:
+        process(*argv, **options)
+
+    assert caught.value.field == field
+
+
+@pytest.mark.parametrize("commands", [["a"], {"a": "sleep 3"}, {"a": []}, {"a": None}, {"a": ["b", 1]}])
+def test_a_dict_of_programs_is_checked(commands):
+    with pytest.raises(otpy.SpecError):
+        otpy.programs("/", commands)
+
+
+def test_an_unknown_option_is_refused():
+    with pytest.raises(TypeError, match="unexpected keyword argument 'shell'"):
+        process("a", shell=True)

@@ -1,0 +1,196 @@
+"""Whether a program is ready, and whether it is well."""
+
+import http.server
+import socket
+import threading
+
+import pytest
+
+import otpy
+from otpy import ExitKind, Health, Http, Line, Notify, Port, supervisor
+from otpy.reports import ChildTerminated, Progress, Stalled, StartError
+from tests.helpers import HANG, wait_until
+from tests.programs import SEND, python, sh
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+SERVE = """
+import os, socket, sys, time
+while not os.path.exists(sys.argv[2]):
+    time.sleep(0.005)
+server = socket.create_server(("127.0.0.1", int(sys.argv[1])), reuse_port=True)
+while True:
+    client, _ = server.accept()
+    with client:
+        if len(sys.argv) > 3:
+            client.recv(1000)
+            status = open(sys.argv[3]).read()
+            client.sendall(f"HTTP/1.1 {status} Because\\r\\nContent-Length: 0\\r\\n\\r\\n".encode())
+"""
+
+
+def starting(spec, file, launch_in_thread):
+    """Start a tree on a thread; it is not up before *file* is there."""
+    up = launch_in_thread(spec)
+    assert not up.wait(0.1)
+    file.touch()
+    assert up.wait(HANG)
+
+
+@pytest.fixture
+def launch_in_thread(launch):
+    starters = []
+
+    def begin(spec):
+        up = threading.Event()
+        starters.append(threading.Thread(target=lambda: (launch(spec), up.set())))
+        starters[-1].start()
+        return up
+
+    yield begin
+    for one in starters:
+        one.join(HANG)
+
+
+LOOP = "while ! test -e $1; do sleep 0.01; done; {}; exec sleep 1000"
+NOTIFY = SEND + "import sys, time\nwhile not os.path.exists(sys.argv[1]): time.sleep(0.005)\ntell(b'READY=1\\n')\n"
+
+
+@pytest.mark.parametrize("ready", ["line to stdout", "line to stderr", "notify", "True", "port", "http"])
+def test_it_is_up_when_it_is_ready(launch_in_thread, recorder, tmp_path, ready):
+    file, port, status = tmp_path / "go", free_port(), tmp_path / "status"
+    status.write_text("204")
+    specs = {
+        "line to stdout": lambda: sh(LOOP.format("echo now listening"), file, ready="^now listen"),
+        "line to stderr": lambda: sh(LOOP.format("echo now listening >&2"), file, ready=Line("^now listen")),
+        "notify": lambda: python(NOTIFY + "signal.pause()", file, ready=Notify()),
+        "True": lambda: python(NOTIFY + "signal.pause()", file, ready=True),
+        "port": lambda: python(SERVE, port, file, ready=Port(port)),
+        "http": lambda: python(SERVE, port, file, status, ready=Http(f"http://127.0.0.1:{port}/health?a=b")),
+    }
+    starting(supervisor("app", children=[specs[ready]()]), file, launch_in_thread)
+
+    assert recorder.wait_for(Progress, "app/x").incarnation == 1
+
+
+def test_one_that_ends_before_it_is_ready_did_not_start(launch):
+    with pytest.raises(otpy.StartError, match="exit code 0"):
+        launch(supervisor("app", children=[sh("echo almost", ready="^ready")]))
+
+
+def test_one_that_is_not_ready_in_time_did_not_start(launch):
+    with pytest.raises(otpy.StartError, match="not ready after"):
+        launch(supervisor("app", children=[sh("sleep 1000", ready=Port(free_port()), start_timeout=0.1)]))
+
+
+def test_a_restart_that_is_not_ready_is_a_failed_one(launch, recorder, tmp_path):
+    script = "test -e $1 && exit 7; touch $1; echo ready; exit 1"
+    launch(supervisor("app", children=[sh(script, tmp_path / "once", ready="ready")], intensity=1))
+
+    assert recorder.wait_for(StartError, "app/x").reason.detail.returncode == 7
+
+
+def test_watchdog_messages_are_check_ins(launch, recorder, tmp_path):
+    """It is told how often, and stalls when it falls silent; the report shows what it said last."""
+    code = SEND + (
+        "import sys, time\n"
+        "print(os.environ['WATCHDOG_USEC'], file=sys.stderr, flush=True)\n"
+        "while not os.path.exists(sys.argv[1]): tell(b'STATUS=fine\\nWATCHDOG=1'); time.sleep(0.02)\n"
+        "signal.pause()"
+    )
+    app = launch(supervisor("app", children=[python(code, tmp_path / "hang", heartbeat=0.25)]))
+    threading.Event().wait(0.6)  # two heartbeats in which it is well
+    assert recorder.of(Stalled) == []
+    assert app.snapshot().children[0].heartbeat_age < 0.25
+    (tmp_path / "hang").touch()
+
+    assert "250000" in recorder.wait_for(Stalled, "app/x").stack
+    assert recorder.wait_for(ChildTerminated).reason.kind is ExitKind.STALLED
+    assert recorder.wait_for(Progress, count=2).incarnation == 2
+
+
+def test_so_many_misses_in_a_row_are_a_stall(launch, recorder, tmp_path):
+    go, port, status = tmp_path / "go", free_port(), tmp_path / "status"
+    go.touch()
+    status.write_text("200")
+    url = f"http://127.0.0.1:{port}"
+    health = Health(Http(url), interval=0.05, misses=2)
+    launch(
+        supervisor("app", children=[python(SERVE, port, go, status, ready=Http(url), health=health, heartbeat=None)])
+    )
+    threading.Event().wait(0.3)  # some probes in which it is well
+    assert recorder.of(Stalled) == []
+    status.write_text("500")
+    recorder.wait_for(Stalled, "app/x")
+    status.write_text("200")
+
+    assert recorder.wait_for(Progress, count=2).incarnation == 2
+
+
+def test_health_and_heartbeat_both_count(launch, recorder):
+    """The port is open, and yet it never sends WATCHDOG=1."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        health = Health(Port(server.getsockname()[1]), interval=0.05, misses=2)
+        launch(supervisor("app", children=[sh("exec sleep 1000", heartbeat=0.2, health=health)], intensity=0))
+        recorder.wait_for(Stalled, "app/x")
+
+
+@pytest.mark.parametrize("status", [200, 299, 301, 404, 500])
+def test_2xx_is_well(status):
+    class Answer(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(status)
+            self.end_headers()
+
+        def log_message(self, *args): ...
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Answer) as server:
+        answering = threading.Thread(target=server.handle_request)
+        answering.start()
+        assert Http(f"http://127.0.0.1:{server.server_port}").check() is (status < 300)
+        answering.join()
+
+
+def test_what_does_not_answer_is_a_miss():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        assert Port(port).check()
+        assert not Http(f"http://127.0.0.1:{port}/", timeout=0.05).check()
+    assert not Port(port).check()
+    assert not Http(f"http://127.0.0.1:{port}/").check()
+    assert not Port(port, host="a" * 300).check()
+
+
+BAD = [
+    lambda: Line("("),
+    lambda: Line(3),
+    lambda: Port(0),
+    lambda: Port("80"),
+    lambda: Port(80, host=""),
+    lambda: Port(80, timeout=0),
+    lambda: Http("ftp://a"),
+    lambda: Http("http://"),
+    lambda: Http("http://a b/"),
+    lambda: Http("http://a:port/"),
+    lambda: Http(3),
+    lambda: Health(Notify()),
+    lambda: Health(Port(80), interval=0),
+    lambda: Health(Port(80), misses=0),
+]
+
+
+@pytest.mark.parametrize("make", BAD)
+def test_probes_are_checked(make):
+    with pytest.raises(otpy.SpecError):
+        make()
+
+
+def test_probes_end_with_their_program(launch):
+    app = launch(supervisor("app", children=[sh("exec sleep 1000", health=Health(Port(1), interval=60, misses=9))]))
+    wait_until(lambda: [one for one in otpy.registry.active() if one.purpose == "asks a program"])
+
+    assert app.stop().handlers == ()
