@@ -6,6 +6,7 @@ children, clocks and handlers in ``otpy.abc``.
 
 from otpy import abc, registry, reports
 from otpy.children.adopted import adopt
+from otpy.children.callee import process
 from otpy.children.periodic import periodic
 from otpy.children.thread import Service, thread
 from otpy.context import Context, current
@@ -21,7 +22,9 @@ from otpy.exceptions import (
     MaxChildren,
     NotAlive,
     NotFound,
+    ProcessDied,
     Refusal,
+    RemoteError,
     Shutdown,
     SpecError,
     StartError,
@@ -69,7 +72,9 @@ __all__ = [
     "NotAlive",
     "NotFound",
     "OnUnstopped",
+    "ProcessDied",
     "Refusal",
+    "RemoteError",
     "Restart",
     "Service",
     "Shutdown",
@@ -89,6 +94,7 @@ __all__ = [
     "current",
     "dynamic_supervisor",
     "periodic",
+    "process",
     "registry",
     "reports",
     "run",

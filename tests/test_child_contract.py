@@ -16,6 +16,7 @@ from otpy import (
     adopt,
     current,
     periodic,
+    process,
     supervisor,
     thread,
     threads,
@@ -80,6 +81,8 @@ OBEDIENT = {
     "service": thread(Obedient, id="x"),
     "adopted": thread(adopt(Obedience), id="x"),
     "periodic": periodic(obedient_call, id="x"),
+    "process": process(obedient, id="x"),
+    "ready process": process(obedient_and_ready, id="x", ready=True),
     "supervisor": supervisor("x"),
     "nested": supervisor(
         "x", children=[thread(obedient, id="a"), supervisor("s", children=[thread(Obedient, id="b")])]
@@ -92,14 +95,18 @@ CRASHING = {
     "service": thread(CrashingInit, id="x"),
     "adopted": thread(adopt(Crashing), id="x"),
     "periodic": periodic(crashing, None, id="x"),
+    "process": process(crashing, id="x"),
+    "ready process": process(crashing, id="x", ready=True),
     "nested": supervisor("x", children=[thread(crashing, id="a", ready=True)]),
 }
 
-MUST_COME_UP = [CRASHING[kind] for kind in ("ready", "service", "nested")]
+MUST_COME_UP = [CRASHING[kind] for kind in ("ready", "service", "ready process", "nested")]
 
 LOOPING = {
     "thread": thread(looping, id="x"),
     "ready": thread(looping, id="x", ready=True),
+    "process": process(looping, id="x"),
+    "ready process": process(looping, id="x", ready=True),
     "nested": supervisor("x", children=[thread(looping, id="a", shutdown="infinity")]),
 }
 
