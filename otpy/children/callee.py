@@ -48,7 +48,7 @@ import attrs
 from otpy import threads
 from otpy.abc import Birth, Deliver
 from otpy.children import remote
-from otpy.children.remote import ALLOWED, BEAT, BEATS, EXIT, HEAD, SIZES, STATE, UP, WORDS, Facts
+from otpy.children.remote import ALLOWED, BEAT, BEATS, EXIT, HEAD, SIZES, STATE, UP, WORDS
 from otpy.children.thread import check_call, check_function, name_of, path_of, reason_of
 from otpy.exceptions import (
     Fatal,
@@ -510,7 +510,7 @@ class CalleeChild:
         if not self.running:
             return Killed() if self._is_killed else None  # nobody has to wait for a process that is not wanted any more
         parcel = Parcel()
-        birth = parcel.pack((self.what.function, self.what.args, tuple(self._facts())))
+        birth = parcel.pack((self.what.function, self.what.args, self._facts()))
         program = parcel.pack(_program(self.birth.path, birth))
         body = self._embody(wires, parcel)
         try:
@@ -523,18 +523,19 @@ class CalleeChild:
             code = self._bury(body)
         return self._cause_of_death(code, wires)
 
-    def _facts(self) -> Facts:
+    def _facts(self) -> dict[str, Any]:
+        """Return what the far side makes its ``Facts`` of."""
         birth, spec = self.birth, self.birth.spec
         saved = self._saved
-        return Facts(
-            path=birth.path,
-            incarnation=birth.incarnation,
-            ready=spec.ready,
-            heartbeat=spec.heartbeat,
-            snapshot=None if spec.snapshot is deepcopy else spec.snapshot,
-            last_exit=_pickled_exit(birth.last_exit),
-            state=saved.pickled if isinstance(saved, Saved) else None,
-        )
+        return {
+            "path": birth.path,
+            "incarnation": birth.incarnation,
+            "ready": spec.ready,
+            "heartbeat": spec.heartbeat,
+            "snapshot": None if spec.snapshot is deepcopy else spec.snapshot,
+            "last_exit": _pickled_exit(birth.last_exit),
+            "state": saved.pickled if isinstance(saved, Saved) else None,
+        }
 
     def _embody(self, wires: Wires, parcel: Parcel) -> Body:
         body = Body(self.birth.path, wires, parcel)

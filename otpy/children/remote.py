@@ -27,10 +27,12 @@ import struct
 import sys
 import threading
 import time
-import traceback
-from collections.abc import Callable
-from multiprocessing import process, resource_tracker, spawn
-from typing import Any, NamedTuple
+from multiprocessing import process, spawn
+
+TYPE_CHECKING = False  # typing is slow to import
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
 
 ASK, FENCE = b"a", b"f"
 """Orders: stop; nothing that you do counts any more."""
@@ -56,8 +58,8 @@ WORDS = ("Fatal", "Ignore", "Shutdown")
 UNCHANGED: Any = object()
 
 
-class Facts(NamedTuple):
-    """What a process is told about itself. It travels as a plain tuple.
+class Facts:
+    """What a process is told about itself. It travels as the keyword arguments of this.
 
     Attributes:
         path, incarnation: Who it is.
@@ -68,13 +70,19 @@ class Facts(NamedTuple):
         state: What was saved last, pickled; None: nothing.
     """
 
-    path: str
-    incarnation: int
-    ready: bool
-    heartbeat: float | None
-    snapshot: Callable[[Any], Any] | None
-    last_exit: bytes | None
-    state: bytes | None
+    def __init__(
+        self,
+        *,
+        path: str,
+        incarnation: int,
+        ready: bool,
+        heartbeat: float | None,
+        snapshot: Callable[[Any], Any] | None,
+        last_exit: bytes | None,
+        state: bytes | None,
+    ) -> None:
+        self.path, self.incarnation, self.ready, self.heartbeat = path, incarnation, ready, heartbeat
+        self.snapshot, self.last_exit, self.state = snapshot, last_exit, state
 
 
 class Wire:
@@ -372,7 +380,10 @@ def _is_success(error: BaseException) -> bool:
 
 def _unpack(program: bytes, birth: bytes, tracker: int) -> tuple[Callable[..., object], tuple[Any, ...], Facts]:
     """Make this interpreter like that of the program, as multiprocessing does it, and import what is to be run."""
-    resource_tracker._resource_tracker._fd = None if tracker < 0 else tracker  # type: ignore[attr-defined]
+    if tracker >= 0:
+        from multiprocessing import resource_tracker
+
+        resource_tracker._resource_tracker._fd = tracker  # type: ignore[attr-defined]
     itself: Any = process.current_process()
     itself._inheriting = True  # or a program without ``if __name__ == "__main__"`` would start itself for ever
     try:
@@ -380,7 +391,7 @@ def _unpack(program: bytes, birth: bytes, tracker: int) -> tuple[Callable[..., o
         function, args, facts = pickle.loads(birth)  # noqa: S301
     finally:
         del itself._inheriting
-    return function, args, Facts(*facts)
+    return function, args, Facts(**facts)
 
 
 def _enter(facts: Facts, wire: Wire, orders: Orders) -> RemoteContext:
@@ -457,6 +468,8 @@ def _shown(error: BaseException) -> str:
 
 def _traceback(error: BaseException) -> str:
     try:
+        import traceback
+
         return "".join(traceback.format_exception(error))
     except Exception:
         return f"{_shown(error)}: its traceback could not be formatted\n"
