@@ -224,6 +224,9 @@ class ProcessDied(Exception):
     def __str__(self) -> str:
         return f"killed by {self.signal}" if self.signal else f"exit code {self.returncode}"
 
+    def __repr__(self) -> str:
+        return f"ProcessDied: {self}"
+
 
 class RemoteError(Exception):
     """Stands for what a child in a process of its own has raised, where that cannot be pickled; nobody raises it.

@@ -402,6 +402,12 @@ class Body:
         return code if is_ours else None
 
 
+def _died(code: int | None, stack: str) -> ProcessDied:
+    error = ProcessDied(code, _signal_name(code), stack)
+    error.__cause__ = RemoteTraceback(stack) if stack else None
+    return error
+
+
 def _signal_name(code: int | None) -> str | None:
     if code is None or code >= 0:
         return None
@@ -566,7 +572,7 @@ class CalleeChild:
             error = remade(self._epitaph)
             if error is not None or not code:
                 return error
-        return None if code == 0 else ProcessDied(code, _signal_name(code), wires.last_stacks())
+        return None if code == 0 else _died(code, wires.last_stacks())
 
     def _hear(self) -> bool:
         """Take all frames that have come; False: there will be no more."""
@@ -581,7 +587,7 @@ class CalleeChild:
             if not data:
                 return False
             for kind, content in self._frames.cut(data):
-                if not self._is_fenced:
+                if kind == EXIT or not self._is_fenced:
                     HEAR[kind](self, content)
 
     def _is_up(self, content: bytes) -> None:

@@ -227,7 +227,7 @@ class RemoteContext:
             raise TypeError(f"callback = {callback!r}: expected a callable")
         self._callbacks.append(callback)
         if not self.running:  # asked before or since: ask() may have found the list empty
-            _spawn(self._drain)
+            _spawn(self._drain, daemon=False)
 
     def ready(self) -> None:
         """Say that the start is complete; for a child with ``ready=True``. Calling it again does nothing."""
@@ -256,7 +256,13 @@ class RemoteContext:
             self.running = False
             self._stop.set()
             if self._callbacks:
-                _spawn(self._drain)
+                with contextlib.suppress(RuntimeError):  # the callable has ended meanwhile, and leave() sees to them
+                    _spawn(self._drain, daemon=False)
+
+    def leave(self) -> None:
+        """Call what has not been called yet; the callable has ended, and perhaps before anybody else got to that."""
+        if not self.running:
+            self._drain()
 
     def fence(self) -> None:
         """Make this context useless."""
@@ -304,9 +310,12 @@ def _of_otpy(module: str, name: str) -> Any:
     return getattr(importlib.import_module(f"otpy.{module}"), name)
 
 
-def _spawn(target: Callable[[], object]) -> None:
-    """Start a thread. This process has no account of threads as otpy.threads keeps it: that ends with the process."""
-    threading.Thread(target=target, daemon=True).start()
+def _spawn(target: Callable[[], object], *, daemon: bool) -> None:
+    """Start a thread; the process ends when those that are no daemons have ended.
+
+    There is no account of these threads as otpy.threads keeps it: to stop them is to stop the process.
+    """
+    threading.Thread(target=target, daemon=daemon).start()
 
 
 def _is_positive(value: object) -> bool:
@@ -364,11 +373,14 @@ def _hold_lifeline() -> None:
 
 def _live(wire: Wire, program: bytes, birth: bytes, tracker: int) -> BaseException | None:
     orders = Orders(wire)
-    _spawn(orders.watch)
+    _spawn(orders.watch, daemon=True)
     try:
         function, args, facts = _unpack(program, birth, tracker)
         ctx = _enter(facts, wire, orders)
-        function(ctx, *args)
+        try:
+            function(ctx, *args)
+        finally:
+            ctx.leave()
     except BaseException as error:
         return None if _is_success(error) else error
     return None
