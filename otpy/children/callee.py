@@ -223,7 +223,9 @@ def remade(epitaph: bytes) -> BaseException | None:
     if said is None:
         return None
     word, pickled, text, traceback = said
-    error = _unpickled(pickled) or STANDS_FOR[word](text)
+    error = _unpickled(pickled)
+    if error is None:
+        error = STANDS_FOR[word](text)
     with contextlib.suppress(Exception):  # an exception may refuse anything
         error.__cause__ = RemoteTraceback(printable(traceback))
     return error
