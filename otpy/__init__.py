@@ -2,16 +2,16 @@
 
 Reports are in ``otpy.reports``, the account of all threads in ``otpy.registry``, and the ports for new kinds of
 children, clocks and handlers in ``otpy.abc``.
+
+What only programs with coroutines or processes need is imported when it is first asked for.
 """
 
-from otpy import abc, aio, registry, reports
+import importlib
+from typing import TYPE_CHECKING
+
+from otpy import abc, registry, reports
 from otpy.children.adopted import adopt
-from otpy.children.coroutine import coroutine
-from otpy.children.json_reports import json_reports
 from otpy.children.periodic import periodic
-from otpy.children.probes import Health, Http, Line, Notify, Port
-from otpy.children.process import process, programs
-from otpy.children.program import ProgramExit, ProgramFailed
 from otpy.children.thread import Service, thread
 from otpy.context import Context, current
 from otpy.exceptions import (
@@ -26,7 +26,9 @@ from otpy.exceptions import (
     MaxChildren,
     NotAlive,
     NotFound,
+    ProcessDied,
     Refusal,
+    RemoteError,
     Shutdown,
     SpecError,
     StartError,
@@ -48,6 +50,14 @@ from otpy.specs import (
     SupervisorSpec,
 )
 from otpy.supervisors import Supervisor, dynamic_supervisor, run, start, supervisor
+
+if TYPE_CHECKING:
+    from otpy import aio
+    from otpy.children.coroutine import coroutine
+    from otpy.children.json_reports import json_reports
+    from otpy.children.probes import Health, Http, Line, Notify, Port
+    from otpy.children.process import process, programs
+    from otpy.children.program import ProgramExit
 
 __all__ = [
     "AlreadyPresent",
@@ -79,9 +89,10 @@ __all__ = [
     "Notify",
     "OnUnstopped",
     "Port",
+    "ProcessDied",
     "ProgramExit",
-    "ProgramFailed",
     "Refusal",
+    "RemoteError",
     "Restart",
     "Service",
     "Shutdown",
@@ -113,3 +124,24 @@ __all__ = [
     "supervisor",
     "thread",
 ]
+
+_LATER = {
+    "aio": "aio",
+    "coroutine": "children.coroutine",
+    "json_reports": "children.json_reports",
+    **dict.fromkeys(("Health", "Http", "Line", "Notify", "Port"), "children.probes"),
+    **dict.fromkeys(("process", "programs"), "children.process"),
+    "ProgramExit": "children.program",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _LATER:
+        raise AttributeError(f"module 'otpy' has no attribute {name!r}")
+    module = importlib.import_module(f"otpy.{_LATER[name]}")
+    found = globals()[name] = getattr(module, name, module)
+    return found
+
+
+def __dir__() -> list[str]:
+    return __all__

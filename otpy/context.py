@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextvars
 import copy
 import functools
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -282,6 +283,9 @@ def _refuse(path: str) -> float:
 
 _current: contextvars.ContextVar[Context] = contextvars.ContextVar("otpy.current")
 
+FAR_SIDE = "otpy.children.remote"
+"""The module that a child in a process of its own is run by. It is not imported here: only such a process needs it."""
+
 
 def current() -> Context:
     """Return the context of the child whose code is running.
@@ -289,7 +293,8 @@ def current() -> Context:
     Raises:
         NotFound: This is not the code of a child.
     """
-    try:
-        return _current.get()
-    except LookupError:
-        raise NotFound("<current>", "no child's code is running here") from None
+    far_side: Any = sys.modules.get(FAR_SIDE)
+    ctx: Context | None = _current.get(far_side and far_side.here)  # a whole process may be a child
+    if ctx is None:
+        raise NotFound("<current>", "no child's code is running here")
+    return ctx

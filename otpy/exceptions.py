@@ -5,6 +5,7 @@
 * ``StartError``, ``TreeFailed``: the tree did not come up, or gave up.
 * ``Shutdown``, ``Ignore``, ``Fatal``: what a child may raise to say something.
 * ``Killed``, ``Fenced``: what otpy raises inside a child.
+* ``ProcessDied``, ``RemoteError``: what is told about a child in a process of its own; nobody raises them.
 * ``InternalError``: ours; please report it.
 
 A child's crash is none of these: it is data, an ``ExitReason``, and never an exception in a supervisor.
@@ -204,6 +205,45 @@ class Killed(BaseException):
 
 class Fenced(BaseException):
     """Raised by every use of a context whose child was given up as unstopped; let it pass."""
+
+
+class ProcessDied(Exception):
+    """How it is told that a process has ended without a word; nobody raises it.
+
+    A program always ends like this, and what it has said last is a note on this.
+
+    Attributes:
+        returncode: Its exit code, or minus the number of the signal that killed it; None: somebody else in this program
+            has waited for it, and knows.
+        signal: The name of that signal, such as "SIGSEGV"; None: it was none.
+        stack: What the threads of a callable were doing when it died of a signal such as SIGSEGV, as faulthandler shows
+            it; or "".
+    """
+
+    def __init__(self, returncode: int | None, signal: str | None = None, stack: str = "") -> None:
+        super().__init__(returncode, signal, stack)
+        self.returncode, self.signal, self.stack = returncode, signal, stack
+
+    def __str__(self) -> str:
+        if self.returncode is None:
+            return "exit code unknown: something else in this program has reaped it"
+        return f"killed by {self.signal}" if self.signal else f"exit code {self.returncode}"
+
+    __repr__ = __str__
+
+
+class RemoteError(Exception):
+    """Stands for what a child in a process of its own has raised, where that cannot be pickled; nobody raises it.
+
+    Its text is that of the original.
+    """
+
+
+class RemoteTraceback(Exception):
+    """The cause of an exception that comes from another process: the traceback that it had there, as text."""
+
+    def __str__(self) -> str:
+        return f'\n"""\n{self.args[0]}"""'
 
 
 class InternalError(Exception):

@@ -122,6 +122,8 @@ OBEDIENT = {
     "coroutine on its own": coroutine(awaiting, id="x", loop="own"),
     "program": process("sleep", "1000", id="x"),
     "ready program": process(sys.executable, "-c", SAYS_READY, id="x", ready=True),
+    "process": process(obedient, id="x"),
+    "ready process": process(obedient_and_ready, id="x", ready=True),
     "supervisor": supervisor("x"),
     "nested": supervisor(
         "x", children=[thread(obedient, id="a"), supervisor("s", children=[thread(Obedient, id="b")])]
@@ -139,16 +141,23 @@ CRASHING = {
     "coroutine on its own": coroutine(raising, id="x", loop="own"),
     "program": process(*CRASHES, id="x"),
     "ready program": process(*CRASHES, id="x", ready="never said"),
+    "process": process(crashing, id="x"),
+    "ready process": process(crashing, id="x", ready=True),
     "nested": supervisor("x", children=[thread(crashing, id="a", ready=True)]),
 }
 
-MUST_COME_UP = [CRASHING[kind] for kind in ("ready", "service", "coroutine that is ready", "ready program", "nested")]
+MUST_COME_UP = [
+    CRASHING[kind]
+    for kind in ("ready", "service", "coroutine that is ready", "ready program", "ready process", "nested")
+]
 
 LOOPING = {
     "thread": thread(looping, id="x"),
     "ready": thread(looping, id="x", ready=True),
     "coroutine": coroutine(swallowing, id="x", ready=True),
     "program": process("sleep", "1000", id="x", stop_signal="SIGWINCH"),  # nobody minds that one
+    "process": process(looping, id="x"),
+    "ready process": process(looping, id="x", ready=True),
     "nested": supervisor("x", children=[thread(looping, id="a", shutdown="infinity")]),
 }
 
@@ -255,7 +264,7 @@ def test_a_crash_on_the_first_line_is_told_once(spec, stage):
 def test_a_child_that_does_not_listen_can_be_killed(spec, stage):
     """It is alive and shows what it does; killed it ends, once."""
     scene = stage(spec)
-    if spec is not LOOPING["ready"]:
+    if spec not in (LOOPING["ready"], LOOPING["ready process"]):
         scene.hear()
     assert scene.child.alive
     scene.child.stop()

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import otpy
-from otpy import ExitKind, ProgramExit, ProgramFailed, dynamic_supervisor, process, registry, supervisor, threads
+from otpy import ExitKind, ProcessDied, ProgramExit, dynamic_supervisor, process, registry, supervisor, threads
 from otpy.children import guard, lifeline, probes, program
 from otpy.reports import ChildTerminated, Progress, ShutdownError, StartError
 from tests.helpers import HANG, wait_until
@@ -54,7 +54,7 @@ def test_the_reason_tells_code_signal_and_stderr(launch, recorder, how):
     assert (reason.kind, str(reason)) == (kind, text)
     assert reason.detail == ProgramExit(code, b"last words\n")
     assert reason.detail.signal == name
-    assert isinstance(reason.exception, ProgramFailed) is (kind is ExitKind.CRASHED)
+    assert isinstance(reason.exception, ProcessDied) is (kind is ExitKind.CRASHED)
     assert ("last words" in reason.traceback) is (kind is ExitKind.CRASHED)
 
 
@@ -246,7 +246,7 @@ def test_the_kernel_may_reap_it(launch, recorder):
 
     assert reason.kind is ExitKind.CRASHED
     assert reason.detail == ProgramExit(None, b"hello\n")
-    assert "something else in this process has reaped it" in str(reason)
+    assert "something else in this program has reaped it" in str(reason)
 
 
 def test_somebody_else_may_wait_for_all(launch, recorder):

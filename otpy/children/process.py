@@ -1,4 +1,4 @@
-"""Describing programs: ``process`` and ``programs``, and what they refuse.
+"""Describing processes: ``process`` and ``programs``, and what they refuse of programs.
 
 Each check returns the value as the spec keeps it: specs are equal when they are made of equal parts.
 """
@@ -9,49 +9,72 @@ import os
 import signal
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, Unpack, overload
 
 import attrs
 
+from otpy.children import callee
 from otpy.children.probes import Health, Line, Notify, Probe
 from otpy.children.program import Output, ProgramStart, Text
 from otpy.children.thread import check_call, check_function, path_of
 from otpy.exceptions import SpecError
-from otpy.specs import ChildSpec, CommonButReady, SupervisorSpec, check_common
+from otpy.specs import ChildSpec, Common, CommonButReady, SupervisorSpec, check_common
 from otpy.supervisors import supervisor
 
 SHUTDOWN = 10.0
 """How long a program may take to stop when asked, in seconds, if nothing else is said."""
 
 
+class ProgramOptions(CommonButReady, total=False):
+    """The options of a program; see ``process``."""
+
+    cwd: Text | None
+    env: Mapping[str, str] | None
+    stdout: Output
+    stderr: Output
+    err_dir: Text | None
+    log_size: int
+    log_backups: int
+    stop_signal: str | int
+    success_codes: Iterable[int]
+    ready: bool | str | Probe
+    health: Health | None
+
+
+@overload
+def process(target: Text, /, *args: Text, id: str | None = None, **options: Unpack[ProgramOptions]) -> ChildSpec: ...
+
+
+@overload
 def process(
-    program: Text,
-    *args: Text,
-    id: str | None = None,
-    cwd: Text | None = None,
-    env: Mapping[str, str] | None = None,
-    stdout: Output = "discard",
-    stderr: Output = "discard",
-    err_dir: Text | None = None,
-    log_size: int = 10_000_000,
-    log_backups: int = 3,
-    stop_signal: str | int = "SIGTERM",
-    success_codes: Iterable[int] = (0,),
-    ready: bool | str | Probe = False,
-    health: Health | None = None,
-    **common: Unpack[CommonButReady],
-) -> ChildSpec:
-    """Describe a child that is a program.
+    target: Callable[..., object], /, *args: Any, id: str | None = None, **options: Unpack[Common]
+) -> ChildSpec: ...
 
-    It runs in a session and process group of its own, with an empty stdin. To stop it, its group gets *stop_signal*,
-    and after ``shutdown`` seconds SIGKILL. If this process dies, however that happens, the program is killed.
 
-    Its exit reason has a ``ProgramExit`` as ``detail``, and for a crash a ``ProgramFailed`` as ``exception``.
+def process(target: Any, /, *args: Any, id: str | None = None, **options: Any) -> ChildSpec:
+    """Describe a child that is a program, or a Python callable in a process of its own.
+
+    Either way it leads a session and a process group of its own. When it has not stopped in its ``shutdown`` seconds,
+    the group is killed, and so it is if this process dies, however that happens. What has died without a word is told
+    as a ``ProcessDied``.
+
+    A program has an empty stdin. To stop it, its group gets *stop_signal*. Its exit reason has a ``ProgramExit`` as
+    ``detail``, with the last that it has written to stderr.
+
+    A callable runs in the main thread of a fresh interpreter, which imports it: the process is spawned, never forked.
+    It is started when that has been done. To stop it, it is asked as a thread is.
 
     Args:
-        program: A name that is looked for in ``PATH``, or a path.
-        args: Its arguments.
-        id: Its name among its siblings; default: the last part of *program*.
+        target: A program: a name that is looked for in ``PATH``, or a path. Or a callable of a module; it is called as
+            ``target(ctx, *args)``, where ``ctx`` has what the context of a thread has, but no ``supervisor``.
+        args: Its arguments. Those of a callable are pickled at each start; queues and locks of ``multiprocessing`` may
+            be among them, if they are from its context "spawn".
+        id: Its name among its siblings; default: the last part of the program's path, or the name of the callable.
+        **options: As for ``thread``. ``interrupt=False``: it is never killed, but given up. A callable's state, or what
+            its ``snapshot`` returns, is pickled. Of a program ``shutdown`` is 10.0 by default, with a ``heartbeat`` it
+            must send ``WATCHDOG=1`` to its ``NOTIFY_SOCKET`` at least that often, and there are more:
+
+    Options of programs:
         cwd: The directory in which it runs; relative paths start there, those of the following options too. None: the
             one of this process.
         env: All of its environment, at each start the same; None: that of this process at that time.
@@ -67,16 +90,37 @@ def process(
         ready: It counts as started when this is so: a regular expression, or ``Line``, for a line that it writes;
             ``Port``; ``Http``; ``Notify`` or True: it sends ``READY=1`` to its ``NOTIFY_SOCKET``. False: at once.
         health: It has stalled if it misses so many probes in a row.
-        **common: As for ``thread``; ``shutdown`` is 10.0 by default. With a ``heartbeat`` it must send ``WATCHDOG=1``
-            to its ``NOTIFY_SOCKET`` at least that often. ``interrupt=False``: it is never sent SIGKILL, but given up.
 
     Raises:
-        SpecError: A field is wrong. That the program is missing is found out at the start.
+        SpecError: A field is wrong; a callable cannot be called with these arguments, or cannot be sent to a process.
+            That a program is missing is found out at the start.
     """
+    if callable(target):
+        return callee.describe(target, *args, id=id, **options)
+    return _program(_argv(path_of(id or "", "process"), (target, *args)), id, **options)
+
+
+def _program(
+    argv: tuple[str, ...],
+    id: str | None,
+    *,
+    cwd: Text | None = None,
+    env: Mapping[str, str] | None = None,
+    stdout: Output = "discard",
+    stderr: Output = "discard",
+    err_dir: Text | None = None,
+    log_size: int = 10_000_000,
+    log_backups: int = 3,
+    stop_signal: str | int = "SIGTERM",
+    success_codes: Iterable[int] = (0,),
+    ready: bool | str | Probe = False,
+    health: Health | None = None,
+    **common: Unpack[CommonButReady],
+) -> ChildSpec:
     check_common("process", common)
-    argv = _argv(path_of(id or "", "process"), (program, *args))
     name = id if id is not None else Path(argv[0]).name
-    place, path = _place(path_of(name, "process"), cwd), path_of(name, "process")
+    path = path_of(name, "process")
+    place = _place(path, cwd)
     options: dict[str, Any] = {"shutdown": SHUTDOWN, **common}
     start = ProgramStart(
         argv=argv,
@@ -146,12 +190,10 @@ def _text(path: str, field: str, value: Any, expected: str = "a str or a path") 
 
 
 def _argv(path: str, values: tuple[Any, ...]) -> tuple[str, ...]:
-    if callable(values[0]):
-        raise SpecError(path, "program", values[0], "a program: a str or a path")
     program, *args = values
-    first = _text(path, "program", program)
+    first = _text(path, "target", program, "a program (a str or a path) or a callable")
     if not first:
-        raise SpecError(path, "program", program, "the name or the path of a program")
+        raise SpecError(path, "target", program, "the name or the path of a program")
     return first, *(_text(path, f"args[{index}]", arg) for index, arg in enumerate(args))
 
 

@@ -37,9 +37,11 @@ import attrs
 from otpy import threads
 from otpy.abc import Birth, Deliver
 from otpy.children import probes
+from otpy.children.groups import signal_group, signal_name
 from otpy.children.output import Called, Handout, Journal, Lines, Log, Scan, Sink, Stream, Tail, Through
 from otpy.children.probes import Asking, Health, Line, Notify, Probe
 from otpy.children.watch import Watch
+from otpy.exceptions import ProcessDied
 from otpy.mailbox import Once
 from otpy.messages import ChildExited, ChildStarted
 from otpy.reports import CRASHED, KILLED, NORMAL, SHUTDOWN, ExitReason, OutputLost, stamped
@@ -99,38 +101,18 @@ class ProgramExit:
     @property
     def signal(self) -> str | None:
         """The name of the signal that has killed it, such as "SIGSEGV"; None: none has."""
-        return None if self.returncode is None or self.returncode >= 0 else _signal_name(-self.returncode)
+        return signal_name(self.returncode)
 
     def __str__(self) -> str:
-        if self.returncode is None:
-            return "exit code unknown: something else in this process has reaped it"
-        return f"killed by {self.signal}" if self.signal else f"exit code {self.returncode}"
+        return str(ProcessDied(self.returncode, self.signal))
 
 
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:  # a real-time signal
-        return f"signal {number}"
-
-
-class ProgramFailed(Exception):
-    """How the crash of a program is told; nobody raises it. It reads as its exit does: "exit code 3".
-
-    Attributes:
-        exit: The ``ProgramExit``.
-    """
-
-    def __init__(self, exit: ProgramExit) -> None:
-        super().__init__(exit)
-        self.exit = exit
-        if exit.stderr:
-            self.add_note(exit.stderr[-QUOTED:].decode("utf-8", "replace").rstrip("\n"))
-
-    def __str__(self) -> str:
-        return str(self.exit)
-
-    __repr__ = __str__
+def _died(exit: ProgramExit) -> ProcessDied:
+    """Return how the crash is told."""
+    error = ProcessDied(exit.returncode, exit.signal)
+    if exit.stderr:
+        error.add_note(exit.stderr[-QUOTED:].decode("utf-8", "replace").rstrip("\n"))
+    return error
 
 
 @attrs.define(eq=False, repr=False)
@@ -231,7 +213,7 @@ class Program:
     def _send(self, number: int) -> None:
         with self._lock:
             if self._group is not None:
-                _signal_group(self._group, number)
+                signal_group(self._group, number)
 
     # The start; on the supervisor's thread
 
@@ -448,7 +430,7 @@ class Program:
     def _kill_rest(self) -> None:
         with self._lock:
             if self._group is not None and not _is_strange(self._group):
-                _signal_group(self._group, signal.SIGKILL)
+                signal_group(self._group, signal.SIGKILL)
 
     def is_gone(self) -> bool:
         """Reap it; return whether that has been done, and the rest of its group has gone, too."""
@@ -484,12 +466,12 @@ class Program:
 
     def _reason(self, exit: ProgramExit) -> ExitReason:
         if self._is_killed and exit.returncode in (-signal.SIGKILL, None):
-            return ExitReason(KILLED, ProgramFailed(exit), exit)
+            return ExitReason(KILLED, _died(exit), exit)
         if self._is_asked:
             return ExitReason(SHUTDOWN, detail=exit)
         if exit.returncode in self.how.success_codes:
             return ExitReason(NORMAL, detail=exit)
-        return ExitReason(CRASHED, ProgramFailed(exit), exit)
+        return ExitReason(CRASHED, _died(exit), exit)
 
     def _close_all(self) -> None:
         for stream in self._streams:
@@ -501,11 +483,6 @@ class Program:
             self._watch.ignore(self._mailbox.fileno())
             self._mailbox.close()
             self._mailbox = None
-
-
-def _signal_group(group: int, number: int) -> None:
-    with contextlib.suppress(OSError):  # nobody is there any more, or nobody of ours
-        os.killpg(group, number)
 
 
 def _is_strange(pid: int) -> bool:

@@ -12,7 +12,7 @@ import ctypes  # here and not where it is used: an interrupt in the middle of it
 import inspect
 import threading
 from collections.abc import Callable
-from typing import Any, Unpack
+from typing import Any, Protocol, Unpack
 
 import attrs
 
@@ -319,7 +319,19 @@ ASKED_AND_ENDED = ExitReason(SHUTDOWN)
 WHATEVER_HAPPENS = contextlib.suppress(Exception)
 
 
-def reason_of(error: BaseException | None, ctx: Context) -> ExitReason:
+class Ended(Protocol):
+    """What must be known of a child to tell why it ended: its context, or something like it."""
+
+    @property
+    def running(self) -> bool:
+        """Whether it had not been asked to stop."""
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether its start was complete."""
+
+
+def reason_of(error: BaseException | None, ctx: Ended) -> ExitReason:
     """Return the exit reason of a child that returned, or raised *error*. Runs no code of the exception's."""
     if is_a(error, SystemExit) and _means_success(vars(SystemExit)["code"].__get__(error)):
         error = None

@@ -1,0 +1,20 @@
+"""Process groups: what programs, and callables in processes of their own, have in common."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+
+
+def signal_group(group: int, number: int) -> None:
+    """Send a signal to all of *group*; nothing, if nobody of ours is left in it."""
+    with contextlib.suppress(OSError):
+        os.killpg(group, number)
+
+
+def signal_name(returncode: int | None) -> str | None:
+    """Return the name of the signal that a process died of, such as "SIGSEGV"; None: it was none."""
+    if returncode is None or returncode >= 0:
+        return None
+    return next((one.name for one in signal.Signals if one == -returncode), f"signal {-returncode}")  # some have none

@@ -1,0 +1,180 @@
+"""What tests/test_callee.py runs in processes. Nothing slow is imported here: each process imports this file.
+
+They meet their test at files, which appear whole.
+"""
+
+import _thread
+import ctypes
+import faulthandler
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+
+def say(where, *what):
+    """Write *what* to the file *where*."""
+    part = Path(f"{where}.part")
+    part.write_text(json.dumps(what))
+    part.rename(where)
+
+
+def obedient(ctx):
+    ctx.wait_stop()
+
+
+def tell(ctx, where):
+    say(where, ctx.id, ctx.path, ctx.incarnation, ctx.running, ctx.is_ready, ctx.state, ctx.last_exit)
+    ctx.wait_stop()
+
+
+def tell_group(ctx, where):
+    say(where, os.getpid(), os.getsid(0), os.getpgrp(), os.getppid(), sys.stdin.read())
+    ctx.wait_stop()
+
+
+def use_otpy(ctx, where):
+    import otpy
+
+    try:
+        ctx.supervisor  # noqa: B018
+    except otpy.NotFound as error:
+        refused = str(error)
+    ctx.log.info("hello")
+    ctx.on_stop(lambda: say(f"{where}.stopped", True))
+    say(where, otpy.current() is ctx, refused)
+    ctx.wait_stop()
+
+
+def hand_over(ctx, where):
+    if ctx.incarnation == 1:
+        ctx.check_in({"lines": 3})
+        try:
+            ctx.check_in(_thread.allocate_lock())
+        except TypeError as error:
+            raise ValueError("bad luck") from error
+    say(where, ctx.state, ctx.state is ctx.state, str(ctx.last_exit.exception), ctx.last_exit.kind.value)
+    ctx.wait_stop()
+
+
+def save(ctx, *states):
+    for state in states:
+        ctx.check_in(state)
+
+
+def fall_ill(ctx):
+    raise ValueError("bad luck")
+
+
+def leave(ctx, code):
+    sys.exit(code)
+
+
+def vanish(ctx, code):
+    os._exit(code)
+
+
+def segfault(ctx):
+    faulthandler._sigsegv()
+
+
+def kill_itself(ctx):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def raise_word(ctx, word, *args):
+    import otpy
+
+    raise getattr(otpy, word)(*args)
+
+
+def raise_word_with_lock(ctx, word):
+    raise_word(ctx, word, _thread.allocate_lock())
+
+
+class Awkward(Exception):
+    """Can be pickled, but not unpickled."""
+
+    def __init__(self, one, two):
+        super().__init__("awkward")
+
+
+def raise_awkward(ctx):
+    raise Awkward(1, 2)
+
+
+class Nasty(Exception):
+    def __repr__(self):
+        raise RuntimeError
+
+    __str__ = __repr__
+
+
+def raise_nasty(ctx):
+    raise Nasty(_thread.allocate_lock())
+
+
+def deaf(ctx, where):
+    say(where, os.getpid())
+    while True:
+        pass
+
+
+def with_grandchild(ctx, where):
+    grandchild = subprocess.Popen(["sleep", "1000"])
+    say(where, os.getpid(), grandchild.pid)
+    ctx.ready()
+    ctx.wait_stop()
+
+
+def with_lock_held(ctx, where):
+    """No other thread of this process ever runs again."""
+    grandchild = subprocess.Popen(["sleep", "1000"])
+    say(where, os.getpid(), grandchild.pid)
+    ctx.ready()
+    ctypes.PyDLL(None).pause()
+
+
+def hang_once(ctx):
+    if ctx.incarnation == 1:
+        ctx.check_in()
+        signal.pause()
+    while ctx.running:
+        ctx.check_in()
+        ctx.sleep(0.05)
+
+
+def never_ready(ctx, where):
+    say(where, os.getpid())
+    signal.pause()
+
+
+def ready_then(ctx, where):
+    assert not ctx.is_ready
+    ctx.ready()
+    ctx.ready()
+    say(where, ctx.is_ready)
+    ctx.wait_stop()
+
+
+def fenced(ctx, where):
+    say(where, os.getpid())
+    ctx.wait_stop()
+    ctx.check_in("too late")
+
+
+def put(ctx, queue, what):
+    queue.put(what)
+    ctx.wait_stop()
+
+
+def big(ctx, blob, where):
+    ctx.check_in(blob)
+    say(where, len(ctx.state))
+    ctx.wait_stop()
+
+
+def shortened(state):
+    return state[:2]

@@ -1,0 +1,593 @@
+"""Callables in processes: what they see, how they end, and that nothing of them is left."""
+
+import contextlib
+import errno
+import json
+import multiprocessing
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import threading
+import time
+import types
+
+import pytest
+
+import otpy
+from otpy import ExitKind, SpecError, dynamic_supervisor, process, supervisor
+from otpy.children import callee, remote
+from otpy.messages import ChildExited, ChildStarted
+from otpy.reports import ChildTerminated, Progress, Stalled
+from tests import callees
+from tests.helpers import HANG, wait_until
+from tests.test_child_contract import Stage
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="processes need POSIX")
+
+
+@pytest.fixture
+def stage():
+    stages = []
+
+    def set_up(spec):
+        stages.append(Stage(spec))
+        return stages[-1]
+
+    yield set_up
+    for one in stages:
+        one.tree.close()
+
+
+@pytest.fixture
+def where(tmp_path):
+    """A file that does not exist yet."""
+    return str(tmp_path / "said")
+
+
+def heard(where):
+    """Wait for what has been said there."""
+    wait_until(pathlib.Path(where).exists, f"nothing said in {where}")
+    return json.loads(pathlib.Path(where).read_text())
+
+
+def is_gone(pid):
+    """Whether that process runs no more. A zombie does not; some machines have no init that would reap it."""
+    try:
+        status = pathlib.Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    return status.rpartition(")")[2].split()[0] == "Z"
+
+
+def is_reaped(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+def descriptors():
+    """How many are open here."""
+    return len(list(pathlib.Path("/proc/self/fd").iterdir()))
+
+
+def end_of(scene):
+    """Return why the child ended."""
+    while not isinstance(news := scene.hear(), ChildExited):
+        pass
+    return news.reason
+
+
+# What it sees
+
+
+def test_it_sees_what_a_thread_sees(launch, where):
+    launch(supervisor("app", children=[process(callees.tell, where, id="x")]))
+
+    assert heard(where) == ["x", "app/x", 1, True, True, None, None]
+
+
+def test_it_leads_a_session_and_a_group_of_its_own(launch, where):
+    """Its stdin is empty, and it is our child."""
+    launch(supervisor("app", children=[process(callees.tell_group, where)]))
+    pid, session, group, parent, stdin = heard(where)
+
+    assert pid == session == group
+    assert (parent, stdin) == (os.getpid(), "")
+
+
+def test_all_of_otpy_works_there(launch, where, capfd):
+    """The rest is imported when it is asked for: current, log, and refusals; and on_stop is called."""
+    app = launch(supervisor("app", children=[process(callees.use_otpy, where)]))
+    is_current, refused = heard(where)
+    app.stop()
+
+    assert is_current
+    assert "no handle of its supervisor" in refused
+    assert "hello" in capfd.readouterr().out
+    assert heard(f"{where}.stopped") == [True]
+
+
+def test_the_far_side_is_light():
+    """Nothing of otpy but that one file, and nothing slow, is imported before the target."""
+    program = f"""
+import importlib.util, sys
+spec = importlib.util.spec_from_file_location("otpy.children.remote", {remote.__file__!r})
+spec.loader.exec_module(importlib.util.module_from_spec(spec))
+print([name for name in sys.modules if name.partition(".")[0] in ("otpy", "attr", "attrs", "structlog", "typing")])
+"""
+    output = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
+
+    assert output.strip() in ("[]", "['typing']")  # some environments import that at each start
+
+
+def test_its_replacement_gets_its_state_and_knows_its_end(launch, where, recorder):
+    """An unpicklable state is refused where it is saved, and changes nothing."""
+    launch(supervisor("app", children=[process(callees.hand_over, where)]))
+
+    assert heard(where) == [{"lines": 3}, False, "bad luck", "crashed"]
+    assert "cannot pickle" in recorder.wait_for(ChildTerminated).reason.traceback
+
+
+def test_what_snapshot_returns_is_saved(stage):
+    scene = stage(process(callees.save, "abc", snapshot=callees.shortened, restart="temporary"))
+    end_of(scene)
+
+    assert remote.pickle.loads(scene.child.state.pickled) == "ab"
+
+
+def test_much_goes_both_ways(launch, where):
+    """More than a pipe holds at a time."""
+    launch(supervisor("app", children=[process(callees.big, "x" * 3_000_000, where)]))
+
+    assert heard(where) == [3_000_000]
+
+
+def test_queues_of_multiprocessing_may_be_arguments(launch):
+    queue = multiprocessing.get_context("spawn").SimpleQueue()
+    launch(supervisor("app", children=[process(callees.put, queue, "hello")]))
+
+    assert queue.get() == "hello"
+    queue.close()
+
+
+# What is refused when the spec is made
+
+
+def nested():
+    def inner(ctx): ...
+
+    return inner
+
+
+@pytest.mark.parametrize(
+    ("function", "args", "options", "field"),
+    [
+        (lambda ctx: None, (), {"id": "x"}, "target"),
+        (nested(), (), {}, "target"),
+        (threading.Lock().acquire, (), {"id": "x"}, "target"),
+        (callees.tell, (), {}, "target"),
+        (callees.tell, (threading.Lock(),), {}, "args[0]"),
+        (callees.put, (1, multiprocessing.get_context("fork").SimpleQueue()), {}, "args[1]"),
+        (callees.tell, (1,), {"snapshot": lambda state: state}, "snapshot"),
+    ],
+)
+def test_what_cannot_be_sent_is_refused_when_the_spec_is_made(function, args, options, field):
+    with pytest.raises(SpecError) as refusal:
+        process(function, *args, **options)
+
+    assert refusal.value.field == field
+    assert refusal.value.path in ("x", "tell", "inner", "put")
+    assert "expected" in str(refusal.value)
+
+
+def test_a_spec_is_a_value():
+    assert process(callees.tell, "a", heartbeat=3) == process(callees.tell, "a", heartbeat=3)
+    assert process(callees.tell, "a") != process(callees.tell, "b")
+    assert process(callees.tell, "a").id == "tell"
+    with pytest.raises(TypeError, match="process"):
+        process(callees.tell, "a", strategy="one_for_all")
+
+
+# How it ends
+
+ENDS = {
+    # what it does: kind, what is said
+    "returns": (process(callees.save), ExitKind.NORMAL, "normal"),
+    "exits": (process(callees.leave, 0), ExitKind.NORMAL, "normal"),
+    "exits 3": (process(callees.leave, 3), ExitKind.CRASHED, "SystemExit(3)"),
+    "vanishes": (process(callees.vanish, 0), ExitKind.NORMAL, "normal"),
+    "vanishes 3": (process(callees.vanish, 3), ExitKind.CRASHED, "exit code 3"),
+    "segfault": (process(callees.segfault), ExitKind.CRASHED, "in segfault"),
+    "SIGSEGV": (process(callees.segfault), ExitKind.CRASHED, "killed by SIGSEGV"),
+    "SIGKILL": (process(callees.kill_itself), ExitKind.CRASHED, "killed by SIGKILL"),
+    "raises": (process(callees.fall_ill), ExitKind.CRASHED, "in fall_ill"),
+    "Shutdown": (process(callees.raise_word, "Shutdown", "enough"), ExitKind.SHUTDOWN, "enough"),
+    "Ignore": (process(callees.raise_word, "Ignore"), ExitKind.NORMAL, "Ignore"),
+    "Fatal": (process(callees.raise_word, "Fatal", "fire"), ExitKind.CRASHED, "Fatal: fire"),
+    "Shutdown, unpicklable": (process(callees.raise_word_with_lock, "Shutdown"), ExitKind.SHUTDOWN, "lock object"),
+    "unpicklable": (process(callees.raise_word_with_lock, "Killed"), ExitKind.CRASHED, "RemoteError: Killed(<unlocked"),
+    "awkward": (process(callees.raise_awkward), ExitKind.CRASHED, "Awkward"),
+    "nasty": (process(callees.raise_nasty), ExitKind.CRASHED, "Nasty()"),
+}
+
+
+@pytest.mark.parametrize(("spec", "kind", "said"), ENDS.values(), ids=ENDS)
+def test_each_end_has_its_reason(spec, kind, said, stage):
+    reason = end_of(stage(spec))
+
+    assert reason.kind is kind
+    assert said in f"{reason} {reason.traceback}"
+    assert reason.is_fatal == ("Fatal" in said)
+    assert reason.is_ignore == ("Ignore" in said)
+
+
+def test_death_by_a_signal_is_told_in_full(stage):
+    died = end_of(stage(process(callees.segfault))).exception
+
+    assert isinstance(died, otpy.ProcessDied)
+    assert (died.returncode, died.signal) == (-signal.SIGSEGV, "SIGSEGV")
+    assert "Fatal Python error" in died.stack
+
+
+def test_it_is_restarted_when_somebody_kills_it(launch, where, recorder):
+    launch(supervisor("app", children=[process(callees.tell_group, where)]))
+    [pid, *_] = heard(where)
+    os.kill(pid, signal.SIGKILL)
+
+    assert str(recorder.wait_for(ChildTerminated).reason.exception) == "killed by SIGKILL"
+    assert recorder.wait_for(Progress, "app/tell_group", count=2).incarnation == 2
+    assert is_reaped(pid)
+
+
+def test_what_cannot_be_imported_there_is_a_failed_start(monkeypatch, stage):
+    module = types.ModuleType("only_here")
+    exec("def run(ctx): ...", vars(module))
+    monkeypatch.setitem(sys.modules, "only_here", module)
+    scene = stage(process(module.run))
+    news = scene.hear()
+
+    assert isinstance(news, ChildExited)
+    assert isinstance(news.reason.exception, ModuleNotFoundError)
+
+
+def test_somebody_else_has_reaped_it(stage, where):
+    """Then its last word still counts, and no number is used that may belong to others by now."""
+    scene = stage(process(callees.tell_group, where))
+    [pid, *_] = heard(where)
+    scene.child._body.await_death = lambda: os.waitpid(pid, 0) is None
+    scene.child.stop()
+
+    assert end_of(scene).kind is ExitKind.SHUTDOWN
+    assert is_reaped(pid)
+
+
+# How it is stopped
+
+
+def test_who_does_not_listen_is_killed_and_reaped(launch, where):
+    app = launch(supervisor("app", children=[process(callees.deaf, where, shutdown=0.05)]))
+    [pid] = heard(where)
+    report = app.stop()
+
+    assert report.interrupted == ("app/deaf",)
+    assert report.unstopped == ()
+    assert is_reaped(pid)
+
+
+def test_brutal_kill_asks_nobody(launch, where):
+    app = launch(supervisor("app", children=[process(callees.deaf, where, shutdown="brutal_kill")]))
+    [pid] = heard(where)
+    app.stop()
+
+    assert is_reaped(pid)
+
+
+@pytest.mark.parametrize("how", ["stop", "kill"])
+def test_no_grandchild_is_left(stage, where, how):
+    scene = stage(process(callees.with_grandchild, where))
+    pid, grandchild = heard(where)
+    scene.child.kill(1.0) if how == "kill" else scene.child.stop()
+    reason = end_of(scene)
+
+    assert reason.kind is (ExitKind.KILLED if how == "kill" else ExitKind.SHUTDOWN)
+    assert is_reaped(pid)
+    wait_until(lambda: is_gone(grandchild))
+
+
+def test_who_is_fenced_can_say_nothing_but_its_end(stage, where):
+    scene = stage(process(callees.fenced, where))
+    [pid] = heard(where)
+    assert str(pid) in scene.child.stack()
+    scene.child.abandon()
+
+    assert end_of(scene).kind is ExitKind.KILLED
+    assert scene.child.state is None
+    assert scene.child.stack() == ""
+
+
+@pytest.fixture
+def slow_spawn(monkeypatch):
+    """Processes are only spawned when the test says so."""
+    arrived, go, real = threading.Event(), threading.Event(), subprocess.Popen
+
+    def popen(*args, **options):
+        arrived.set()
+        assert go.wait(HANG)
+        return real(*args, **options)
+
+    monkeypatch.setattr(callee.subprocess, "Popen", popen)
+    return arrived, go
+
+
+@pytest.mark.parametrize(("order", "kind"), [("stop", ExitKind.SHUTDOWN), ("kill", ExitKind.KILLED)])
+def test_an_order_that_comes_while_it_is_spawned_is_obeyed(stage, slow_spawn, order, kind):
+    arrived, go = slow_spawn
+    scene = stage(process(callees.obedient))
+    assert arrived.wait(HANG)
+    scene.child.kill(1.0) if order == "kill" else scene.child.stop()
+    go.set()
+
+    assert end_of(scene).kind is kind
+
+
+def test_what_is_not_wanted_any_more_is_not_spawned(stage, monkeypatch):
+    """Stopped before its thread has done anything, it costs no process."""
+    spawned, go = [], threading.Event()
+    monkeypatch.setattr(callee.subprocess, "Popen", spawned.append)
+    live = callee.CalleeChild._live
+    monkeypatch.setattr(callee.CalleeChild, "_live", lambda child: (go.wait(HANG), live(child))[1])
+    scene = stage(process(callees.obedient))
+    scene.child.stop()
+    go.set()
+
+    assert end_of(scene).kind is ExitKind.SHUTDOWN
+    assert spawned == []
+
+
+# How it starts
+
+
+def test_it_is_up_when_it_says_so(stage, where):
+    scene = stage(process(callees.ready_then, where, ready=True))
+
+    assert scene.hear() == ChildStarted(7, "root/x")
+    assert heard(where) == [True]
+    scene.child.stop()
+    assert isinstance(scene.hear(), ChildExited)
+
+
+def test_who_is_not_ready_in_time_is_killed(where):
+    late = process(callees.never_ready, where, ready=True, start_timeout=1.0, shutdown="brutal_kill")
+    with pytest.raises(otpy.StartError):
+        otpy.start(supervisor("app", children=[late]), log=False)
+
+    assert is_reaped(heard(where)[0])
+
+
+@pytest.mark.parametrize("name", ["Popen", "socketpair"])
+def test_a_start_that_the_system_refuses_is_a_failed_start(stage, monkeypatch, name):
+    def refuse(*args, **options):
+        raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(callee.subprocess if name == "Popen" else callee.socket, name, refuse)
+    scene = stage(process(callees.obedient))
+    news = scene.hear()
+
+    assert isinstance(news, ChildExited)
+    assert news.reason.exception.errno == errno.EAGAIN
+
+
+def test_many_start_at_once(launch):
+    """Side by side, since no start blocks the supervisor; and no descriptor is left behind."""
+    before = descriptors() if sys.platform == "linux" else 0
+    app = launch(dynamic_supervisor("app"))
+    callers = [
+        threading.Thread(target=app.start_child, args=(process(callees.obedient, id=f"c{number}"),))
+        for number in range(4)
+    ]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join(HANG)
+    assert app.count_children().active == 4
+    app.stop()
+
+    assert not callee._near_ends
+    if before:
+        assert descriptors() <= before
+
+
+# Heartbeats
+
+
+def test_a_stall_is_noticed(launch, recorder):
+    launch(supervisor("app", children=[process(callees.hang_once, heartbeat=1.0, shutdown=0.05)]))
+    stall = recorder.wait_for(Stalled)
+
+    assert stall.stack.startswith("process ")
+    assert recorder.wait_for(ChildTerminated).reason.kind is ExitKind.STALLED
+    assert recorder.wait_for(Progress, "app/hang_once", count=2).incarnation == 2
+
+
+class Ear:
+    """A wire that goes nowhere."""
+
+    def __init__(self):
+        self.frames = []
+
+    def send(self, kind, content=b""):
+        self.frames.append((kind, content))
+
+
+def context(**facts):
+    common = {"path": "app/x", "incarnation": 1, "ready": False, "heartbeat": None, "snapshot": None}
+    return remote.RemoteContext(remote.Facts(**{**common, "last_exit": None, "state": None, **facts}), Ear())
+
+
+def test_few_of_many_check_ins_are_sent():
+    ctx = context(heartbeat=1000.0)
+    for _ in range(1000):
+        ctx.check_in()
+    assert len(ctx._wire.frames) == 1
+
+    ctx.check_in(allow=5000.0)
+    ctx.check_in(allow=5000.0)
+    ctx.check_in()
+    assert [remote.ALLOWED.unpack(content) for _, content in ctx._wire.frames] == [(0.0,), (5000.0,), (0.0,)]
+
+
+def test_without_a_heartbeat_only_state_is_sent():
+    ctx = context()
+    ctx.check_in()
+    ctx.check_in("state")
+
+    assert [kind for kind, _ in ctx._wire.frames] == [remote.STATE]
+    assert ctx.state == "state"
+
+
+@pytest.mark.parametrize("allow", [0, -1, float("nan"), float("inf"), True, "1"])
+def test_a_wrong_allowance_is_refused(allow):
+    with pytest.raises(ValueError, match="allow"):
+        context(heartbeat=1.0).check_in(allow=allow)
+
+
+def test_a_check_in_that_was_kept_back_is_allowed_for(stage):
+    """Of the ones after it some were not sent, so the next may be late by that much."""
+    scene = stage(process(callees.obedient, heartbeat=8.0))
+    scene.hear()
+    before = time.monotonic()
+    scene.child._has_checked_in(remote.ALLOWED.pack(0.0))
+    beat, until = scene.child.pulse()
+    scene.child._has_checked_in(remote.ALLOWED.pack(100.0))
+
+    assert before <= beat
+    assert until == beat + 9.0
+    assert scene.child.pulse()[1] == scene.child.pulse()[0] + 101.0
+    scene.child.stop()
+    end_of(scene)
+
+
+def test_frames_may_come_in_pieces():
+    frames, stream = callee.Frames(), remote.HEAD.pack(remote.STATE, 3) + b"abc" + remote.HEAD.pack(remote.UP, 0)
+    cut = [frame for index in range(len(stream)) for frame in frames.cut(stream[index : index + 1])]
+
+    assert cut == [(remote.STATE, b"abc"), (remote.UP, b"")]
+
+
+# Whole programs
+
+PRELUDE = """
+import os, signal, sys
+from otpy import process, run, start, supervisor
+from tests import callees
+"""
+
+
+@pytest.fixture
+def program(tmp_path):
+    """Run a program of its own, and return its Popen."""
+    programs = []
+    environment = {**os.environ, "PYTHONPATH": str(pathlib.Path(otpy.__file__).parent.parent)}
+
+    def begin(text):
+        file = tmp_path / "program.py"
+        file.write_text(PRELUDE + text)
+        programs.append(
+            subprocess.Popen([sys.executable, str(file)], env=environment, stderr=subprocess.PIPE, text=True)
+        )
+        return programs[-1]
+
+    yield begin
+    for one in programs:
+        with contextlib.suppress(ProcessLookupError):
+            one.kill()
+        one.communicate(timeout=HANG)
+
+
+ORPHANS = """
+if __name__ == "__main__":
+    app = start(supervisor("app", children=[process(callees.{name}, {where!r}, ready=True)]), log=False)
+    {then}
+"""
+
+
+@pytest.mark.parametrize("name", ["with_grandchild", "with_lock_held"])
+def test_all_die_with_a_program_that_is_killed(program, where, name):
+    """Even one that never lets go of the interpreter's lock, where the kernel can see to that: Linux."""
+    parent = program(ORPHANS.format(name=name, where=where, then="signal.pause()"))
+    pids = heard(where)
+    parent.kill()
+
+    for pid in pids:
+        wait_until(lambda pid=pid: is_gone(pid))
+
+
+def test_a_fork_of_the_program_keeps_nobody_alive(program, where, tmp_path):
+    fork = "callees.say(sys.argv[0] + '.fork', os.getpid()) if os.fork() == 0 else None; signal.pause()"
+    parent = program(ORPHANS.format(name="with_grandchild", where=where, then=fork))
+    pids = heard(where)
+    [forked] = heard(str(tmp_path / "program.py.fork"))
+    parent.kill()
+
+    for pid in pids:
+        wait_until(lambda pid=pid: is_gone(pid))
+    assert not is_gone(forked)
+    os.kill(forked, signal.SIGKILL)
+
+
+def test_the_exit_of_the_interpreter_stops_them(program, where):
+    """In order, and without waiting for anything else; also those that run on without a supervisor."""
+    stopped = program(ORPHANS.format(name="with_grandchild", where=where, then="callees.say(sys.argv[0] + '.up')"))
+    pids = heard(where)
+    _, errors = stopped.communicate(timeout=HANG)
+
+    assert (stopped.returncode, errors) == (0, "")
+    assert all(is_gone(pid) for pid in pids[:1])
+
+
+def test_a_detached_one_dies_with_the_program(program, where):
+    detached = program(ORPHANS.format(name="with_grandchild", where=where, then="app.detach()"))
+    pids = heard(where)
+    _, errors = detached.communicate(timeout=HANG)
+
+    assert (detached.returncode, errors) == (0, "")
+    for pid in pids:
+        wait_until(lambda pid=pid: is_gone(pid))
+
+
+def test_a_target_may_be_in_the_main_module(program, where):
+    text = f"""
+class Bad(Exception): ...
+
+def target(ctx):
+    callees.say({where!r}, __name__)
+    raise Bad("luck")
+
+if __name__ == "__main__":
+    child = process(target, restart="temporary", significant=True)
+    reports = []
+    run(supervisor("app", children=[child], auto_shutdown="any_significant"), reports=reports.append, log=False)
+    [crash] = [one.reason.exception for one in reports if type(one).__name__ == "ChildTerminated"]
+    assert type(crash) is Bad, crash
+"""
+    _, errors = program(text).communicate(timeout=HANG)
+
+    assert errors == ""
+    assert heard(where) == ["__mp_main__"]
+
+
+def test_a_main_module_without_a_guard_does_not_start_itself_for_ever(program):
+    text = """
+def target(ctx): ...
+
+start(supervisor("app", children=[process(target)]), log=False)
+"""
+    parent = program(text)
+    _, errors = parent.communicate(timeout=HANG)
+
+    assert parent.returncode == 1
+    assert "bootstrapping phase" in errors
