@@ -6,8 +6,8 @@ children, clocks and handlers in ``otpy.abc``.
 What only programs with coroutines or processes need is imported when it is first asked for.
 """
 
-import importlib
-from typing import TYPE_CHECKING
+import importlib as _importlib
+import typing as _typing
 
 from otpy import abc, registry, reports
 from otpy.children.adopted import adopt
@@ -51,7 +51,7 @@ from otpy.specs import (
 )
 from otpy.supervisors import Supervisor, dynamic_supervisor, run, start, supervisor
 
-if TYPE_CHECKING:
+if _typing.TYPE_CHECKING:
     from otpy import aio
     from otpy.children.coroutine import coroutine
     from otpy.children.json_reports import json_reports
@@ -138,7 +138,7 @@ _LATER = {
 def __getattr__(name: str) -> object:
     if name not in _LATER:
         raise AttributeError(f"module 'otpy' has no attribute {name!r}")
-    module = importlib.import_module(f"otpy.{_LATER[name]}")
+    module = _importlib.import_module(f"otpy.{_LATER[name]}")
     found = globals()[name] = getattr(module, name, module)
     return found
 

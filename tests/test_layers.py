@@ -3,6 +3,8 @@
 import ast
 import importlib
 import pathlib
+import subprocess
+import sys
 
 import pytest
 
@@ -100,10 +102,21 @@ def test_only_telemetry_logs_and_only_threads_starts_threads():
 
 def test_the_exports_are_sorted_and_real():
     """``__all__`` lists what is public, and there is no other public name but the modules."""
-    public = {name for name in vars(otpy) if not name.startswith("_")} - set(FLOOR)
+    here = {name for name in vars(otpy) if not name.startswith("_")} - set(FLOOR)
 
-    assert otpy.__all__ == sorted(otpy.__all__)
-    assert public | {"abc", "aio", "registry", "reports"} == set(otpy.__all__)
+    assert otpy.__all__ == sorted(otpy.__all__) == dir(otpy)
+    assert here | {"abc", "registry", "reports", *otpy._LATER} == set(otpy.__all__)
+    assert [getattr(otpy, name) for name in otpy.__all__]
+    with pytest.raises(AttributeError, match="module 'otpy' has no attribute 'proces'"):
+        _ = otpy.proces
+
+
+def test_what_few_programs_need_is_not_imported_by_all():
+    """To import it takes longer than all the rest."""
+    code = "import sys, otpy; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+
+    assert not {"otpy.aio", "otpy.loops", "otpy.children.process", "multiprocessing"} & set(loaded)
 
 
 def test_every_public_name_has_a_docstring():
