@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from benchmarks import calls, erlang, inside, peers, restarts, trees
+from benchmarks import calls, erlang, inside, peers, processes, restarts, trees
 from benchmarks.measure import FLOOR, OTPY, Benchmark, Side, Target
 
 CHECK_IN, RUNNING = "it.check_in()", "it.running"
@@ -116,6 +116,37 @@ ALL = (
         apart=True,
     ),
     Benchmark(
+        name="program-restart",
+        what="from the kill of a program to the first act of its replacement",
+        floor="Popen.wait, then Popen",
+        sides=(Side(OTPY, processes.restart_of_otpy), Side(FLOOR, processes.restart_of_floor)),
+        targets=(Target("p50", 1.15),),
+        size=60,
+        quick=2,
+        rounds=10,
+    ),
+    Benchmark(
+        name="process-ready",
+        what="from the call that starts a callable in a process of its own until it is ready",
+        floor='multiprocessing\'s Process with the method "spawn"',
+        sides=(Side(OTPY, processes.ready_of_otpy), Side(FLOOR, processes.ready_of_floor)),
+        targets=(Target("p50", 1.2),),
+        size=8,
+        quick=1,
+        rounds=10,
+    ),
+    Benchmark(
+        name="idle-programs",
+        what="voluntary context switches of an idle tree of 200 programs within 10 s",
+        unit="count",
+        sides=(Side(OTPY, trees.idle(10.0, processes.sleepers, 200)),),
+        targets=(Target("p99", 0, of=None, says="none at all"),),
+        size=200,
+        quick=4,
+        rounds=1,
+        apart=True,
+    ),
+    Benchmark(
         name="memory",
         what="memory (RSS) of one of 10,000 thread children, its spec included",
         floor="a bare thread and its event",
@@ -131,7 +162,7 @@ ALL = (
         name="idle",
         what="voluntary context switches of an idle tree of 1,000 children within 10 s",
         unit="count",
-        sides=(Side(OTPY, trees.idle(10.0)),),
+        sides=(Side(OTPY, trees.idle(10.0, trees.flat, 1_000)),),
         targets=(Target("p99", 0, of=None, says="none at all"),),
         size=1_000,
         quick=20,

@@ -112,10 +112,12 @@ def _status(path: Path) -> dict[str, int]:
 # they were woken. Those who only watch are not counted.
 
 
-def idle(seconds: float) -> Callable[[int], list[float]]:
+def idle(seconds: float, make: Callable[[int], otpy.SupervisorSpec], full: int) -> Callable[[int], list[float]]:
+    """Return a function that counts wake-ups of an idle tree; a tree of *full* children is watched for *seconds*."""
+
     def count(size: int) -> list[float]:
-        with otpy.start(flat(size), log=False):
-            return [_switches(seconds * min(1.0, size / 1000))]
+        with otpy.start(make(size), log=False):
+            return [_switches(seconds * min(1.0, size / full))]
 
     return count
 
