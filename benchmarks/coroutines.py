@@ -1,0 +1,71 @@
+"""Coroutine children: what it costs to start many, to let each crash once, and to restart it."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import itertools
+import threading
+from collections.abc import Awaitable, Callable
+from time import perf_counter
+
+import otpy
+from benchmarks.restarts import UNLIMITED
+
+
+class Lives:
+    """What *count* coroutines do: the first life of each raises at once, its second waits to be stopped."""
+
+    def __init__(self, count: int) -> None:
+        self.replaced = threading.Event()
+        self._first = [True] * count
+        self._arrivals = itertools.count(1)
+
+    async def live(self, number: int, wait: Callable[[], Awaitable[object]]) -> None:
+        if self._first[number]:
+            self._first[number] = False
+            raise RuntimeError
+        if next(self._arrivals) == len(self._first):
+            self.replaced.set()
+        await wait()
+
+
+def crashes_of_otpy(size: int) -> list[float]:
+    lives = Lives(size)
+    children = [otpy.coroutine(_be_one, lives, number, id=f"child-{number}") for number in range(size)]
+    spec = otpy.supervisor("app", children=children, intensity=UNLIMITED, period=1.0)
+    began = perf_counter()
+    with otpy.start(spec, log=False):
+        lives.replaced.wait()
+        return [(perf_counter() - began) / size]
+
+
+async def _be_one(ctx: otpy.Context, lives: Lives, number: int) -> None:
+    await lives.live(number, ctx.wait_stop)  # type: ignore[arg-type]
+
+
+def crashes_of_floor(size: int) -> list[float]:
+    return [asyncio.run(_crash_and_restart(size))]
+
+
+async def _crash_and_restart(size: int) -> float:
+    """Start as many tasks, each with a callback that starts another one when it has crashed."""
+    lives, stop, tasks = Lives(size), asyncio.Event(), dict[int, asyncio.Task[None]]()
+
+    def start(number: int) -> None:
+        task = tasks[number] = asyncio.create_task(lives.live(number, stop.wait))
+        task.add_done_callback(functools.partial(replace, number))
+
+    def replace(number: int, task: asyncio.Task[None]) -> None:
+        if task.exception() is not None:
+            start(number)
+
+    began = perf_counter()
+    for number in range(size):
+        start(number)
+    while not lives.replaced.is_set():
+        await asyncio.sleep(0)
+    took = (perf_counter() - began) / size
+    stop.set()
+    await asyncio.gather(*tasks.values())
+    return took
