@@ -6,8 +6,8 @@ import asyncio
 import functools
 import itertools
 import threading
-from collections.abc import Awaitable, Callable
 from time import perf_counter
+from typing import Any
 
 import otpy
 from benchmarks.restarts import UNLIMITED
@@ -21,27 +21,30 @@ class Lives:
         self._first = [True] * count
         self._arrivals = itertools.count(1)
 
-    async def live(self, number: int, wait: Callable[[], Awaitable[object]]) -> None:
+    async def live(self, ctx: Any, number: int) -> None:
+        """Be the child *number*; *ctx* is otpy's, or a ``Stop``."""
         if self._first[number]:
             self._first[number] = False
             raise RuntimeError
         if next(self._arrivals) == len(self._first):
             self.replaced.set()
-        await wait()
+        await ctx.wait_stop()
+
+
+class Stop(asyncio.Event):
+    """The floor's way to end: one event for all."""
+
+    wait_stop = asyncio.Event.wait
 
 
 def crashes_of_otpy(size: int) -> list[float]:
     lives = Lives(size)
-    children = [otpy.coroutine(_be_one, lives, number, id=f"child-{number}") for number in range(size)]
+    children = [otpy.coroutine(lives.live, number, id=f"child-{number}") for number in range(size)]
     spec = otpy.supervisor("app", children=children, intensity=UNLIMITED, period=1.0)
     began = perf_counter()
     with otpy.start(spec, log=False):
         lives.replaced.wait()
         return [(perf_counter() - began) / size]
-
-
-async def _be_one(ctx: otpy.Context, lives: Lives, number: int) -> None:
-    await lives.live(number, ctx.wait_stop)  # type: ignore[arg-type]
 
 
 def crashes_of_floor(size: int) -> list[float]:
@@ -50,10 +53,10 @@ def crashes_of_floor(size: int) -> list[float]:
 
 async def _crash_and_restart(size: int) -> float:
     """Start as many tasks, each with a callback that starts another one when it has crashed."""
-    lives, stop, tasks = Lives(size), asyncio.Event(), dict[int, asyncio.Task[None]]()
+    lives, stop, tasks = Lives(size), Stop(), dict[int, asyncio.Task[None]]()
 
     def start(number: int) -> None:
-        task = tasks[number] = asyncio.create_task(lives.live(number, stop.wait))
+        task = tasks[number] = asyncio.create_task(lives.live(stop, number))
         task.add_done_callback(functools.partial(replace, number))
 
     def replace(number: int, task: asyncio.Task[None]) -> None:

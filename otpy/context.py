@@ -55,10 +55,10 @@ class Context:
         "running",
     )
 
-    def __init__(self, birth: Birth, deliver: Deliver) -> None:
+    def __init__(self, birth: Birth, deliver: Deliver, stop: Once | None = None) -> None:
         self.running = True
         self._birth, self._deliver = birth, deliver
-        self._stop = Once()
+        self._stop = stop or Once()
         self._callbacks: list[Callable[[], object]] = []
         self._is_ready = not birth.spec.ready
         self._fenced = False

@@ -28,6 +28,7 @@ from otpy.children.thread import ASKED_AND_ENDED, check_call, forget, name_of, p
 from otpy.context import Context, current
 from otpy.exceptions import NotFound, SpecError, is_a
 from otpy.loops import BLOCKED, CLEAN_UP, LoopThread, find_uvloop
+from otpy.mailbox import Once
 from otpy.messages import ChildExited, ChildStarted
 from otpy.reports import CRASHED, KILLED, ExitReason
 from otpy.specs import ChildSpec, Common, check_common
@@ -84,15 +85,19 @@ def _check(path: str, target: Any, args: tuple[Any, ...], loop: Any, uvloop: Any
         raise SpecError(path, "uvloop", uvloop, "True or False")
 
 
+NOBODY_WAITS = Once()
+"""What a thread would wait for; a coroutine is woken by ``AsyncContext.wake``."""
+
+
 class AsyncContext(Context):
     """What a coroutine child sees of its tree: a ``Context`` whose waits are awaited."""
 
     __slots__ = ("_naps", "tasks")
 
     def __init__(self, birth: Birth, deliver: Deliver) -> None:
-        super().__init__(birth, deliver)
+        super().__init__(birth, deliver, NOBODY_WAITS)
         self._naps: dict[asyncio.Future[None], asyncio.Task[Any] | None] = {}
-        self.tasks: set[asyncio.Task[Any]] = set()
+        self.tasks: dict[asyncio.Task[Any], None] = {}
 
     async def sleep(self, seconds: float) -> None:  # type: ignore[override]
         """Sleep, or return early when asked to stop.
@@ -200,8 +205,8 @@ def _new_task(loop: asyncio.AbstractEventLoop, coro: Coroutine[Any, Any, Any], *
     with contextlib.suppress(NotFound):
         ctx = current()
         if isinstance(ctx, AsyncContext):
-            ctx.tasks.add(task)
-            task.add_done_callback(ctx.tasks.discard)
+            ctx.tasks[task] = None
+            task.add_done_callback(ctx.tasks.pop)
     return task
 
 
@@ -210,7 +215,8 @@ class CoroutineChild:
     """One incarnation: a task that runs the target. Meets ``Child``, and ``Member`` of a loop.
 
     Who writes what: the supervisor's thread whether it was asked; the loop's thread whether it was killed, and the
-    task.
+    task. There may be very many, and the garbage collector looks at all that they keep: so what is empty is a dict, not
+    a list or a set, and what is there only until it is taken is an attribute that is deleted.
     """
 
     birth: Birth
@@ -218,7 +224,7 @@ class CoroutineChild:
     _ctx: AsyncContext = attrs.field(init=False)
     _home: LoopThread | None = attrs.field(default=None, init=False)
     _task: asyncio.Task[Any] | None = attrs.field(default=None, init=False)
-    _mouth: list[Deliver] = attrs.field(factory=list, init=False)
+    _mouth: Deliver = attrs.field(init=False)
     _is_asked: bool = attrs.field(default=False, init=False)
     _is_killed: bool = attrs.field(default=False, init=False)
 
@@ -226,7 +232,7 @@ class CoroutineChild:
 
     def start(self, deliver: Deliver) -> None:
         birth = self.birth
-        self._mouth.append(deliver)
+        self._mouth = deliver
         self._ctx = AsyncContext(birth, deliver)
         try:
             self._home = self.how.home_of(self)
@@ -275,7 +281,7 @@ class CoroutineChild:
 
     @property
     def alive(self) -> bool:
-        return bool(self._mouth)
+        return hasattr(self, "_mouth")
 
     def escape(self) -> bool:
         if self._is_asked:
@@ -289,8 +295,9 @@ class CoroutineChild:
 
     def end(self, reason: ExitReason) -> None:
         try:
-            deliver = self._mouth.pop()
-        except IndexError:
+            deliver = self._mouth
+            del self._mouth  # whoever comes second cannot
+        except AttributeError:
             return  # somebody else was faster
         deliver(ChildExited(self.birth.ref, reason))
 
@@ -303,7 +310,7 @@ class CoroutineChild:
         assert self._home is not None, "it has ordered this"
         if self.alive:  # or it was given up before, with a loop that did not get so far
             self._task = asyncio.Task(self._live(), loop=self._home.loop, name=self.birth.path)
-            self._task.add_done_callback(self._task_is_done)
+            self._task.add_done_callback(self._task_is_done, context=self._home.context)
         else:
             self._home.leave(self, for_good=True)
 
@@ -313,6 +320,7 @@ class CoroutineChild:
             self._ctx.enter()
             await self.how.target(self._ctx, *self.how.args)
         except BaseException as error:
+            _leave_out_this_frame(error)
             return error
         return None
 
@@ -367,6 +375,16 @@ class CoroutineChild:
         if is_a(error, asyncio.CancelledError) and self._is_asked:
             return ExitReason(KILLED, error) if self._is_killed else ASKED_AND_ENDED
         return reason_of(error, self._ctx)
+
+
+TRACEBACK: Any = vars(BaseException)["__traceback__"]
+"""To get and set it without any code of the exception's class."""
+
+
+def _leave_out_this_frame(error: BaseException) -> None:
+    """Take the outermost frame out of the traceback: it is ours, and would keep the child as long as the crash."""
+    traceback = TRACEBACK.__get__(error)
+    TRACEBACK.__set__(error, traceback.tb_next or traceback)
 
 
 def _is_running(task: asyncio.Task[Any]) -> bool:
