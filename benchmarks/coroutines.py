@@ -6,6 +6,7 @@ import asyncio
 import functools
 import itertools
 import threading
+from collections.abc import Callable
 from time import perf_counter
 from typing import Any
 
@@ -14,10 +15,13 @@ from benchmarks.restarts import UNLIMITED
 
 
 class Lives:
-    """What *count* coroutines do: the first life of each raises at once, its second waits to be stopped."""
+    """What *count* coroutines do: the first life of each raises at once, its second waits to be stopped.
 
-    def __init__(self, count: int) -> None:
-        self.replaced = threading.Event()
+    When all are in their second, *tell* is called.
+    """
+
+    def __init__(self, count: int, tell: Callable[[], object]) -> None:
+        self._tell = tell
         self._first = [True] * count
         self._arrivals = itertools.count(1)
 
@@ -27,7 +31,7 @@ class Lives:
             self._first[number] = False
             raise RuntimeError
         if next(self._arrivals) == len(self._first):
-            self.replaced.set()
+            self._tell()
         await ctx.wait_stop()
 
 
@@ -38,12 +42,13 @@ class Stop(asyncio.Event):
 
 
 def crashes_of_otpy(size: int) -> list[float]:
-    lives = Lives(size)
+    replaced = threading.Event()
+    lives = Lives(size, replaced.set)
     children = [otpy.coroutine(lives.live, number, id=f"child-{number}") for number in range(size)]
     spec = otpy.supervisor("app", children=children, intensity=UNLIMITED, period=1.0)
     began = perf_counter()
     with otpy.start(spec, log=False):
-        lives.replaced.wait()
+        replaced.wait()
         return [(perf_counter() - began) / size]
 
 
@@ -53,7 +58,8 @@ def crashes_of_floor(size: int) -> list[float]:
 
 async def _crash_and_restart(size: int) -> float:
     """Start as many tasks, each with a callback that starts another one when it has crashed."""
-    lives, stop, tasks = Lives(size), Stop(), dict[int, asyncio.Task[None]]()
+    replaced, stop, tasks = asyncio.Event(), Stop(), dict[int, asyncio.Task[None]]()
+    lives = Lives(size, replaced.set)
 
     def start(number: int) -> None:
         task = tasks[number] = asyncio.create_task(lives.live(stop, number))
@@ -66,8 +72,7 @@ async def _crash_and_restart(size: int) -> float:
     began = perf_counter()
     for number in range(size):
         start(number)
-    while not lives.replaced.is_set():
-        await asyncio.sleep(0)
+    await replaced.wait()
     took = (perf_counter() - began) / size
     stop.set()
     await asyncio.gather(*tasks.values())

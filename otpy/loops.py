@@ -174,8 +174,9 @@ class LoopThread:
     # On the loop's thread
 
     def _obey(self) -> None:
+        """Obey all that was ordered so far; what comes meanwhile rings again, or a flood would starve the tasks."""
         self._is_rung = False
-        while self._orders:
+        for _ in range(len(self._orders)):
             self._orders.popleft()()
 
     def leave(self, member: Member, *, for_good: bool) -> None:
