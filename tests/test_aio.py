@@ -285,12 +285,13 @@ def test_a_task_beside_the_start_may_wait_for_it(launch):
 
     async def starts(ctx):
         call = asyncio.create_task(AsyncSupervisor(ctx.supervisor).start_child(thread(idle)))
-        await asyncio.sleep(0)
+        machine = ctx.supervisor._tree.directory["app"].machine
+        await asyncio.to_thread(wait_until, lambda: machine._waiting or call.done())
         ctx.ready()
         answers.put((await call).id)
         await ctx.wait_stop()
 
-    launch(supervisor("app", children=[coroutine(starts, ready=True)]))
+    launch(supervisor("app", children=[coroutine(starts, ready=True, restart="temporary")]))
 
     assert answers.get(timeout=HANG) == "idle"
 
@@ -298,11 +299,37 @@ def test_a_task_beside_the_start_may_wait_for_it(launch):
 def test_a_start_may_stop_its_own_supervisor(launch):
     """It is cancelled, as later on; the start has failed."""
 
+    ended = queue.SimpleQueue()
+
     async def ends(ctx):
-        await AsyncSupervisor(ctx.supervisor).stop()
+        try:
+            await AsyncSupervisor(ctx.supervisor).stop()
+        except BaseException as error:
+            ended.put(type(error))
+            raise
 
     with pytest.raises(otpy.StartError):
         launch(supervisor("app", children=[coroutine(ends, ready=True)]))
+
+    assert ended.get(timeout=HANG) is asyncio.CancelledError
+
+
+def test_a_child_that_is_up_may_terminate_itself(launch):
+    """It is cancelled while it awaits that."""
+    ended = queue.SimpleQueue()
+
+    async def ends(ctx):
+        ctx.ready()
+        try:
+            await AsyncSupervisor(ctx.supervisor).terminate_child("ends")
+        except BaseException as error:
+            ended.put(type(error))
+            raise
+
+    app = launch(dynamic_supervisor("app"))
+    app.start_child(coroutine(ends, ready=True))
+
+    assert ended.get(timeout=HANG) is asyncio.CancelledError
 
 
 def test_no_thread_is_left():

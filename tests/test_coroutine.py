@@ -643,6 +643,82 @@ def test_tasks_that_start_others_when_they_are_cancelled(launch, stages):
     assert seen[:1] == [1]
 
 
+def test_a_kill_shortens_the_sweeping(launch, recorder, stages, monkeypatch):
+    """The tasks that are left are cancelled once more, and the child has ended, not been given up."""
+    monkeypatch.setattr("otpy.children.coroutine.CLEAN_UP", HANG)
+    app = launch(supervisor("app", children=[coroutine(stages[0], id="a", shutdown="brutal_kill"), coroutine(wait)]))
+    life, seen = stages[0].next(), queue.SimpleQueue()
+
+    async def stay():
+        for turn in range(2):
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                seen.put(turn)
+
+    async def leave_one():
+        life.task = asyncio.create_task(stay())
+        await asyncio.sleep(0)
+        raise RuntimeError
+
+    life.do(leave_one)
+    assert seen.get(timeout=HANG) == 0
+    app.terminate_child("a")
+
+    assert seen.get(timeout=HANG) == 1
+    assert recorder.of(Unstopped) == []
+
+
+class Nasty(Exception):
+    """Does not want to be looked at."""
+
+    @property
+    def __traceback__(self):
+        raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("error", [RuntimeError(), Nasty()])
+def test_the_traceback_begins_with_the_code_of_the_child(launch, recorder, error):
+    """And not with ours, whose frame would keep the child as long as the crash is remembered."""
+
+    async def fails(ctx):
+        raise error
+
+    launch(supervisor("app", intensity=0, children=[coroutine(fails)])).wait(HANG)
+    reason = recorder.wait_for(ChildTerminated).reason
+
+    assert reason.exception is error
+    lines = vars(BaseException)["__traceback__"].__get__(error)
+    assert (lines.tb_frame.f_code.co_name, lines.tb_next) == ("fails", None)
+
+
+def test_the_stop_may_come_while_it_begins_to_wait_elsewhere(launch):
+    """In a loop in another thread, between its look and its waiting."""
+    up, seen = threading.Event(), queue.SimpleQueue()
+
+    async def inner(ctx):
+        loop = asyncio.get_running_loop()
+        make = loop.create_future
+
+        def make_late():
+            future = make()
+            up.set()
+            wait_until(lambda: not ctx.running)
+            return future
+
+        loop.create_future = make_late
+        seen.put(await ctx.wait_stop())
+
+    async def outer(ctx):
+        await asyncio.to_thread(asyncio.run, inner(ctx))
+
+    app = launch(supervisor("app", children=[coroutine(outer)]))
+    assert up.wait(HANG)
+    app.stop()
+
+    assert seen.get(timeout=HANG) is True
+
+
 def test_it_may_wait_for_the_stop_in_a_loop_of_its_own_making(launch, recorder):
     """In another thread: it is woken there."""
     up, seen = threading.Event(), queue.SimpleQueue()
@@ -1145,6 +1221,35 @@ def test_a_blocked_loop_is_found_and_left(launch, recorder, stages, gate, clock)
     assert again[0].ctx.state is None
     assert app.stop().unstopped == ()
     assert len(recorder.of(ChildTerminated)) == 2
+
+
+@pytest.mark.parametrize("strategy", ["one_for_one", "one_for_all", "rest_for_one"])
+def test_a_blocked_loop_of_its_own_is_left_alone(launch, recorder, gate, clock, strategy):
+    """It is given up as a shared one is; who else is restarted, and what that costs, is the strategy's decision."""
+    stages = [Stage() for _ in range(3)]
+    children = [
+        coroutine(stages[0], id="a"),
+        coroutine(stages[1], id="b", loop="own"),
+        coroutine(stages[2], id="c", loop="own"),
+    ]
+    app = launch(supervisor("app", strategy=strategy, intensity=1, children=children), clock=clock)
+    lives = [stage.next() for stage in stages]
+    block(lives[1], gate)
+    let_time_pass(app, clock, lambda: recorder.of(Stalled))
+    again = stages[1].next()
+    restarted = {"one_for_one": "b", "one_for_all": "abc", "rest_for_one": "bc"}[strategy]
+    for stage, id in zip(stages, "abc", strict=True):
+        if id in restarted and id != "b":
+            stage.next()
+
+    [stalled] = recorder.of(Stalled)
+    assert (stalled.path, stalled.thread) == ("app/b", "app/b")
+    assert "gate.wait(HANG)  # blocks the loop" in stalled.stack
+    assert again.loop is not lives[1].loop
+    assert "".join(info.id for info in app.which_children() if info.incarnation == 2) == restarted
+    assert app.snapshot().budget_left == 0
+    gate.set()
+    lives[1].thread.join(HANG)
 
 
 def test_it_does_not_hold_up_the_end(launch, stages, gate, clock):
