@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from benchmarks import calls, erlang, inside, peers, processes, restarts, trees
+from benchmarks import calls, coroutines, erlang, inside, peers, processes, restarts, trees
 from benchmarks.measure import FLOOR, OTPY, Benchmark, Side, Target
 
 CHECK_IN, RUNNING = "it.check_in()", "it.running"
@@ -114,6 +114,20 @@ ALL = (
         quick=40,
         rounds=5,
         apart=True,
+    ),
+    *(
+        Benchmark(
+            name=f"coroutines-{size}",
+            what=f"start of one of {size:,} coroutine children that crashes at once, and its restart",
+            floor="asyncio.create_task, and a done callback that creates the next task",
+            sides=(Side(OTPY, coroutines.crashes_of_otpy), Side(FLOOR, coroutines.crashes_of_floor)),
+            targets=(Target("p50", 3.0),),
+            size=size,
+            quick=20,
+            rounds=11,
+            apart=True,
+        )
+        for size in (1_000, 10_000)
     ),
     Benchmark(
         name="program-restart",

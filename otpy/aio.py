@@ -3,6 +3,9 @@
 While a call is pending it has a helper thread of its own. So any number may wait side by side, and what a call means is
 decided in one place, the blocking handle. If the task that awaits a call is cancelled, the call finishes by itself, and
 nobody gets its answer.
+
+So a child that awaits a call can always be stopped. But it cannot become ready meanwhile: a call that waits until its
+supervisor has started it raises ``WouldDeadlock``.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import attrs
 
 from otpy import supervisors, threads
 from otpy.abc import Puttable, ReportHandler
+from otpy.children.coroutine import as_awaited_here
 from otpy.reports import ChildInfo, Counts, ExitReason, Snapshot, StopReport
 from otpy.specs import ChildSpec, SupervisorSpec
 from otpy.supervisors import Options, Supervisor
@@ -52,6 +56,8 @@ async def start(tree: SupervisorSpec, **options: Unpack[Options]) -> AsyncIterat
 class AsyncSupervisor:
     """The handle of a running supervisor, for async code. It means and raises what ``Supervisor`` does.
 
+    Except that a coroutine child may await the end of its own supervisor, and its own: that cancels it.
+
     Attributes:
         handle: The blocking handle, such as ``ctx.supervisor`` or what ``otpy.start`` returns.
     """
@@ -70,19 +76,19 @@ class AsyncSupervisor:
 
     async def start_child(self, spec: ChildSpec, timeout: float | None = None) -> ChildInfo:
         """Add a child, start it, and return when it is up."""
-        return await self._call(self.handle.start_child, spec, timeout)
+        return await self._manage(self.handle.start_child, spec, timeout)
 
     async def terminate_child(self, id: str, timeout: float | None = None) -> None:
         """Stop a child and return when it has ended or was given up."""
-        await self._call(self.handle.terminate_child, id, timeout)
+        await self._manage(self.handle.terminate_child, id, timeout)
 
     async def restart_child(self, id: str, timeout: float | None = None) -> ChildInfo:
         """Start a child that is not running, and return when it is up."""
-        return await self._call(self.handle.restart_child, id, timeout)
+        return await self._manage(self.handle.restart_child, id, timeout)
 
     async def delete_child(self, id: str, timeout: float | None = None) -> None:
         """Forget the spec of a child that is not running."""
-        await self._call(self.handle.delete_child, id, timeout)
+        await self._manage(self.handle.delete_child, id, timeout)
 
     async def get_childspec(self, id: str, timeout: float | None = None) -> ChildSpec:
         """Return the spec of a child."""
@@ -122,7 +128,11 @@ class AsyncSupervisor:
 
     async def detach(self) -> StopReport:
         """End this supervisor and all supervisors below it, and let their workers run on, unsupervised."""
-        return await self._call(self.handle.detach)
+        return await self._manage(self.handle.detach)
+
+    async def _manage(self, method: Callable[..., T], *args: Any) -> T:
+        """Make a call that may have to wait until the supervisor has nothing else to do."""
+        return await _call(f"{method.__name__} {self.path}", as_awaited_here(functools.partial(method, *args)))
 
     async def _call(self, method: Callable[..., T], *args: Any) -> T:
         return await _call(f"{method.__name__} {self.path}", functools.partial(method, *args))

@@ -56,10 +56,10 @@ class Context:
         "running",
     )
 
-    def __init__(self, birth: Birth, deliver: Deliver) -> None:
+    def __init__(self, birth: Birth, deliver: Deliver, stop: Once | None = None) -> None:
         self.running = True
         self._birth, self._deliver = birth, deliver
-        self._stop = Once()
+        self._stop = stop or Once()
         self._callbacks: list[Callable[[], object]] = []
         self._is_ready = not birth.spec.ready
         self._fenced = False
@@ -191,12 +191,16 @@ class Context:
     def hangs_on(self, tree: object, path: str) -> str | None:
         """Return the child of the supervisor *path* through which this child hangs in its tree.
 
-        None if it does not, or if this is not the child's own thread: then a call does not keep the child from ending.
+        None if it does not, or if a call made here does not hold up the child: its own thread is another one.
         """
         birth = self._use()
-        if birth.tree is not tree or self._thread != threading.get_ident() or not birth.path.startswith(path + "/"):
+        if birth.tree is not tree or not self._is_held_up() or not birth.path.startswith(path + "/"):
             return None
         return birth.path[len(path) + 1 :].partition("/")[0]
+
+    def _is_held_up(self) -> bool:
+        """Whether a call that is made here keeps the child from ending or from starting."""
+        return self._thread == threading.get_ident()
 
     def ask(self) -> None:
         """Ask the child to stop. Idempotent."""

@@ -24,6 +24,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
+import contextvars
 import importlib
 import selectors
 import threading
@@ -82,6 +83,7 @@ class LoopThread:
         name: The name of the thread.
         path: What it serves: a supervisor, or one child.
         loop: The loop.
+        context: What its own callbacks run in: one for all, or each task would keep another one.
     """
 
     def __init__(self, name: str, path: str, birth: Birth, *, uvloop: ModuleType | None) -> None:
@@ -96,6 +98,7 @@ class LoopThread:
         self._has_to_be_asked = uvloop is not None
         self._busy_since: float | None = None
         self._thread: threading.Thread | None = None
+        self.context = contextvars.Context()
         self.loop: asyncio.AbstractEventLoop = (
             asyncio.SelectorEventLoop(_Selector(self)) if uvloop is None else uvloop.new_event_loop()
         )
@@ -171,8 +174,9 @@ class LoopThread:
     # On the loop's thread
 
     def _obey(self) -> None:
+        """Obey all that was ordered so far; what comes meanwhile rings again, or a flood would starve the tasks."""
         self._is_rung = False
-        while self._orders:
+        for _ in range(len(self._orders)):
             self._orders.popleft()()
 
     def leave(self, member: Member, *, for_good: bool) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import inspect
+import queue
 import threading
 
 import pytest
@@ -218,6 +219,117 @@ def test_a_coroutine_child_may_stop_its_own_supervisor():
 
     assert app.wait(HANG).kind is ExitKind.SHUTDOWN
     app.stop()
+
+
+async def early(ctx, question, answers):
+    try:
+        answers.put(await question(AsyncSupervisor(ctx.supervisor)))
+    except otpy.WouldDeadlock as error:
+        answers.put(error.path)
+    ctx.ready()
+    await ctx.wait_stop()
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        lambda app: app.start_child(thread(idle)),
+        lambda app: app.restart_child("early"),
+        lambda app: app.terminate_child("early"),
+        lambda app: app.terminate_child("first"),
+        lambda app: app.delete_child("first"),
+    ],
+)
+def test_what_waits_for_the_start_that_waits_for_it_is_refused(launch, question):
+    """As a blocking call of a thread is."""
+    answers = queue.SimpleQueue()
+    children = [thread(idle, id="first"), coroutine(early, question, answers, ready=True)]
+    launch(supervisor("app", children=children))
+
+    assert answers.get(timeout=HANG) == "app/early"
+
+
+def test_it_is_refused_for_the_supervisors_above_too(launch):
+    """They wait for it just as well."""
+    answers = queue.SimpleQueue()
+
+    inner = supervisor("in", children=[coroutine(early, above, answers, ready=True)])
+    launch(supervisor("app", children=[inner]))
+
+    assert answers.get(timeout=HANG) == "app/in"
+
+
+async def above(app):
+    return await AsyncSupervisor(Supervisor(app.handle._tree, "app")).start_child(thread(idle))
+
+
+def test_what_does_not_wait_for_it_is_answered_while_it_starts(launch):
+    """Questions; and calls to a supervisor that is up."""
+    answers = queue.SimpleQueue()
+
+    async def ask(app):
+        return (await app.count_children()).specs
+
+    async def start(app):
+        return (await app.start_child(thread(idle))).id
+
+    app = launch(supervisor("app", children=[coroutine(early, ask, answers, ready=True)]))
+    assert answers.get(timeout=HANG) == 1
+    app.start_child(coroutine(early, start, answers, id="late", ready=True))
+    assert answers.get(timeout=HANG) == "idle"
+
+
+def test_a_task_beside_the_start_may_wait_for_it(launch):
+    """The start does not wait for that one."""
+    answers = queue.SimpleQueue()
+
+    async def starts(ctx):
+        call = asyncio.create_task(AsyncSupervisor(ctx.supervisor).start_child(thread(idle)))
+        machine = ctx.supervisor._tree.directory["app"].machine
+        await asyncio.to_thread(wait_until, lambda: machine._waiting or call.done())
+        ctx.ready()
+        answers.put((await call).id)
+        await ctx.wait_stop()
+
+    launch(supervisor("app", children=[coroutine(starts, ready=True, restart="temporary")]))
+
+    assert answers.get(timeout=HANG) == "idle"
+
+
+def test_a_start_may_stop_its_own_supervisor(launch):
+    """It is cancelled, as later on; the start has failed."""
+
+    ended = queue.SimpleQueue()
+
+    async def ends(ctx):
+        try:
+            await AsyncSupervisor(ctx.supervisor).stop()
+        except BaseException as error:
+            ended.put(type(error))
+            raise
+
+    with pytest.raises(otpy.StartError):
+        launch(supervisor("app", children=[coroutine(ends, ready=True)]))
+
+    assert ended.get(timeout=HANG) is asyncio.CancelledError
+
+
+def test_a_child_that_is_up_may_terminate_itself(launch):
+    """It is cancelled while it awaits that."""
+    ended = queue.SimpleQueue()
+
+    async def ends(ctx):
+        ctx.ready()
+        try:
+            await AsyncSupervisor(ctx.supervisor).terminate_child("ends")
+        except BaseException as error:
+            ended.put(type(error))
+            raise
+
+    app = launch(dynamic_supervisor("app"))
+    app.start_child(coroutine(ends, ready=True))
+
+    assert ended.get(timeout=HANG) is asyncio.CancelledError
 
 
 def test_no_thread_is_left():

@@ -4,7 +4,8 @@ Laws:
 1. To the coroutine a stop is one event: ``ctx.running`` turns false, and at the same moment the task is cancelled, or
    woken if it waits in ``ctx.sleep`` or ``ctx.wait_stop``. So this happens on the loop, between two of its steps.
 2. CancelledError after a stop is SHUTDOWN, after a kill KILLED. A cancellation that nobody asked for is a crash.
-3. A child ends together with the tasks that it has started: those left are cancelled, and have CLEAN_UP seconds.
+3. A child ends together with the tasks that it has started: those left are cancelled, and have CLEAN_UP seconds, or
+   until the child is killed.
 4. The end is told once, by whoever takes ``_mouth`` first: the task's callback, also if the task was cancelled before
    its first step; or the loop, if that breaks, is blocked, or is closed.
 """
@@ -13,12 +14,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import functools
 import inspect
+import threading
 import traceback
 from collections.abc import Callable, Coroutine, Iterator
 from types import FrameType
-from typing import Any, Literal, Unpack
+from typing import Any, Literal, TypeVar, Unpack
 
 import attrs
 
@@ -28,11 +31,14 @@ from otpy.children.thread import ASKED_AND_ENDED, check_call, forget, name_of, p
 from otpy.context import Context, current
 from otpy.exceptions import NotFound, SpecError, is_a
 from otpy.loops import BLOCKED, CLEAN_UP, LoopThread, find_uvloop
+from otpy.mailbox import Once
 from otpy.messages import ChildExited, ChildStarted
 from otpy.reports import CRASHED, KILLED, ExitReason
 from otpy.specs import ChildSpec, Common, check_common
 from otpy.threads import Role, ThreadState
 from otpy.values import Value
+
+T = TypeVar("T")
 
 LOOPS = ("shared", "own")
 
@@ -84,15 +90,19 @@ def _check(path: str, target: Any, args: tuple[Any, ...], loop: Any, uvloop: Any
         raise SpecError(path, "uvloop", uvloop, "True or False")
 
 
+NOBODY_WAITS = Once()
+"""What a thread would wait for; a coroutine is woken by ``AsyncContext.wake``."""
+
+
 class AsyncContext(Context):
     """What a coroutine child sees of its tree: a ``Context`` whose waits are awaited."""
 
     __slots__ = ("_naps", "tasks")
 
     def __init__(self, birth: Birth, deliver: Deliver) -> None:
-        super().__init__(birth, deliver)
+        super().__init__(birth, deliver, NOBODY_WAITS)
         self._naps: dict[asyncio.Future[None], asyncio.Task[Any] | None] = {}
-        self.tasks: set[asyncio.Task[Any]] = set()
+        self.tasks: dict[asyncio.Task[Any], None] = {}
 
     async def sleep(self, seconds: float) -> None:  # type: ignore[override]
         """Sleep, or return early when asked to stop.
@@ -123,8 +133,8 @@ class AsyncContext(Context):
     def wake(self, task: asyncio.Task[Any]) -> bool:
         """Wake all who wait for a stop; return whether *task* itself was one of them."""
         sleepers = set(self._naps.values())
-        for nap in self._naps:
-            _rouse(nap)
+        for nap in list(self._naps):
+            _rouse_there(nap)
         return task in sleepers
 
     async def _nap(self, timeout: float | None) -> None:
@@ -132,6 +142,8 @@ class AsyncContext(Context):
         nap: asyncio.Future[None] = loop.create_future()
         timer = loop.call_later(timeout, _rouse, nap) if timeout is not None else None
         self._naps[nap] = asyncio.current_task()
+        if not self.running:  # this is another thread's loop, and the stop came since we looked
+            _rouse(nap)
         try:
             await nap
         finally:
@@ -139,13 +151,51 @@ class AsyncContext(Context):
             if timer is not None:
                 timer.cancel()
 
+    def starts_in(self, task: asyncio.Task[Any] | None) -> bool:
+        """Whether the child cannot become ready while *task*, which is running here, waits."""
+        return not self._is_ready and self._thread == threading.get_ident() and task not in self.tasks
+
+    def _is_held_up(self) -> bool:
+        return super()._is_held_up() or _is_for_a_start.get()
+
     def _runner(self) -> str:
         return self._birth.path
+
+
+_is_for_a_start: contextvars.ContextVar[bool] = contextvars.ContextVar("otpy.is_for_a_start", default=False)
+
+
+def as_awaited_here(call: Callable[[], T]) -> Callable[[], T]:
+    """Return *call* as a helper thread has to make it for the task that awaits it here.
+
+    While a child starts, its supervisor may wait for it and the call for its supervisor: then it must be known whose
+    call this is. Afterwards it need not: a task that awaits is cancelled when the child has to end.
+    """
+    with contextlib.suppress(NotFound):
+        ctx = current()
+        if isinstance(ctx, AsyncContext) and ctx.starts_in(asyncio.current_task()):
+            return functools.partial(contextvars.copy_context().run, _call_for_a_start, call)
+    return call
+
+
+def _call_for_a_start(call: Callable[[], T]) -> T:
+    _is_for_a_start.set(True)
+    return call()
 
 
 def _rouse(nap: asyncio.Future[None]) -> None:
     if not nap.done():
         nap.set_result(None)
+
+
+def _rouse_there(nap: asyncio.Future[None]) -> None:
+    """Rouse it in its own loop; that may be another one, which the child runs in another thread."""
+    loop = nap.get_loop()
+    if loop is asyncio.get_running_loop():
+        _rouse(nap)
+    else:
+        with contextlib.suppress(RuntimeError):  # it is closed
+            loop.call_soon_threadsafe(_rouse, nap)
 
 
 @attrs.frozen(repr=False, eq=False)
@@ -200,8 +250,8 @@ def _new_task(loop: asyncio.AbstractEventLoop, coro: Coroutine[Any, Any, Any], *
     with contextlib.suppress(NotFound):
         ctx = current()
         if isinstance(ctx, AsyncContext):
-            ctx.tasks.add(task)
-            task.add_done_callback(ctx.tasks.discard)
+            ctx.tasks[task] = None
+            task.add_done_callback(ctx.tasks.pop)
     return task
 
 
@@ -210,7 +260,10 @@ class CoroutineChild:
     """One incarnation: a task that runs the target. Meets ``Child``, and ``Member`` of a loop.
 
     Who writes what: the supervisor's thread whether it was asked; the loop's thread whether it was killed, and the
-    task.
+    two tasks.
+
+    There may be very many, and the garbage collector looks at all that they keep: so what is mostly empty is a dict and
+    no set, which it would look at, and what can be taken once is an attribute that is deleted, not a list of one.
     """
 
     birth: Birth
@@ -218,7 +271,8 @@ class CoroutineChild:
     _ctx: AsyncContext = attrs.field(init=False)
     _home: LoopThread | None = attrs.field(default=None, init=False)
     _task: asyncio.Task[Any] | None = attrs.field(default=None, init=False)
-    _mouth: list[Deliver] = attrs.field(factory=list, init=False)
+    _sweeper: asyncio.Task[None] | None = attrs.field(default=None, init=False)
+    _mouth: Deliver = attrs.field(init=False)
     _is_asked: bool = attrs.field(default=False, init=False)
     _is_killed: bool = attrs.field(default=False, init=False)
 
@@ -226,7 +280,7 @@ class CoroutineChild:
 
     def start(self, deliver: Deliver) -> None:
         birth = self.birth
-        self._mouth.append(deliver)
+        self._mouth = deliver
         self._ctx = AsyncContext(birth, deliver)
         try:
             self._home = self.how.home_of(self)
@@ -275,7 +329,7 @@ class CoroutineChild:
 
     @property
     def alive(self) -> bool:
-        return bool(self._mouth)
+        return hasattr(self, "_mouth")
 
     def escape(self) -> bool:
         if self._is_asked:
@@ -289,8 +343,9 @@ class CoroutineChild:
 
     def end(self, reason: ExitReason) -> None:
         try:
-            deliver = self._mouth.pop()
-        except IndexError:
+            deliver = self._mouth
+            del self._mouth  # whoever comes second cannot
+        except AttributeError:
             return  # somebody else was faster
         deliver(ChildExited(self.birth.ref, reason))
 
@@ -303,7 +358,7 @@ class CoroutineChild:
         assert self._home is not None, "it has ordered this"
         if self.alive:  # or it was given up before, with a loop that did not get so far
             self._task = asyncio.Task(self._live(), loop=self._home.loop, name=self.birth.path)
-            self._task.add_done_callback(self._task_is_done)
+            self._task.add_done_callback(self._task_is_done, context=self._home.context)
         else:
             self._home.leave(self, for_good=True)
 
@@ -313,6 +368,7 @@ class CoroutineChild:
             self._ctx.enter()
             await self.how.target(self._ctx, *self.how.args)
         except BaseException as error:
+            _leave_out_this_frame(error)
             return error
         return None
 
@@ -330,28 +386,39 @@ class CoroutineChild:
             self._home.loop.call_soon(self._cancel)
 
     def _cancel(self) -> None:
-        if self._task is not None and not self._is_killed:
+        task = self._task or self._sweeper
+        if task is not None and not self._is_killed:
             self._is_killed = True
-            self._task.cancel()
+            task.cancel()
 
     def _task_is_done(self, task: asyncio.Task[BaseException | None]) -> None:
         error = asyncio.CancelledError() if task.cancelled() else task.result()
         self._task = None  # the two hold each other, and the error
         if self._ctx.tasks and self._home is not None:
-            self._task = self._home.loop.create_task(self._sweep(error))
+            self._sweeper = self._home.loop.create_task(self._sweep())
+            self._sweeper.add_done_callback(functools.partial(self._has_swept, error), context=self._home.context)
         else:
             self._finish(error)
 
-    async def _sweep(self, error: BaseException | None) -> None:
-        """End the tasks that are left; a stop shortens that."""
+    async def _sweep(self) -> None:
+        """End the tasks that are left, and those that they start meanwhile."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CLEAN_UP):
+                while left := list(self._ctx.tasks):
+                    for task in left:
+                        task.cancel()
+                    await asyncio.wait(left)
+
+    def _has_swept(self, error: BaseException | None, sweeper: asyncio.Task[None]) -> None:
+        """Go on, also if a kill has cancelled the sweeper, perhaps before its first step."""
+        self._sweeper = None
         left = list(self._ctx.tasks)
-        for task in left:
-            task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await asyncio.wait(left, timeout=CLEAN_UP)
-        if names := [task.get_name() for task in left if not task.done()]:
+        if sweeper.cancelled():
+            for task in left:
+                task.cancel()
+        elif left:
+            names = [task.get_name() for task in left]
             telemetry.logger().error("tasks_left", path=self.birth.path, tasks=names)
-        self._task = None
         self._finish(error)
 
     def _finish(self, error: BaseException | None) -> None:
@@ -367,6 +434,16 @@ class CoroutineChild:
         if is_a(error, asyncio.CancelledError) and self._is_asked:
             return ExitReason(KILLED, error) if self._is_killed else ASKED_AND_ENDED
         return reason_of(error, self._ctx)
+
+
+TRACEBACK: Any = vars(BaseException)["__traceback__"]
+"""To get and set it without any code of the exception's class."""
+
+
+def _leave_out_this_frame(error: BaseException) -> None:
+    """Take the outermost frame out of the traceback: it is ours, and would keep the child as long as the crash."""
+    traceback = TRACEBACK.__get__(error)
+    TRACEBACK.__set__(error, traceback.tb_next or traceback)
 
 
 def _is_running(task: asyncio.Task[Any]) -> bool:
