@@ -219,10 +219,10 @@ ALL = (
     ),
     Benchmark(
         name="import",
-        what="import otpy",
+        what="import of all of otpy",
         floor="import attrs, structlog, threading, queue",
         sides=(
-            Side(OTPY, inside.import_of("otpy")),
+            Side(OTPY, inside.import_of("otpy.api")),
             Side(FLOOR, inside.import_of("attrs, structlog, threading, queue")),
         ),
         targets=(Target("p50", 1.5),),

@@ -2,100 +2,27 @@
 
 Reports are in ``otpy.reports``, the account of all threads in ``otpy.registry``, and the ports for new kinds of
 children, clocks and handlers in ``otpy.abc``.
+
+The names are those of ``otpy.api``. All are loaded when the first one is asked for, so that ``otpy --help`` and the
+guard, which need none of them, do not wait for the whole library.
 """
 
-from otpy import abc, aio, registry, reports
-from otpy.children.adopted import adopt
-from otpy.children.coroutine import coroutine
-from otpy.children.periodic import periodic
-from otpy.children.thread import Service, thread
-from otpy.context import Context, current
-from otpy.exceptions import (
-    AlreadyPresent,
-    AlreadyStarted,
-    CallTimeout,
-    Fatal,
-    Fenced,
-    Ignore,
-    InternalError,
-    Killed,
-    MaxChildren,
-    NotAlive,
-    NotFound,
-    Refusal,
-    Shutdown,
-    SpecError,
-    StartError,
-    StillRestarting,
-    StillRunning,
-    TreeFailed,
-    WouldDeadlock,
-)
-from otpy.reports import ChildInfo, ChildState, Counts, Escalation, ExitKind, ExitReason, Snapshot, StopReport
-from otpy.specs import (
-    AutoShutdown,
-    Backoff,
-    Budget,
-    ChildSpec,
-    ChildType,
-    OnUnstopped,
-    Restart,
-    Strategy,
-    SupervisorSpec,
-)
-from otpy.supervisors import Supervisor, dynamic_supervisor, run, start, supervisor
+import importlib as _importlib
+import typing as _typing
 
-__all__ = [
-    "AlreadyPresent",
-    "AlreadyStarted",
-    "AutoShutdown",
-    "Backoff",
-    "Budget",
-    "CallTimeout",
-    "ChildInfo",
-    "ChildSpec",
-    "ChildState",
-    "ChildType",
-    "Context",
-    "Counts",
-    "Escalation",
-    "ExitKind",
-    "ExitReason",
-    "Fatal",
-    "Fenced",
-    "Ignore",
-    "InternalError",
-    "Killed",
-    "MaxChildren",
-    "NotAlive",
-    "NotFound",
-    "OnUnstopped",
-    "Refusal",
-    "Restart",
-    "Service",
-    "Shutdown",
-    "Snapshot",
-    "SpecError",
-    "StartError",
-    "StillRestarting",
-    "StillRunning",
-    "StopReport",
-    "Strategy",
-    "Supervisor",
-    "SupervisorSpec",
-    "TreeFailed",
-    "WouldDeadlock",
-    "abc",
-    "adopt",
-    "aio",
-    "coroutine",
-    "current",
-    "dynamic_supervisor",
-    "periodic",
-    "registry",
-    "reports",
-    "run",
-    "start",
-    "supervisor",
-    "thread",
-]
+if _typing.TYPE_CHECKING:
+    from otpy.api import *  # noqa: F403
+    from otpy.api import __all__ as __all__
+else:
+
+    def __getattr__(name: str) -> object:
+        """Load all names; from then on they are here (PEP 562)."""
+        api = _importlib.import_module("otpy.api")
+        if hasattr(api, "__all__"):  # or else it is just being loaded, and a submodule is meant
+            globals().update({one: getattr(api, one) for one in (*api.__all__, "__all__")})
+        if name not in globals():
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}", name=name, obj=api)
+        return globals()[name]
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__getattr__("__all__")})

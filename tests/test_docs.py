@@ -82,5 +82,5 @@ def test_the_commands_come_first():
     """The first two sh blocks of the README: install and run, install and test."""
     blocks = re.findall(r"```sh\n(.*?)\n```", (ROOT / "README.md").read_text("utf-8"))
 
-    assert blocks[0].endswith("python examples/quickstart.py")
+    assert blocks[0].endswith("pip install '.[cli]' && .venv/bin/otpy demo")
     assert blocks[1].endswith("python -m pytest")
