@@ -230,6 +230,19 @@ ALL = (
         quick=1,
         rounds=25,
     ),
+    Benchmark(
+        name="help",
+        what="otpy --help, from the first import to the end of the output",
+        floor="import click, rich",
+        sides=(
+            Side(OTPY, inside.fresh(inside.HELP), module="click"),
+            Side(FLOOR, inside.import_of("click, rich"), module="click"),
+        ),
+        targets=(Target("p50", 1.5),),
+        size=1,
+        quick=1,
+        rounds=25,
+    ),
 )
 
 BENCHMARKS = {benchmark.name: benchmark for benchmark in ALL}

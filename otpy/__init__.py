@@ -4,7 +4,7 @@ Reports are in ``otpy.reports``, the account of all threads in ``otpy.registry``
 children, clocks and handlers in ``otpy.abc``.
 
 The names are those of ``otpy.api``. All are loaded when the first one is asked for, so that ``otpy --help`` and the
-guard, which need none of them, do not wait for the whole library.
+guard, which need none of them, do not wait for the whole library. A module is loaded without the others.
 """
 
 import importlib as _importlib
@@ -16,12 +16,16 @@ if _typing.TYPE_CHECKING:
 else:
 
     def __getattr__(name: str) -> object:
-        """Load all names; from then on they are here (PEP 562)."""
+        """Load a module, or else all names; from then on they are here (PEP 562)."""
+        try:
+            return _importlib.import_module(f"{__name__}.{name}")
+        except ModuleNotFoundError as error:
+            if error.name != f"{__name__}.{name}":
+                raise
         api = _importlib.import_module("otpy.api")
-        if hasattr(api, "__all__"):  # or else it is just being loaded, and a submodule is meant
-            globals().update({one: getattr(api, one) for one in (*api.__all__, "__all__")})
-        if name not in globals():
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}", name=name, obj=api)
+        if name not in (*api.__all__, "__all__"):
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        globals().update({one: getattr(api, one) for one in (*api.__all__, "__all__")})
         return globals()[name]
 
     def __dir__() -> list[str]:

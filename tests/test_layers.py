@@ -3,6 +3,8 @@
 import ast
 import importlib
 import pathlib
+import subprocess
+import sys
 
 import pytest
 
@@ -106,6 +108,39 @@ def test_the_exports_are_sorted_and_real():
 
     assert otpy.__all__ == sorted(otpy.__all__)
     assert public | {"abc", "aio", "registry", "reports"} == set(otpy.__all__)
+
+
+def test_every_module_can_be_the_first_one_that_is_imported():
+    """Nobody needs the order in which ``otpy`` loads them: a module that is imported alone finds what it needs."""
+    code = """
+import importlib, sys
+for name in sys.argv[1:]:
+    for loaded in [one for one in sys.modules if one.partition(".")[0] == "otpy"]:
+        del sys.modules[loaded]
+    importlib.import_module(f"otpy.{name}")
+    assert "otpy.api" not in sys.modules or name in ("api", "check"), name
+"""
+    names = sorted(set(FLOOR) - {"__main__"})
+    done = subprocess.run([sys.executable, "-c", code, *names], capture_output=True, text=True, timeout=50, check=False)
+
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_package_loads_its_names_when_they_are_asked_for():
+    """All at once with the first one; ``from otpy import *``, ``dir`` and unknown names are as in any package."""
+    code = """
+import sys, otpy
+assert not any(name.startswith("otpy.") for name in sys.modules)
+assert otpy.reports.__name__ == "otpy.reports" and "otpy.api" not in sys.modules
+assert otpy.run.__module__ == "otpy.supervisors"
+assert {"run", "start", "__all__"} <= set(vars(otpy)) and set(otpy.__all__) <= set(dir(otpy))
+assert not hasattr(otpy, "superviser")
+from otpy import *
+assert supervisor is otpy.supervisor
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50, check=False)
+
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_every_public_name_has_a_docstring():

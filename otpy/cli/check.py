@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import collections
-import json
-
 import click
 
 from otpy.cli.target import look_at, takes_target
@@ -27,6 +24,9 @@ def check(target: str, *, as_json: bool, verbose: bool) -> int:
 
     Exit status: 0, there is no error; 1, there are errors; 2, the target, its tree or an option is wrong.
     """
+    import collections
+    import json
+
     tree = look_at(target, verbose=verbose)
     from otpy.check import Level
     from otpy.check import check as find

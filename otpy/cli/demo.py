@@ -5,7 +5,6 @@ The main thread waits for the reports of the tree, and tells and draws each of t
 
 from __future__ import annotations
 
-import queue
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -99,6 +98,8 @@ def answer(ctx: Context, lives: Iterator[float]) -> None:
 
 def events(spec: SupervisorSpec, picture: Picture) -> Iterator[str]:
     """Run the tree to its end, and yield a line for each report; *picture* has seen it then."""
+    import queue
+
     import otpy
 
     reports: queue.SimpleQueue[Report] = queue.SimpleQueue()

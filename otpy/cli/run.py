@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import enum
-import json
 import os
 import sys
 from collections.abc import Callable
@@ -99,6 +98,8 @@ def writer(path: str | None) -> Any:
 
 def write(file: IO[str], report: object) -> None:
     """Write one line."""
+    import json
+
     file.write(json.dumps({"report": type(report).__name__, **fields(report)}) + "\n")
 
 

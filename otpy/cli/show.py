@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-import json
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -99,6 +98,8 @@ def write_text(tree: SupervisorSpec) -> None:
 
 def write_json(tree: SupervisorSpec) -> None:
     """Write all fields that are data."""
+    import json
+
     click.echo(json.dumps(record(places(tree)[0]), indent=2))
 
 

@@ -8,9 +8,7 @@ import inspect
 import operator
 import os
 import sys
-import traceback
 from collections.abc import Callable
-from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -21,7 +19,7 @@ if TYPE_CHECKING:
 
 SHAPE = "expected module:attribute or path.py:attribute"
 
-NOT_THEIRS = (f"{Path(__file__).parent.parent}{os.sep}", "<frozen ")
+NOT_THEIRS = (os.path.join(os.path.dirname(os.path.dirname(__file__)), ""), "<")  # noqa: PTH118, PTH120
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -66,6 +64,8 @@ def look_at(target: str, *, verbose: bool) -> SupervisorSpec:
 
 def told(what: str, error: BaseException, *, verbose: bool) -> Problem:
     """Return *error* as a problem of one line; if asked for, write its traceback."""
+    import traceback
+
     if verbose:
         sys.stderr.write("".join(traceback.format_exception(error)))
     line = "".join(traceback.format_exception_only(error)[-1:]).strip()
@@ -74,6 +74,8 @@ def told(what: str, error: BaseException, *, verbose: bool) -> Problem:
 
 def place_of(error: BaseException) -> str:
     """Return the line of the user's code that *error* comes from, in brackets."""
+    import traceback
+
     if isinstance(error, SyntaxError):
         return f" ({error.filename}:{error.lineno})"
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(NOT_THEIRS)]
@@ -105,8 +107,8 @@ def is_dotted(text: str) -> bool:
 def module_at(where: str) -> ModuleType:
     """Import a module by its name or its path, as ``python -m`` and ``python path.py`` would find it."""
     if is_path(where):
-        return load_file(Path(where))
-    look_in(Path.cwd())
+        return load_file(where)
+    look_in(os.getcwd())  # noqa: PTH109
     try:
         return importlib.import_module(where)
     except ModuleNotFoundError as error:
@@ -117,19 +119,22 @@ def module_at(where: str) -> ModuleType:
         ) from error
 
 
-def look_in(directory: Path) -> None:
+def look_in(directory: str) -> None:
     """Look for modules in *directory*, before all others."""
-    if sys.path[:1] != [str(directory)]:
-        sys.path.insert(0, str(directory))
+    if sys.path[:1] != [directory]:
+        sys.path.insert(0, directory)
 
 
-def load_file(path: Path) -> ModuleType:
+def load_file(path: str) -> ModuleType:
     """Run a Python file as a module of its name, unless there is another one of this name already."""
-    name = path.stem if path.stem not in sys.modules else f"{path.stem} (target)"
+    from pathlib import Path
+
+    stem = Path(path).stem
+    name = stem if stem not in sys.modules else f"{stem} (target)"
     spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None or not path.is_file():
-        raise Problem(f"there is no Python file {str(path)!r}; {SHAPE}")
-    look_in(path.parent.resolve())
+    if spec is None or spec.loader is None or not Path(path).is_file():
+        raise Problem(f"there is no Python file {path!r}; {SHAPE}")
+    look_in(str(Path(path).parent.resolve()))
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # what is defined there can be pickled, and knows its module
     spec.loader.exec_module(module)
@@ -157,8 +162,8 @@ def tree_of(target: str, value: Any) -> SupervisorSpec:
         return made
     if isinstance(made, otpy.ChildSpec):
         raise Problem(f"{target}: this is a child without a supervisor; put it among the children of otpy.supervisor")
-    kind = "returns" if made is not value else "is"
-    raise Problem(f"{target}: this {kind} a {type(made).__name__}; expected a tree, as otpy.supervisor makes")
+    what = "is" if made is value else "returns something"
+    raise Problem(f"{target}: this {what} of type {type(made).__name__}; expected a tree, as otpy.supervisor makes")
 
 
 def can_be_called(target: str, function: Callable[..., object]) -> bool:
