@@ -232,7 +232,10 @@ WRONG = {
     ("run", "with_trees"): r"otpy run: with_trees has no attribute 'tree'; its trees are: some, other",
     ("run", "json"): r"otpy run: json has no attribute 'tree'; there is no tree in it; otpy\.supervisor makes one",
     ("run", "app:number"): r"otpy run: app:number: this is of type int; expected a tree, as otpy\.supervisor makes",
-    ("run", "app:make_nothing"): r"otpy run: app:make_nothing: this returns something of type NoneType; expected a tree, .*",
+    (
+        "run",
+        "app:make_nothing",
+    ): r"otpy run: app:make_nothing: this returns something of type NoneType; expected a tree, .*",
     ("run", "app:make_of"): r"otpy run: app:make_of: cannot be called without arguments: missing .*'what'",
     ("run", "app:make_later"): r"otpy run: app:make_later: this is an async function; expected a plain one .*",
     ("run", "app:crash"): r"otpy run: app:crash: RuntimeError: two lines \(\S+app\.py:\d+\); --verbose shows .*",

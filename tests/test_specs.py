@@ -18,7 +18,9 @@ from otpy import (
     SpecError,
     Strategy,
     SupervisorSpec,
+    coroutine,
     dynamic_supervisor,
+    periodic,
     start,
     supervisor,
     thread,
@@ -315,3 +317,26 @@ def test_a_bad_option_of_start(field, value):
 def test_a_tree_is_a_supervisor():
     """A worker alone is none."""
     assert error_of(start, thread(work)).field == "tree"
+
+
+def test_a_spec_tells_its_kind():
+    """What its builder is called; a kind that otpy does not know is called as its ``start``."""
+
+    class RobotStart:
+        def __call__(self, birth):
+            raise NotImplementedError
+
+    async def chat(ctx):
+        pass
+
+    def start_something(birth):
+        pass
+
+    assert [thread(work).kind, periodic(print).kind, coroutine(chat).kind] == [
+        "thread",
+        "periodic",
+        "coroutine",
+    ]
+    assert [supervisor("a").kind, dynamic_supervisor("a").kind] == ["supervisor", "dynamic_supervisor"]
+    assert ChildSpec(id="a", start=RobotStart()).kind == "robot"
+    assert ChildSpec(id="a", start=start_something).kind == "start_something"

@@ -6,12 +6,12 @@ import contextlib
 import enum
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import IO, Any
 
 import click
 
-from otpy.cli.target import Problem, load, takes_target, told
+from otpy.cli.target import Problem, load, show_traceback, takes_target
 
 
 class GaveUp(Problem):
@@ -53,8 +53,7 @@ def run(target: str, log_format: str, reports: str | None, *, verbose: bool) -> 
         try:
             otpy.run(tree, reports=handler)
         except (otpy.TreeFailed, otpy.StartError) as error:
-            if verbose:
-                told(target, error, verbose=True)
+            show_traceback(error, verbose=verbose)
             raise GaveUp(f"{error}; the reports above tell why") from error
 
 
@@ -83,7 +82,7 @@ def configure_log(form: str) -> None:
 
 
 @contextlib.contextmanager
-def writer(path: str | None) -> Any:
+def writer(path: str | None) -> Iterator[Callable[[object], None] | None]:
     """Open the file for ``--reports``, and yield the handler that writes there, None without a file."""
     if path is None:
         yield None

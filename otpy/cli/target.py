@@ -66,10 +66,17 @@ def told(what: str, error: BaseException, *, verbose: bool) -> Problem:
     """Return *error* as a problem of one line; if asked for, write its traceback."""
     import traceback
 
-    if verbose:
-        sys.stderr.write("".join(traceback.format_exception(error)))
+    show_traceback(error, verbose=verbose)
     line = "".join(traceback.format_exception_only(error)[-1:]).strip()
     return Problem(f"{what}: {line}{place_of(error)}{'' if verbose else '; --verbose shows the traceback'}")
+
+
+def show_traceback(error: BaseException, *, verbose: bool) -> None:
+    """Write the traceback of *error*, if it was asked for."""
+    import traceback
+
+    if verbose:
+        sys.stderr.write("".join(traceback.format_exception(error)))
 
 
 def place_of(error: BaseException) -> str:
