@@ -104,6 +104,9 @@ class Sleepy(Service):
         self.ctx.sleep(60)
 
 
+LAMBDA = thread(lambda ctx: job(), id="lambda", heartbeat=60) if job else time.sleep(60)
+
+
 class Clock:
     def run(self):
         time.sleep(60)
@@ -225,6 +228,7 @@ NEAR = [
     ("TREE202", tree(thread(sleeps_as_told, 60, **BREATHING))),
     ("TREE202", tree(thread(sleeps_by_a_name_that_is_no_number, **BREATHING))),
     ("TREE202", tree(thread(lambda ctx: ctx.sleep(60), id="lambda", **BREATHING))),
+    ("TREE202", tree(LAMBDA)),
     ("TREE202", tree(thread(adopt(Clock), **BREATHING))),
     ("TREE202", tree(periodic(time.time, id="builtin", **BREATHING))),
     ("TREE301", tree(sub(thread(work, id="a"), id="b"), sub(thread(work, id="c"), id="d"))),
