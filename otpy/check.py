@@ -231,9 +231,13 @@ def default_budget(place: Place) -> Iterator[str]:
     count = _most_children(spec)
     if count >= MANY:
         yield (
-            f"the root has the default limit, {_limit(spec)}, for {count:g} children: when more than "
+            f"the root has the default limit, {_limit(spec)}, for {_number(count)} children: when more than "
             f"{spec.intensity} of them fail at the same time, the whole program ends"
         )
+
+
+def _number(count: float) -> str:
+    return "any number of" if count == math.inf else f"{count:g}"
 
 
 def _most_children(spec: SupervisorSpec) -> float:

@@ -367,6 +367,13 @@ def test_a_message_without_end_says_so():
     assert finding.message == "it sleeps for ever in one piece, but must check in every 5 s: it will stall"
 
 
+@pytest.mark.parametrize(("limit", "words"), [(None, "for any number of children"), (12, "for 12 children")])
+def test_a_root_says_how_many_children_it_may_have(limit, words):
+    [finding] = check(dynamic_supervisor("app", max_children=limit))
+
+    assert words in finding.message
+
+
 def test_a_kind_from_elsewhere_is_no_obstacle():
     """Nothing is known of its ``start`` but that it can be called."""
 
