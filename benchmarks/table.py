@@ -264,11 +264,24 @@ ALL = (
     ),
     Benchmark(
         name="import",
-        what="import otpy",
+        what="import of all of otpy",
         floor="import attrs, structlog, threading, queue",
         sides=(
-            Side(OTPY, inside.import_of("otpy")),
+            Side(OTPY, inside.import_of("otpy.api")),
             Side(FLOOR, inside.import_of("attrs, structlog, threading, queue")),
+        ),
+        targets=(Target("p50", 1.5),),
+        size=1,
+        quick=1,
+        rounds=25,
+    ),
+    Benchmark(
+        name="help",
+        what="otpy --help, from the first import to the end of the output",
+        floor="import click, rich",
+        sides=(
+            Side(OTPY, inside.fresh(inside.HELP), module="click"),
+            Side(FLOOR, inside.import_of("click, rich"), module="click"),
         ),
         targets=(Target("p50", 1.5),),
         size=1,

@@ -3,145 +3,30 @@
 Reports are in ``otpy.reports``, the account of all threads in ``otpy.registry``, and the ports for new kinds of
 children, clocks and handlers in ``otpy.abc``.
 
-What only programs with coroutines or processes need is imported when it is first asked for.
+The names are those of ``otpy.api``. That is loaded when the first one is asked for, so that ``otpy --help`` and the
+guard, which need none of them, do not wait for the whole library. A module is loaded without the others.
 """
 
 import importlib as _importlib
 import typing as _typing
 
-from otpy import abc, registry, reports
-from otpy.children.adopted import adopt
-from otpy.children.periodic import periodic
-from otpy.children.thread import Service, thread
-from otpy.context import Context, current
-from otpy.exceptions import (
-    AlreadyPresent,
-    AlreadyStarted,
-    CallTimeout,
-    Fatal,
-    Fenced,
-    Ignore,
-    InternalError,
-    Killed,
-    MaxChildren,
-    NotAlive,
-    NotFound,
-    ProcessDied,
-    Refusal,
-    RemoteError,
-    Shutdown,
-    SpecError,
-    StartError,
-    StillRestarting,
-    StillRunning,
-    TreeFailed,
-    WouldDeadlock,
-)
-from otpy.reports import ChildInfo, ChildState, Counts, Escalation, ExitKind, ExitReason, Snapshot, StopReport
-from otpy.specs import (
-    AutoShutdown,
-    Backoff,
-    Budget,
-    ChildSpec,
-    ChildType,
-    OnUnstopped,
-    Restart,
-    Strategy,
-    SupervisorSpec,
-)
-from otpy.supervisors import Supervisor, dynamic_supervisor, run, start, supervisor
-
 if _typing.TYPE_CHECKING:
-    from otpy import aio
-    from otpy.children.coroutine import coroutine
-    from otpy.children.json_reports import json_reports
-    from otpy.children.probes import Health, Http, Line, Notify, Port
-    from otpy.children.process import process, programs
-    from otpy.children.program import ProgramExit
+    from otpy.api import *  # noqa: F403
+    from otpy.api import __all__ as __all__
+else:
 
-__all__ = [
-    "AlreadyPresent",
-    "AlreadyStarted",
-    "AutoShutdown",
-    "Backoff",
-    "Budget",
-    "CallTimeout",
-    "ChildInfo",
-    "ChildSpec",
-    "ChildState",
-    "ChildType",
-    "Context",
-    "Counts",
-    "Escalation",
-    "ExitKind",
-    "ExitReason",
-    "Fatal",
-    "Fenced",
-    "Health",
-    "Http",
-    "Ignore",
-    "InternalError",
-    "Killed",
-    "Line",
-    "MaxChildren",
-    "NotAlive",
-    "NotFound",
-    "Notify",
-    "OnUnstopped",
-    "Port",
-    "ProcessDied",
-    "ProgramExit",
-    "Refusal",
-    "RemoteError",
-    "Restart",
-    "Service",
-    "Shutdown",
-    "Snapshot",
-    "SpecError",
-    "StartError",
-    "StillRestarting",
-    "StillRunning",
-    "StopReport",
-    "Strategy",
-    "Supervisor",
-    "SupervisorSpec",
-    "TreeFailed",
-    "WouldDeadlock",
-    "abc",
-    "adopt",
-    "aio",
-    "coroutine",
-    "current",
-    "dynamic_supervisor",
-    "json_reports",
-    "periodic",
-    "process",
-    "programs",
-    "registry",
-    "reports",
-    "run",
-    "start",
-    "supervisor",
-    "thread",
-]
+    def __getattr__(name: str) -> object:
+        """Load a module, or find a name; from then on it is here (PEP 562)."""
+        try:
+            return _importlib.import_module(f"{__name__}.{name}")
+        except ModuleNotFoundError as error:
+            if error.name != f"{__name__}.{name}":
+                raise
+        api = _importlib.import_module("otpy.api")
+        if name not in (*api.__all__, "__all__"):
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        found = globals()[name] = getattr(api, name)
+        return found
 
-_LATER = {
-    "aio": "aio",
-    "coroutine": "children.coroutine",
-    "json_reports": "children.json_reports",
-    **dict.fromkeys(("Health", "Http", "Line", "Notify", "Port"), "children.probes"),
-    **dict.fromkeys(("process", "programs"), "children.process"),
-    "ProgramExit": "children.program",
-}
-
-
-def __getattr__(name: str) -> object:
-    if name not in _LATER:
-        raise AttributeError(f"module 'otpy' has no attribute {name!r}")
-    module = _importlib.import_module(f"otpy.{_LATER[name]}")
-    found = globals()[name] = getattr(module, name, module)
-    return found
-
-
-def __dir__() -> list[str]:
-    return __all__
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__getattr__("__all__")})

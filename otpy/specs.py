@@ -292,6 +292,12 @@ class ChildSpec(Value):
         return ChildType.WORKER
 
     @property
+    def kind(self) -> str:
+        """What it is: "thread", "coroutine", "process", "program", …; else what its ``start`` is called."""
+        name: str = getattr(self.start, "__name__", type(self.start).__name__)
+        return name.removesuffix("Start").lower() or name
+
+    @property
     def depth(self) -> int:
         """How many supervisors are nested here: none in a worker."""
         return 0
@@ -364,6 +370,11 @@ class SupervisorSpec(ChildSpec):
     def type(self) -> ChildType:
         """Worker or supervisor."""
         return ChildType.SUPERVISOR
+
+    @property
+    def kind(self) -> str:
+        """What its builder is called: "supervisor" or "dynamic_supervisor"."""
+        return "dynamic_supervisor" if self.dynamic else "supervisor"
 
     @property
     def depth(self) -> int:

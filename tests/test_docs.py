@@ -18,13 +18,15 @@ DOCS = sorted((ROOT / "docs").glob("*.md"))
 REFERENCE = (ROOT / "docs" / "reference.md").read_text("utf-8")
 
 REPORTS = [one for one in vars(reports).values() if isinstance(one, type) and issubclass(one, reports.Report)]
+PUBLIC = [getattr(otpy, name) for name in otpy.__all__]
+
 MEMBERS = [
     *Common.__annotations__,
     *Options.__annotations__,
     *(field.name for field in attrs.fields(otpy.SupervisorSpec) if field.name not in ("start", "dynamic")),
     *(name for name in dir(otpy.Supervisor) if not name.startswith("_")),
     *(name for name in dir(otpy.Service) if not name.startswith("_")),
-    *(value.name for choice in vars(otpy).values() if isinstance(choice, type(otpy.Strategy)) for value in choice),
+    *(value.name for choice in PUBLIC if isinstance(choice, type(otpy.Strategy)) for value in choice),
     *(
         field.name
         for value in (otpy.ChildInfo, otpy.Counts, otpy.Snapshot, otpy.Escalation, otpy.StopReport, *REPORTS)
@@ -82,5 +84,5 @@ def test_the_commands_come_first():
     """The first two sh blocks of the README: install and run, install and test."""
     blocks = re.findall(r"```sh\n(.*?)\n```", (ROOT / "README.md").read_text("utf-8"))
 
-    assert blocks[0].endswith("python examples/quickstart.py")
+    assert blocks[0].endswith("pip install '.[cli]' && .venv/bin/otpy demo")
     assert blocks[1].endswith("python -m pytest")

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 import otpy
+from otpy import api
 
 ROOT = pathlib.Path(otpy.__file__).parent
 
@@ -39,8 +40,20 @@ FLOORS = [
         "supervisors",
         "registry",
     },
-    {"aio"},
-    {"lint"},
+    {"aio", "api", "check"},
+    {
+        "lint",
+        "__main__",
+        "cli",
+        "cli.check",
+        "cli.demo",
+        "cli.group",
+        "cli.lint",
+        "cli.reference",
+        "cli.run",
+        "cli.show",
+        "cli.target",
+    },
 ]
 FLOOR = {module: number for number, modules in enumerate(FLOORS) for module in modules}
 
@@ -77,8 +90,9 @@ def test_every_module_has_its_floor():
 
 @pytest.mark.parametrize("module", sorted(FLOOR))
 def test_imports_go_downwards(module):
-    """Nothing imports from a floor above its own, and the package itself imports nobody's names from the top."""
-    own = {name.removeprefix("otpy.") for name in imports(modules()[module]) if name.partition(".")[0] == "otpy"}
+    """Nothing imports from a floor above its own; ``import otpy`` means all public names."""
+    used = [name for name in imports(modules()[module]) if name.partition(".")[0] == "otpy"]
+    own = {"api" if name == "otpy" else name.removeprefix("otpy.") for name in used}
 
     assert own <= set(FLOOR)
     assert [name for name in own if FLOOR[name] > FLOOR[module]] == []
@@ -93,19 +107,19 @@ def test_the_pure_floors_import_nothing_that_acts(module):
 
 
 def test_only_telemetry_logs_and_only_threads_starts_threads():
-    """One place for each; what runs in the process of a child has its own threads there."""
+    """One place for each. ``otpy run`` says where the log goes; a process of its own starts its own threads."""
     logs = {name for name, path in modules().items() if {"structlog", "logging"} & set(imports(path))}
     starts = {name for name, path in modules().items() if "threading.Thread(" in path.read_text()}
 
-    assert (logs, starts) == ({"telemetry"}, {"threads", "children.remote"})
+    assert (logs, starts) == ({"telemetry", "cli.run"}, {"threads", "children.remote"})
 
 
 def test_the_exports_are_sorted_and_real():
-    """``__all__`` lists what is public, and there is no other public name but the modules."""
-    here = {name for name in vars(otpy) if not name.startswith("_")} - set(FLOOR)
+    """``__all__`` lists what is public, and there is no other public name but what the table of names needs."""
+    here = {name for name in vars(api) if not name.startswith("_")} - {"LATER", "TYPE_CHECKING", "importlib"}
 
-    assert otpy.__all__ == sorted(otpy.__all__) == dir(otpy)
-    assert here | {"abc", "registry", "reports", *otpy._LATER} == set(otpy.__all__)
+    assert otpy.__all__ == sorted(otpy.__all__)
+    assert here | set(api.LATER) == set(otpy.__all__)
     assert [getattr(otpy, name) for name in otpy.__all__]
     with pytest.raises(AttributeError, match="module 'otpy' has no attribute 'proces'"):
         _ = otpy.proces
@@ -113,10 +127,43 @@ def test_the_exports_are_sorted_and_real():
 
 def test_what_few_programs_need_is_not_imported_by_all():
     """To import it takes longer than all the rest."""
-    code = "import sys, otpy; print(*sys.modules)"
+    code = "import sys, otpy.api; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
 
     assert not {"otpy.aio", "otpy.loops", "otpy.children.process", "multiprocessing"} & set(loaded)
+
+
+def test_every_module_can_be_the_first_one_that_is_imported():
+    """Nobody needs the order in which ``otpy`` loads them: a module that is imported alone finds what it needs."""
+    code = """
+import importlib, sys
+for name in sys.argv[1:]:
+    for loaded in [one for one in sys.modules if one.partition(".")[0] == "otpy"]:
+        del sys.modules[loaded]
+    importlib.import_module(f"otpy.{name}")
+    assert "otpy.api" not in sys.modules or name in ("api", "check"), name
+"""
+    names = sorted(set(FLOOR) - {"__main__"})
+    done = subprocess.run([sys.executable, "-c", code, *names], capture_output=True, text=True, timeout=50, check=False)
+
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_package_loads_its_names_when_they_are_asked_for():
+    """``from otpy import *``, ``dir`` and unknown names are as in any package."""
+    code = """
+import sys, otpy
+assert not any(name.startswith("otpy.") for name in sys.modules)
+assert otpy.reports.__name__ == "otpy.reports" and "otpy.api" not in sys.modules
+assert otpy.run.__module__ == "otpy.supervisors"
+assert "run" in vars(otpy) and set(otpy.__all__) <= set(dir(otpy))
+assert not hasattr(otpy, "superviser")
+from otpy import *
+assert supervisor is otpy.supervisor
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50, check=False)
+
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_every_public_name_has_a_docstring():

@@ -18,12 +18,16 @@ from otpy import (
     SpecError,
     Strategy,
     SupervisorSpec,
+    coroutine,
     dynamic_supervisor,
+    periodic,
+    process,
     start,
     supervisor,
     thread,
 )
 from otpy.specs import MAX_DEPTH
+from tests import callees
 
 
 def work(ctx):
@@ -315,3 +319,27 @@ def test_a_bad_option_of_start(field, value):
 def test_a_tree_is_a_supervisor():
     """A worker alone is none."""
     assert error_of(start, thread(work)).field == "tree"
+
+
+def test_a_spec_tells_its_kind():
+    """What its builder is called; a kind that otpy does not know is called as its ``start``."""
+
+    class RobotStart:
+        def __call__(self, birth):
+            raise NotImplementedError
+
+    async def chat(ctx):
+        pass
+
+    def start_something(birth):
+        pass
+
+    assert [thread(work).kind, periodic(print).kind, coroutine(chat).kind] == [
+        "thread",
+        "periodic",
+        "coroutine",
+    ]
+    assert [process("sleep", "1").kind, process(callees.obedient).kind] == ["program", "process"]
+    assert [supervisor("a").kind, dynamic_supervisor("a").kind] == ["supervisor", "dynamic_supervisor"]
+    assert ChildSpec(id="a", start=RobotStart()).kind == "robot"
+    assert ChildSpec(id="a", start=start_something).kind == "start_something"

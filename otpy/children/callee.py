@@ -83,7 +83,7 @@ def describe(function: Callable[..., object], *args: Any, id: str | None = None,
     path = path_of(name, "process")
     check_function(path, "target", function, "a callable")
     check_call(path, "target", function, ("ctx", *args), "a callable that takes (ctx, *args)")
-    spec = ChildSpec(id=name, start=CalleeStart(function, args), **common)
+    spec = ChildSpec(id=name, start=ProcessStart(function, args), **common)
     _check_pickling(path, "target", function, "a function of a module: a process has to import it")
     for index, arg in enumerate(args):
         _check_pickling(path, f"args[{index}]", arg, "something that can be pickled")
@@ -99,7 +99,7 @@ def _check_pickling(path: str, field: str, value: object, expected: str) -> None
 
 
 @attrs.frozen
-class CalleeStart:
+class ProcessStart:
     """Makes a child in a process of its own; the ``start`` of its spec."""
 
     function: Callable[..., object]
@@ -408,7 +408,7 @@ class CalleeChild:
     """
 
     birth: Birth
-    what: CalleeStart
+    what: ProcessStart
     running: bool = attrs.field(default=True, init=False)
     is_ready: bool = attrs.field(default=False, init=False)
     _is_killed: bool = attrs.field(default=False, init=False)

@@ -1,0 +1,137 @@
+"""The public names of otpy; ``otpy`` itself has them from here."""
+
+import importlib
+from typing import TYPE_CHECKING
+
+from otpy import abc, registry, reports
+from otpy.children.adopted import adopt
+from otpy.children.periodic import periodic
+from otpy.children.thread import Service, thread
+from otpy.context import Context, current
+from otpy.exceptions import (
+    AlreadyPresent,
+    AlreadyStarted,
+    CallTimeout,
+    Fatal,
+    Fenced,
+    Ignore,
+    InternalError,
+    Killed,
+    MaxChildren,
+    NotAlive,
+    NotFound,
+    ProcessDied,
+    Refusal,
+    RemoteError,
+    Shutdown,
+    SpecError,
+    StartError,
+    StillRestarting,
+    StillRunning,
+    TreeFailed,
+    WouldDeadlock,
+)
+from otpy.reports import ChildInfo, ChildState, Counts, Escalation, ExitKind, ExitReason, Snapshot, StopReport
+from otpy.specs import (
+    AutoShutdown,
+    Backoff,
+    Budget,
+    ChildSpec,
+    ChildType,
+    OnUnstopped,
+    Restart,
+    Strategy,
+    SupervisorSpec,
+)
+from otpy.supervisors import Supervisor, dynamic_supervisor, run, start, supervisor
+
+if TYPE_CHECKING:
+    from otpy import aio
+    from otpy.children.coroutine import coroutine
+    from otpy.children.json_reports import json_reports
+    from otpy.children.probes import Health, Http, Line, Notify, Port
+    from otpy.children.process import process, programs
+    from otpy.children.program import ProgramExit
+
+__all__ = [
+    "AlreadyPresent",
+    "AlreadyStarted",
+    "AutoShutdown",
+    "Backoff",
+    "Budget",
+    "CallTimeout",
+    "ChildInfo",
+    "ChildSpec",
+    "ChildState",
+    "ChildType",
+    "Context",
+    "Counts",
+    "Escalation",
+    "ExitKind",
+    "ExitReason",
+    "Fatal",
+    "Fenced",
+    "Health",
+    "Http",
+    "Ignore",
+    "InternalError",
+    "Killed",
+    "Line",
+    "MaxChildren",
+    "NotAlive",
+    "NotFound",
+    "Notify",
+    "OnUnstopped",
+    "Port",
+    "ProcessDied",
+    "ProgramExit",
+    "Refusal",
+    "RemoteError",
+    "Restart",
+    "Service",
+    "Shutdown",
+    "Snapshot",
+    "SpecError",
+    "StartError",
+    "StillRestarting",
+    "StillRunning",
+    "StopReport",
+    "Strategy",
+    "Supervisor",
+    "SupervisorSpec",
+    "TreeFailed",
+    "WouldDeadlock",
+    "abc",
+    "adopt",
+    "aio",
+    "coroutine",
+    "current",
+    "dynamic_supervisor",
+    "json_reports",
+    "periodic",
+    "process",
+    "programs",
+    "registry",
+    "reports",
+    "run",
+    "start",
+    "supervisor",
+    "thread",
+]
+
+LATER = {
+    "aio": "aio",
+    "coroutine": "children.coroutine",
+    "json_reports": "children.json_reports",
+    **dict.fromkeys(("Health", "Http", "Line", "Notify", "Port"), "children.probes"),
+    **dict.fromkeys(("process", "programs"), "children.process"),
+    "ProgramExit": "children.program",
+}
+"""Where those names are that only programs with coroutines or processes need: these modules are slow to import."""
+
+
+def __getattr__(name: str) -> object:
+    if name not in LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = importlib.import_module(f"otpy.{LATER[name]}")
+    return getattr(module, name, module)

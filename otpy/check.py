@@ -1,0 +1,386 @@
+"""Looks at a tree that has not been started, and tells what will surprise its author. ``otpy check`` prints it.
+
+Laws:
+1. Nothing is started and nothing is called. Of a target, the source is read.
+2. An error is certain: something in the spec can never have its effect, or must go wrong. A warning is likely to be a
+   mistake. A note is what the author should know.
+3. One cause, one finding, at the path where it can be mended.
+
+A rule is a function from a place in the tree to messages; ``RULES`` is the table of all. What the codes mean for users
+is in docs/check.md.
+
+The author is not proud of how sleeps are known: by the names ``sleep`` and ``wait_stop``, in the target's own lines,
+with a number or the name of a global number.
+"""
+
+from __future__ import annotations
+
+import ast
+import collections
+import enum
+import functools
+import inspect
+import math
+import textwrap
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import attrs
+
+from otpy import AutoShutdown, Backoff, Budget, ChildSpec, Restart, Service, Strategy, SupervisorSpec
+
+MANY = 10
+"""So many children of a root are many."""
+
+FAR = 1000
+"""How many restarts of one child are counted; who fits more of them into a period can reach any limit."""
+
+
+class Level(enum.Enum):
+    """How bad a finding is."""
+
+    ERROR = "error"
+    WARNING = "warning"
+    NOTE = "note"
+
+
+@attrs.frozen(kw_only=True)
+class Finding:
+    """Something to look at before the tree is started.
+
+    Attributes:
+        code: Which rule, such as "TREE101"; docs/check.md explains it.
+        level: How bad it is.
+        path: Where in the tree.
+        message: What is found there.
+    """
+
+    code: str
+    level: Level
+    path: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.level.value} {self.code} {self.message}"
+
+
+def check(tree: SupervisorSpec) -> tuple[Finding, ...]:
+    """Look at a tree without starting it.
+
+    Args:
+        tree: The spec of its root.
+
+    Returns:
+        The findings, from the root downwards, children in start order.
+    """
+    return tuple(
+        Finding(code=code, level=level, path=place.path, message=message)
+        for place in walk(tree)
+        for code, (level, rule) in RULES.items()
+        for message in rule(place)
+    )
+
+
+@attrs.frozen(kw_only=True)
+class Place:
+    """A spec where it stands: with its path, and the place of its supervisor, None for the root."""
+
+    path: str
+    spec: ChildSpec
+    above: Place | None = None
+
+    @property
+    def children(self) -> list[Place]:
+        """The places of its children, in start order."""
+        below = self.spec.children if isinstance(self.spec, SupervisorSpec) else ()
+        return [Place(path=f"{self.path}/{child.id}", spec=child, above=self) for child in below]
+
+
+def walk(tree: ChildSpec) -> Iterator[Place]:
+    """Yield every place of a tree, parents before their children, children in start order."""
+    left = [Place(path=tree.id, spec=tree)]
+    while left:
+        place = left.pop()
+        yield place
+        left += reversed(place.children)
+
+
+# Limits
+
+
+def _restartable(spec: SupervisorSpec) -> list[ChildSpec]:
+    return [child for child in spec.children if child.restart is not Restart.TEMPORARY]
+
+
+def _spends(spec: SupervisorSpec) -> bool:
+    """Whether it has children, now or later, whose restarts count."""
+    return spec.dynamic or bool(_restartable(spec))
+
+
+def _limit(spec: SupervisorSpec) -> str:
+    return f"{spec.intensity} restart{'s' * (spec.intensity != 1)} in {spec.period:g} s"
+
+
+def unreachable_by_backoff(place: Place) -> Iterator[str]:
+    """The waits of the children leave no room for one restart too many within a period."""
+    spec = place.spec
+    if not isinstance(spec, SupervisorSpec) or spec.dynamic or not _spends(spec):
+        return
+    most = sum(most_restarts(child.backoff, spec.period) for child in _restartable(spec))
+    if most <= spec.intensity:
+        yield (
+            f"the limit, {_limit(spec)}, can never be reached: with the waits of their back-off, the children are "
+            f"restarted at most {most:g} times in {spec.period:g} s; a child that never recovers is tried for ever"
+        )
+
+
+def most_restarts(backoff: Backoff | None, period: float) -> float:
+    """Return how many restarts of one child fit into *period* seconds, if it fails as soon as its wait is over.
+
+    Between two failures it either goes on at once, and waits longer, or it first stays up long enough to be calm. The
+    least time for each number of waits since then is kept; what does not fit any more is dropped.
+    """
+    if backoff is None:
+        return math.inf
+    waits = _waits(backoff)
+    spent, count = {0: 0.0}, 0
+    while spent and count < FAR:
+        count += 1
+        later = {0: min(spent.values()) + backoff.reset_after + waits[0]}
+        for step, seconds in spent.items():
+            after = min(step + 1, len(waits) - 1)
+            later[after] = min(later.get(after, math.inf), seconds + waits[after])
+        spent = {step: seconds for step, seconds in later.items() if seconds <= period}
+    return math.inf if spent else count
+
+
+def _waits(backoff: Backoff) -> list[float]:
+    """Return the shortest first wait, the shortest second one, and so on; the last one is that of all further ones."""
+    waits = [backoff.initial]
+    while waits[-1] < backoff.maximum and backoff.factor > 1 and len(waits) < FAR:
+        waits.append(min(backoff.maximum, waits[-1] * backoff.factor))
+    return [wait * (1 - backoff.jitter) for wait in waits]
+
+
+def unreachable_by_stops(place: Place) -> Iterator[str]:
+    """Children that need their time to stop keep a group from being restarted fast enough."""
+    spec = place.spec
+    if not isinstance(spec, SupervisorSpec) or not _restartable(spec):
+        return
+    least = _least_stops(spec)
+    if spec.intensity * least > spec.period:
+        yield (
+            f"the limit, {_limit(spec)}, cannot be reached while the children need all their time to stop: "
+            f"each restart of the group may take {_seconds(least)}"
+        )
+
+
+def _least_stops(spec: SupervisorSpec) -> float:
+    """Return how long the stops may take that the crash of one child costs, for the child where that is least."""
+    times = [stop_time(child) for child in spec.children]
+    crashes = [at for at, child in enumerate(spec.children) if child.restart is not Restart.TEMPORARY]
+    longest = max(crashes, key=times.__getitem__)
+    return {
+        Strategy.ONE_FOR_ONE: 0.0,
+        Strategy.REST_FOR_ONE: sum(times[crashes[-1] + 1 :]),
+        Strategy.ONE_FOR_ALL: sum(times[:longest]) + sum(times[longest + 1 :]),
+    }[spec.strategy]
+
+
+def stop_time(spec: ChildSpec) -> float:
+    """Return how long a child may take to stop; of a supervisor, all that it has below it, one after the other."""
+    if not isinstance(spec.shutdown, Budget):
+        return spec.shutdown
+    if spec.shutdown is Budget.BRUTAL_KILL:
+        return 0.0
+    return sum(map(stop_time, spec.children)) if isinstance(spec, SupervisorSpec) else math.inf
+
+
+def _seconds(seconds: float) -> str:
+    return "for ever" if seconds == math.inf else f"{seconds:g} s"
+
+
+def multiplied(place: Place) -> Iterator[str]:
+    """Each level restarts the one below, which then begins to count anew."""
+    chain = _levels(place)
+    if sum(spec.intensity > 0 for _, spec in chain) > 1 and _spends(chain[0][1]):
+        starts = math.prod(spec.intensity + 1 for _, spec in chain)
+        levels = " × ".join(  # noqa: RUF001  # it is no x
+            f"{spec.intensity + 1} in {path}" for path, spec in reversed(chain)
+        )
+        yield f"a child here may be started {starts:,} times before {chain[-1][0]} gives up: {levels}"
+
+
+def _levels(place: Place | None) -> list[tuple[str, SupervisorSpec]]:
+    """Return the supervisor at *place* and those above it, as far as the end of each is restarted by the next."""
+    chain = []
+    while place is not None and isinstance(place.spec, SupervisorSpec):
+        chain.append((place.path, place.spec))
+        place = place.above if place.spec.restart is Restart.PERMANENT else None
+    return chain
+
+
+def default_budget(place: Place) -> Iterator[str]:
+    """What hits all children at once, such as a network that is down, must not end the program."""
+    spec = place.spec
+    if place.above is not None or not isinstance(spec, SupervisorSpec) or spec.strategy is Strategy.ONE_FOR_ALL:
+        return
+    fields = attrs.fields(SupervisorSpec)
+    if (spec.intensity, spec.period) != (fields.intensity.default, fields.period.default):
+        return
+    count = _most_children(spec)
+    if count >= MANY:
+        yield (
+            f"the root has the default limit, {_limit(spec)}, for {_number(count)} children: when more than "
+            f"{spec.intensity} of them fail at the same time, the whole program ends"
+        )
+
+
+def _number(count: float) -> str:
+    return "any number of" if count == math.inf else f"{count:g}"
+
+
+def _most_children(spec: SupervisorSpec) -> float:
+    if spec.dynamic:
+        return math.inf if spec.max_children is None else spec.max_children
+    return len(_restartable(spec))
+
+
+def unnoticed(place: Place) -> Iterator[str]:
+    """To give up is an end of the normal class: who is not permanent is then simply gone."""
+    spec, above = place.spec, place.above
+    if not isinstance(spec, SupervisorSpec) or above is None or not _spends(spec):
+        return
+    if spec.restart is not Restart.PERMANENT and spec.on_escalation is None and not spec.significant:
+        yield (
+            f"when this {spec.restart.value} supervisor gives up, {above.path} goes on without it, and nobody is called"
+        )
+
+
+# Children
+
+
+def infinite_shutdown(place: Place) -> Iterator[str]:
+    """A worker that does not listen holds up the stop of the whole tree."""
+    if not isinstance(place.spec, SupervisorSpec) and place.spec.shutdown is Budget.INFINITY:
+        yield "shutdown='infinity' in a worker: if it does not listen, the tree never stops"
+
+
+def sleeps_too_long(place: Place) -> Iterator[str]:
+    """Who sleeps does not check in."""
+    heartbeat = place.spec.heartbeat
+    longest = max(sleeps(_target(place.spec)), default=0.0) if heartbeat is not None else 0.0
+    if heartbeat is not None and longest >= heartbeat:
+        yield f"it sleeps {_seconds(longest)} in one piece, but must check in every {heartbeat:g} s: it will stall"
+
+
+def _target(spec: ChildSpec) -> Any:
+    """Return the function that a worker runs, as far as its kind tells; None: it does not."""
+    target = getattr(spec.start, "target", None) or getattr(spec.start, "function", None)
+    if isinstance(target, type):
+        target = target.run if issubclass(target, Service) else None
+    while isinstance(target, functools.partial):
+        target = target.func
+    return inspect.unwrap(target) if callable(target) else None
+
+
+def sleeps(function: Any) -> list[float]:
+    """Return the seconds that *function* sleeps in one piece, as far as its source tells."""
+    source = _source(function)
+    if source is None or any(isinstance(node, ast.keyword) and node.arg == "allow" for node in ast.walk(source)):
+        return []
+    names = getattr(function, "__globals__", {})
+    return [seconds for node in _own_nodes(source) if (seconds := _slept(node, names)) is not None]
+
+
+def _source(function: Any) -> ast.AST | None:
+    try:
+        [source] = ast.parse(textwrap.dedent(inspect.getsource(function))).body
+    except (OSError, TypeError, SyntaxError, ValueError):  # there is none, or it is only a part of a statement
+        return None
+    return source if isinstance(source, ast.FunctionDef | ast.AsyncFunctionDef) else None
+
+
+def _own_nodes(source: ast.AST) -> Iterator[ast.AST]:
+    """Yield what *source* runs itself: nothing of the functions defined in it."""
+    left = list(ast.iter_child_nodes(source))
+    while left:
+        node = left.pop()
+        yield node
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda | ast.ClassDef):
+            left += ast.iter_child_nodes(node)
+
+
+def _slept(node: ast.AST, names: dict[str, Any]) -> float | None:
+    """Return how long a call sleeps; None: it is no such call, or it does not tell."""
+    name = _name(node.func) if isinstance(node, ast.Call) else ""
+    if not isinstance(node, ast.Call) or name not in ("sleep", "wait_stop"):
+        return None
+    given = [*node.args, *(keyword.value for keyword in node.keywords)]
+    if not given:
+        return math.inf if name == "wait_stop" else None
+    value = names.get(given[0].id) if isinstance(given[0], ast.Name) else getattr(given[0], "value", None)
+    return value if isinstance(value, int | float) else None
+
+
+def _name(node: ast.AST) -> str:
+    return node.attr if isinstance(node, ast.Attribute) else getattr(node, "id", "")
+
+
+def never_ends(place: Place) -> Iterator[str]:
+    """A periodic child does not return, and a crash restarts it, if it is transient."""
+    spec = place.spec
+    if spec.significant and spec.kind == "periodic" and spec.restart is Restart.TRANSIENT and not _leaves(spec):
+        yield (
+            "it is significant but never ends: a periodic child does not return, and a transient one is restarted "
+            "when it crashes"
+        )
+
+
+def _leaves(spec: ChildSpec) -> bool:
+    """Whether its function speaks of an end in the normal class, or cannot be read."""
+    source = _source(_target(spec))
+    return source is None or any(_name(node) in ("Shutdown", "SystemExit", "exit") for node in ast.walk(source))
+
+
+def nobody_significant(place: Place) -> Iterator[str]:
+    """Nobody's end would be the end of the supervisor."""
+    spec = place.spec
+    if not isinstance(spec, SupervisorSpec) or spec.auto_shutdown is AutoShutdown.NEVER:
+        return
+    if not any(child.significant for child in spec.children):
+        yield f"auto_shutdown={spec.auto_shutdown.value!r} has no effect: no child is significant"
+
+
+# The whole tree
+
+
+def same_names(place: Place) -> Iterator[str]:
+    """Told once, where an id is met first."""
+    if place.above is not None:
+        return
+    paths: dict[str, list[str]] = collections.defaultdict(list)
+    for one in walk(place.spec):
+        paths[one.spec.id].append(one.path)
+    for id, where in paths.items():
+        if len(where) > 1:
+            yield f"{len(where)} children are called {id!r}, tell them apart by path: {_some(where)}"
+
+
+def _some(paths: list[str]) -> str:
+    return ", ".join(paths[:3]) + (", …" if len(paths) > 3 else "")
+
+
+RULES: dict[str, tuple[Level, Callable[[Place], Iterator[str]]]] = {
+    # code: how bad, and what finds it                  explained in docs/check.md
+    "TREE101": (Level.ERROR, unreachable_by_backoff),
+    "TREE102": (Level.NOTE, unreachable_by_stops),
+    "TREE103": (Level.NOTE, multiplied),
+    "TREE104": (Level.WARNING, default_budget),
+    "TREE105": (Level.WARNING, unnoticed),
+    "TREE201": (Level.WARNING, infinite_shutdown),
+    "TREE202": (Level.ERROR, sleeps_too_long),
+    "TREE301": (Level.NOTE, same_names),
+    "TREE302": (Level.ERROR, never_ends),
+    "TREE303": (Level.WARNING, nobody_significant),
+}

@@ -1,0 +1,73 @@
+"""The group of all commands.
+
+Laws:
+1. A command is a module of its name here, with a click command of its name in it. It is imported when it is called or
+   listed; so at its top it imports click, and what it works with within its functions.
+2. What a command returns is its exit status; None is 0.
+3. Whatever is wrong with a call is told in one line.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import click
+
+COMMANDS = ("demo", "run", "check", "show", "lint", "tasks")
+"""In the order in which they are listed; one whose module is not there is not."""
+
+INTERRUPTED = 130
+"""The exit status of whoever is ended by Ctrl-C before there is a tree to be stopped: 128 + SIGINT."""
+
+
+class Commands(click.Group):
+    """Imports a command when it is needed, and tells errors in one line."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of the commands that are there."""
+        return [name for name in COMMANDS if importlib.util.find_spec(f"otpy.cli.{name}")]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return a command, None if there is no such one."""
+        if cmd_name not in self.list_commands(ctx):
+            return None
+        command: click.Command = getattr(importlib.import_module(f"otpy.cli.{cmd_name}"), cmd_name)
+        return command
+
+    def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any) -> NoReturn:  # type: ignore[override]
+        """Run a command, and exit with its status."""
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")  # a path can be no text at all
+        try:
+            status = super().main(args, prog_name, **{**extra, "standalone_mode": False})
+        except click.ClickException as error:
+            sys.stderr.write(f"{line_of(error)}\n")
+            status = error.exit_code
+        except click.Abort:
+            status = INTERRUPTED
+        sys.exit(status)
+
+
+def line_of(error: click.ClickException) -> str:
+    """Return what to tell about *error*: who refuses, what is wrong, and, if that is the call itself, where to look."""
+    where = getattr(error, "ctx", None)
+    name = where.command_path if where is not None else "otpy"
+    hint = f" See {name} --help" if isinstance(error, click.UsageError) else ""
+    return " ".join(f"{name}: {error.format_message()}{hint}".split())
+
+
+@click.group(cls=Commands, invoke_without_command=True)
+@click.pass_context
+def otpy(ctx: click.Context) -> None:
+    """Erlang/OTP's supervision trees for Python programs made of threads.
+
+    TARGET is a tree: module:attribute or path.py:attribute. The attribute is a supervisor's spec, or a function that
+    returns one; without it, tree is meant.
+    """
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
