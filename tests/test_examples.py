@@ -171,3 +171,15 @@ def test_ingest_has_a_status_page(tmp_path, capsys):
     ]
     with pytest.raises(OSError, match="refused"):
         urllib.request.urlopen(url, timeout=HANG)
+
+
+def test_services_survive_chaos():
+    """Each kill restarts what comes after; nothing is left in the end."""
+    done = run_example("services.py", "--chaos", "3")
+    ends = re.findall(r"(\d) times services/(?:writer|server): crashed: killed by SIGKILL", done.stdout)
+    lives = {int(life) for life in re.findall(r"client, life (\d): news", done.stdout)}
+
+    assert done.returncode == 0, done.stderr
+    assert "killed 3 times" in done.stdout
+    assert 1 <= sum(map(int, ends)) <= 3
+    assert 2 <= len(lives) <= 4

@@ -3,6 +3,7 @@
 import errno
 import os
 import queue
+import shutil
 import signal
 import subprocess
 import sys
@@ -392,3 +393,23 @@ def test_what_it_does_is_what_the_system_says(launch, tmp_path):
     assert "working hard" in child.stack()
     app.stop()
     assert child.stack() == ""
+
+
+def test_the_name_of_a_process_may_be_any_bytes(tmp_path):
+    """Who looks through all processes for those of a group meets them all."""
+    odd = tmp_path / os.fsdecode(b"\xff")
+    odd.symlink_to(shutil.which("sleep"))
+    with subprocess.Popen([odd, "1000"]) as process:
+        found = program._is_alive_in(os.getpgrp(), Path(f"/proc/{process.pid}"))
+        process.kill()
+
+    assert found
+
+
+def test_a_program_that_cannot_be_looked_at_has_ended(launch, recorder, monkeypatch, capsys):
+    """Or nobody would ever hear of its end."""
+    monkeypatch.setattr(program, "_group_lives", lambda group: 1 / 0)
+    launch(once(sh("exit 3")))
+
+    assert recorder.wait_for(ChildTerminated).reason.detail.returncode == 3
+    assert "watch_failed" in capsys.readouterr().out

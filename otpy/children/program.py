@@ -419,13 +419,15 @@ class Program:
 
     def _wind_up(self) -> None:
         self._ended.happen()
-        self._watch.ignore(self._pidfd)
-        self._kill_rest()
-        for stream in self._streams:
-            self._watch.ignore(stream.fd)
-            stream.finish()
         self._patience = time.monotonic() + LINGER
-        self._watch.bury(self)
+        self._watch.ignore(self._pidfd)
+        try:
+            self._kill_rest()
+            for stream in self._streams:
+                self._watch.ignore(stream.fd)
+                stream.finish()
+        finally:
+            self._watch.bury(self)  # whatever happens, its end must be told
 
     def _kill_rest(self) -> None:
         with self._lock:
@@ -520,10 +522,10 @@ def _group_lives(group: int) -> bool:
 
 def _is_alive_in(group: int, process: Path) -> bool:
     try:
-        state, _, its_group, *_ = (process / "stat").read_text().rpartition(")")[2].split()
+        state, _, its_group, *_ = (process / "stat").read_bytes().rpartition(b")")[2].split()  # a name may be any bytes
     except OSError:
         return False  # it has just gone
-    return int(its_group) == group and state not in "ZX"
+    return int(its_group) == group and state not in b"ZX"
 
 
 def _reaped(pid: int) -> tuple[bool, int | None]:

@@ -97,12 +97,20 @@ class Watch:
 
     def bury(self, program: Watched) -> None:
         """Ask *program* whether it is gone, now and every moment, until it is."""
-        if program.is_gone():
+        if self._is_gone(program):
             self._programs.discard(program)  # first: its last word may be the last one of the tree, and close this
             self._dying.discard(program)
             program.leave()
         else:
             self._dying.add(program)
+
+    def _is_gone(self, program: Watched) -> bool:
+        """Ask it; who cannot tell is gone, or its end would never be told."""
+        try:
+            return program.is_gone()
+        except Exception as error:
+            telemetry.complain("watch_failed", error, path=self._tree.root)
+            return True
 
     def _run(self) -> None:
         try:
