@@ -1,0 +1,1 @@
+"""The command line: ``otpy``. Needs click and rich: ``pip install otpy[cli]``."""
