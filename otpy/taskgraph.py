@@ -57,8 +57,6 @@ from otpy import (
     Supervisor,
     SupervisorSpec,
 )
-from otpy.reports import Report
-from otpy.reports import StartError as NotStarted
 
 __all__ = ["Description", "Meta", "Outcome", "Summary", "Task", "TaskFailure", "TaskGraph", "marked", "task"]
 
@@ -71,9 +69,9 @@ FAREWELL = 0.1
 """How long a worker whose task is dropped may take to end by itself, in seconds, before it is interrupted."""
 
 SOON = 1.0
-"""After so many seconds a worker is started again whose thread the system has refused."""
+"""How long a worker may take to come, in seconds, before it is ordered again."""
 
-PAUSE = Backoff(0.01, 1.0)
+PAUSE = Backoff(0.001, 1.0, reset_after=0.1)
 """Between the lives of a worker whose thread dies at once, again and again."""
 
 
@@ -700,7 +698,7 @@ class _Run:
         self._open: set[_Attempt] = set()
         self._timers: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._numbers = itertools.count()
-        self._is_stopping = self._is_watching = False
+        self._is_stopping = False
         self._hired = 0
         self._announces = "on_task_run" in plan.callbacks
         self._pool: Supervisor | None = None
@@ -730,7 +728,9 @@ class _Run:
             self._serve(seat)
         except BaseException as error:
             seat.error = error
-            raise
+            if not ctx.running:
+                raise
+            raise RuntimeError("the worker has died") from error  # SystemExit could mean that all is well
         finally:
             self._inbox.put((self._gone, seat))
 
@@ -987,31 +987,19 @@ class _Run:
         return otpy.thread(self.work, number, id=id, restart="transient", shutdown=FAREWELL, backoff=PAUSE)
 
     def _replace(self, seat: _Seat) -> None:
-        spec = self._worker(seat.number)
-        self._watch()
-        self._order("terminate_child", spec.id)
-        self._order("start_child", spec)
+        self._order("terminate_child", f"worker-{seat.number}")
+        self._insist(seat)
+
+    def _insist(self, seat: _Seat) -> None:
+        """Order a replacement, and again if it has not come in a while: the system may have had no thread for it."""
+        if self._seats[seat.number] is seat and not self._is_stopping:
+            self._order("start_child", self._worker(seat.number))
+            self._arm(time.monotonic() + SOON, self._insist, seat)
 
     def _order(self, call: str, about: object) -> None:
         if not self._is_stopping:
             with contextlib.suppress(Refusal, StartError):
                 getattr(self._pool, call)(about, timeout=0)
-
-    def _watch(self) -> None:
-        """Hear of workers that could not be started: nobody tries an order again."""
-        if not self._is_watching and self._pool is not None:
-            with contextlib.suppress(Refusal, RuntimeError):  # the tree ends, or there are no threads
-                self._pool.subscribe(self._hear)
-                self._is_watching = True
-
-    def _hear(self, report: Report) -> None:
-        """Called on a thread of its own."""
-        seat = self._seats.get(int(report.path.rpartition("-")[2])) if isinstance(report, NotStarted) else None
-        if seat is not None:
-            self._inbox.put((self._refused, seat))
-
-    def _refused(self, seat: _Seat) -> None:
-        self._arm(time.monotonic() + SOON, self._replace, seat)
 
     # The end
 
