@@ -708,9 +708,9 @@ class _Run:
 
     def summarise(self) -> Summary:
         """Return the summary, when the tree has ended; on the thread of the caller."""
-        if self._log is None:  # interrupted before the scheduler ran
-            self._outcomes = dict.fromkeys(range(len(self.plan.tasks)), CANCELLED)
-            return self._sum_up()
+        if self._log is None:  # interrupted before the scheduler ran: this thread is the scheduler now
+            self._is_stopping = True
+            return self._go()
         summary = self._summary.get()
         if isinstance(summary, BaseException):
             raise InternalError(f"the scheduler of a graph has crashed: {summary!r}") from summary
@@ -861,8 +861,10 @@ class _Run:
                 callback(*told)
             except BaseException as error:
                 said = ExitReason(ExitKind.CRASHED, error).traceback.rstrip()
-                with contextlib.suppress(Exception):  # the log may be broken, too
+                try:
                     self._log.error("callback_failed", callback=event, exception=said)
+                except Exception:  # the log is broken, or there is none yet
+                    sys.stderr.write(f"otpy: callback_failed {event}\n{said}\n")
 
     # What is ready, and what became of it
 

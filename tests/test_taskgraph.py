@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import os
 import queue
@@ -543,10 +544,8 @@ def test_what_a_stalled_task_says_late_changes_nothing():
         if len(tries) == 2:
             return "second"
         while not go_on.is_set():
-            try:
+            with contextlib.suppress(otpy.Killed):
                 threading.Event().wait(0.001)
-            except otpy.Killed:
-                pass
         return "first"
 
     graph = TaskGraph(workers=1)
@@ -956,21 +955,20 @@ for number in range(400):
     graph.add(lambda number=number: ran.append(number), f"t{number}", [f"t{number - 7}"] if number > 7 else [])
 settled = []
 graph.on_task_done(lambda name, outcome: settled.append(name))
-moment = chance.random() * 0.02
-shot = threading.Timer(moment, os.kill, (os.getpid(), signal.SIGINT))
-try:
+shot = threading.Timer(chance.random() * 0.02, os.kill, (os.getpid(), signal.SIGINT))
+
+def main():
     shot.start()
     summary = graph.run()
-except KeyboardInterrupt:
-    print("outside")
-else:
     assert len(summary.outcomes) == 400 and sorted(settled) == sorted(summary.outcomes), summary
     assert summary.passed == len(ran) and summary.passed + summary.cancelled == 400, summary
     print(summary)
-try:
     shot.join()
+
+try:
+    main()
 except KeyboardInterrupt:
-    pass
+    print("outside")
 """
 
 
