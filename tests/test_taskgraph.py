@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import itertools
 import os
 import queue
 import random
@@ -259,7 +260,7 @@ def test_unknown_dependencies_and_cycles_are_refused_before_anything_runs():
     names = error.value.value.split(" -> ")
     assert names[0] == names[-1]
     assert sorted(names[1:]) == ["a", "b", "c"]
-    assert all((before, after) in {("c", "a"), ("a", "b"), ("b", "c")} for before, after in zip(names, names[1:]))
+    assert all((before, after) in {("c", "a"), ("a", "b"), ("b", "c")} for before, after in itertools.pairwise(names))
     assert not ran
 
 
