@@ -135,14 +135,15 @@ def test_what_is_ready_runs_in_the_order_of_declaration():
     assert [number for what, number in journal.events if what == "begin"] == [2, 0, 4, 3, 1]
 
 
-def test_independent_tasks_run_side_by_side_and_no_more_than_workers():
-    """Three meet at a barrier; of four, only three can."""
-    barrier = threading.Barrier(3)
+def test_independent_tasks_run_side_by_side_on_so_many_threads():
+    """Three at a time meet at a barrier, and there are three threads."""
+    barrier, seen = threading.Barrier(3), set()
     graph = TaskGraph(workers=3)
-    for number in range(6):
-        graph.add(lambda: barrier.wait(HANG), name=f"t{number}")
+    for number in range(30):
+        graph.add(lambda: (barrier.wait(HANG), seen.add(threading.current_thread())), name=f"t{number}")
 
     assert graph.run().ok
+    assert len(seen) == 3
 
 
 def test_ten_thousand_tasks():
@@ -486,13 +487,13 @@ def test_a_task_that_can_be_interrupted_is():
 
 def test_only_the_worker_that_stalled_is_replaced():
     """Others, idle or busy, keep their threads."""
-    lives = queue.SimpleQueue()
-    hold = threading.Event()
+    lives, stalled, hold = queue.SimpleQueue(), [], threading.Event()
 
     def live():
-        lives.put((otpy.current().id, otpy.current().incarnation, threading.get_ident()))
+        lives.put((otpy.current().id, threading.current_thread()))
 
     def loop():
+        stalled.append(otpy.current().id)
         while True:
             threading.Event().wait(0.001)
 
@@ -510,13 +511,13 @@ def test_only_the_worker_that_stalled_is_replaced():
     graph.add(hold.set, "end", [f"after{number}" for number in range(5)])
     summary = graph.run()
 
-    seen = {}
-    while not lives.empty():
-        id, _, ident = lives.get()
-        seen.setdefault(id, set()).add(ident)
     assert (summary.passed, summary.failed) == (8, 1)
-    assert len(seen["worker-1"]) == 1
-    assert sum(map(len, seen.values())) <= 4
+    threads_of = {}
+    while not lives.empty():
+        id, thread = lives.get()
+        threads_of.setdefault(id, set()).add(thread)
+    assert all(len(threads) == 1 for id, threads in threads_of.items() if id != stalled[0])
+    assert set(threads_of) <= {"worker-1", "worker-2", "worker-3"}
 
 
 def test_a_stalled_task_is_tried_again():
@@ -559,6 +560,56 @@ def test_what_a_stalled_task_says_late_changes_nothing():
 
     assert summary.ok
     assert graph.state["results"] == {"slow": "second"}
+
+
+def test_a_worker_whose_task_has_stalled_takes_no_other():
+    """Its task returns before it is interrupted: what comes next must not be hit in its place."""
+    go_on, seen = threading.Event(), {}
+
+    def slow():
+        seen["slow"] = threading.current_thread()
+        assert go_on.wait(HANG)
+
+    def late(self, seat):
+        go_on.set()
+        seen["slow"].join(HANG)
+        replace(self, seat)
+
+    replace = taskgraph._Run._replace
+    graph = TaskGraph(workers=1)
+    graph.add(slow, timeout=0.02)
+    graph.add(lambda: seen.update(next=threading.current_thread()), "next")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(taskgraph._Run, "_replace", late)
+        summary = graph.run()
+
+    assert dict(summary.outcomes) == {"slow": FAILED, "next": PASSED}
+    assert seen["next"] is not seen["slow"]
+
+
+def test_a_task_that_cannot_store_its_result_in_time_has_stalled():
+    """Somebody keeps the lock of the state: the worker waits for it, and not the scheduler."""
+    graph = TaskGraph(workers=1)
+    locked, release = threading.Event(), threading.Event()
+
+    def keep():
+        with graph.state["_state_lock"]:
+            locked.set()
+            assert release.wait(HANG)
+
+    keeper = threading.Thread(target=keep)
+    keeper.start()
+    assert locked.wait(HANG)
+    graph.add(lambda: 1, "a", timeout=0.05)
+    try:
+        summary = graph.run()
+    finally:
+        release.set()
+        keeper.join(HANG)
+    wait_until(lambda: not threads.entries(), "the worker that waited ends")
+
+    assert summary.failures["a"].kind is ExitKind.STALLED
+    assert graph.state["results"] == {}
 
 
 def test_a_task_that_is_fast_enough_is_left_alone():
