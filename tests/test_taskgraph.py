@@ -960,6 +960,25 @@ def test_an_interrupt_lets_finish_what_runs_and_cancels_the_rest():
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+@pytest.mark.parametrize("backoff", [None, Backoff(0.001, 0.001)])
+def test_nothing_is_tried_again_after_an_interrupt(backoff):
+    stopping, stop, tries = threading.Event(), taskgraph._Run._stop, []
+
+    def interrupt():
+        tries.append(1)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stopping.wait(HANG)
+        raise ValueError
+
+    graph = TaskGraph(workers=1)
+    graph.add(interrupt, retries=3, backoff=backoff)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(taskgraph._Run, "_stop", lambda self: (stop(self), stopping.set()))
+        summary = graph.run()
+
+    assert summary.failures["interrupt"].attempts == len(tries) == 1
+
+
 @pytest.mark.parametrize("kind", ["stuck", "loop", "async"])
 def test_a_second_interrupt_cancels_what_still_runs(kind):
     """Also if it cannot be stopped: the summary comes all the same, and has every task."""
