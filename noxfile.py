@@ -59,7 +59,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """Check types, strictly."""
-    session.install("-e", ".", "mypy")
+    session.install("-e", ".[cli]", "mypy")
     session.run("mypy")
 
 

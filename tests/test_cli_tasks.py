@@ -162,6 +162,14 @@ def test_the_progress_bar_and_the_log(build):
     assert "..f." not in result.output
 
 
+def test_the_progress_bar_needs_rich(build, monkeypatch):
+    monkeypatch.setitem(sys.modules, "rich.progress", None)
+    result = call("build.py", "--progress")
+
+    assert result.exit_code == 2
+    assert result.output == "Error: --progress needs rich: pip install 'otpy[cli]'\n"
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [

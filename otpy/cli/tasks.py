@@ -16,10 +16,8 @@ import attrs
 
 try:
     import click
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 except ImportError as error:
-    raise ImportError("the command line needs click and rich: pip install 'otpy[cli]'") from error
+    raise ImportError("the command line needs click: pip install 'otpy[cli]'") from error
 
 from otpy import ExitReason, SpecError, StartError
 from otpy.reports import ExitKind
@@ -356,7 +354,12 @@ def _run(graph: TaskGraph, *, progress: bool, logs: bool) -> Summary:
     return summary
 
 
-def _bar(graph: TaskGraph) -> Progress:
+def _bar(graph: TaskGraph) -> contextlib.AbstractContextManager[object]:
+    try:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    except ImportError as error:
+        raise Refused("--progress needs rich: pip install 'otpy[cli]'") from error
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     bar = Progress(*columns, console=Console(file=sys.stdout), auto_refresh=False)
     row = bar.add_task("tasks", total=len(graph.tasks))
