@@ -754,18 +754,22 @@ class _Run:
             if not seat.ctx.running and isinstance(error, STOPPED):
                 raise
             return self._finish(attempt, error)
-        if self.plan.results is None:
-            return self._finish(attempt, None)
-        with self.plan.state["_state_lock"]:  # before the token: whoever has that must not be kept from telling
-            return self._finish(attempt, None, result)
+        return self._finish(attempt, None, result)
 
     def _finish(self, attempt: _Attempt, error: BaseException | None, result: object = None) -> bool:
-        if not attempt.token.acquire(blocking=False):
-            return False
-        if self.plan.results is not None and error is None:
-            self.plan.results[attempt.task.name] = result
-        self._inbox.put((self._finished, attempt, error))
-        return True
+        keeps = self.plan.results is not None and error is None
+        is_ours = self._keep(attempt, result) if keeps else attempt.token.acquire(blocking=False)
+        if is_ours:  # the scheduler wakes up here: what this thread has to do before it waits again holds it up
+            self._inbox.put((self._finished, attempt, error))
+        return is_ours
+
+    def _keep(self, attempt: _Attempt, result: object) -> bool:
+        assert self.plan.results is not None
+        with self.plan.state["_state_lock"]:  # before the token: whoever has that must not be kept from telling
+            is_ours = attempt.token.acquire(blocking=False)
+            if is_ours:
+                self.plan.results[attempt.task.name] = result
+        return is_ours
 
     def _wake(self, seat: _Seat) -> None:
         """Called on a helper thread when the worker is asked to stop."""
@@ -886,9 +890,9 @@ class _Run:
         call = functools.partial(task.function, self.plan.state) if task.with_state else task.function
         attempt = _Attempt(task, place, number, call)
         self._open.add(attempt)
-        self._work.put(attempt)
-        if self._hired < min(len(self._open), self.plan.workers):
+        if self._hired < self.plan.workers and self._hired < len(self._open):
             self._order("start_child", self._hire())
+        self._work.put(attempt)
 
     def _settle(self, place: int, outcome: Outcome) -> None:
         self._outcomes[place] = outcome
