@@ -669,6 +669,7 @@ class _Seat:
         held: The attempt that it has taken last.
         error: What it died of.
         cancel: Cancels the coroutine that it runs.
+        loop: Runs that coroutine.
         is_dismissed: Whether it has lost a token.
     """
 
@@ -677,6 +678,7 @@ class _Seat:
     held: list[_Attempt] = attrs.field(factory=list)
     error: BaseException | None = None
     cancel: Callable[[], object] | None = None
+    loop: asyncio.AbstractEventLoop | None = None
     is_dismissed: bool = False
 
 
@@ -749,7 +751,7 @@ class _Run:
         try:
             result = attempt.call()
             if type(result) is types.CoroutineType:
-                result = asyncio.run(_cancellable(seat, result))
+                result = _run_coroutine(seat, result)
         except BaseException as error:
             if not seat.ctx.running and isinstance(error, STOPPED):
                 raise
@@ -1019,10 +1021,21 @@ class _Run:
                     self._open.discard(attempt)
 
 
+def _run_coroutine(seat: _Seat, coroutine: Coroutine[Any, Any, object]) -> object:
+    try:
+        return asyncio.run(_cancellable(seat, coroutine))
+    finally:  # an interrupt may have hit while asyncio was closing the loop
+        loop, seat.loop = seat.loop, None
+        if loop is not None and not loop.is_closed():
+            with contextlib.suppress(Exception):  # half closed
+                loop.close()
+
+
 async def _cancellable(seat: _Seat, coroutine: Coroutine[Any, Any, object]) -> object:
     this = asyncio.current_task()
     assert this is not None
-    seat.cancel = functools.partial(asyncio.get_running_loop().call_soon_threadsafe, this.cancel)
+    loop = seat.loop = asyncio.get_running_loop()
+    seat.cancel = functools.partial(loop.call_soon_threadsafe, this.cancel)
     try:
         if not seat.ctx.running:  # asked before: nobody has seen what to cancel
             this.cancel()

@@ -979,7 +979,7 @@ def test_nothing_is_tried_again_after_an_interrupt(backoff):
     assert summary.failures["interrupt"].attempts == len(tries) == 1
 
 
-@pytest.mark.parametrize("kind", ["stuck", "loop", "async"])
+@pytest.mark.parametrize("kind", ["stuck", "loop"])
 def test_a_second_interrupt_cancels_what_still_runs(kind):
     """Also if it cannot be stopped: the summary comes all the same, and has every task."""
     lock = threading.Lock()
@@ -992,11 +992,8 @@ def test_a_second_interrupt_cancels_what_still_runs(kind):
         while True:
             threading.Event().wait(0.001)
 
-    async def wait():
-        await asyncio.Event().wait()
-
     graph = TaskGraph(workers=2)
-    graph.add({"stuck": stuck, "loop": loop, "async": wait}[kind], "long")
+    graph.add({"stuck": stuck, "loop": loop}[kind], "long")
     graph.add(nothing, "after", ["long"])
     stop = taskgraph._Run._stop
 
