@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from benchmarks import calls, coroutines, erlang, inside, peers, processes, restarts, trees
+from benchmarks import calls, coroutines, erlang, graphs, inside, peers, processes, restarts, trees
 from benchmarks.measure import FLOOR, OTPY, Benchmark, Side, Target
 
 CHECK_IN, RUNNING = "it.check_in()", "it.running"
@@ -233,6 +233,48 @@ ALL = (
         size=20,
         quick=2,
         rounds=15,
+    ),
+    Benchmark(
+        name="tasks-chain",
+        what="one of 200 tasks that do nothing, each after the one before, the run itself included",
+        floor="ThreadPoolExecutor: submit, wait for the result, next",
+        sides=(
+            Side(OTPY, graphs.graph_of_otpy(graphs.before_in_chain)),
+            Side(FLOOR, graphs.chain_of_floor),
+            Side("threaded-order", graphs.graph_of_threaded_order, module="threaded_order", at_most=20, slow=True),
+        ),
+        targets=(Target("p50", 2.0), Target("p50", 1 / 50, of="threaded-order")),
+        size=200,
+        quick=5,
+        rounds=21,
+    ),
+    *(
+        Benchmark(
+            name=f"tasks-{name}",
+            what=f"one of 10,000 tasks that do nothing, {shape}, the run itself included",
+            floor=floor,
+            sides=(Side(OTPY, graphs.graph_of_otpy(before)), Side(FLOOR, run)),
+            targets=(Target("p50", 2.0),),
+            size=10_000,
+            quick=20,
+            rounds=7,
+        )
+        for name, shape, before, floor, run in (
+            (
+                "crowd",
+                "independent",
+                graphs.before_in_crowd,
+                "ThreadPoolExecutor: submit all, wait for all",
+                graphs.crowd_of_floor,
+            ),
+            (
+                "layers",
+                "100 layers of 100, each after two of the layer above",
+                graphs.before_in_layers,
+                "ThreadPoolExecutor: submit a layer, wait for it, next",
+                graphs.layers_of_floor,
+            ),
+        )
     ),
     Benchmark(
         name="machine",

@@ -101,6 +101,32 @@ def test_health_finds_a_worker_that_hangs_and_replaces_it():
     assert done.stdout.endswith("the end: shutdown: auto_shutdown\nleft behind: app/read\n")
 
 
+def test_pipeline_builds_and_tries_again():
+    """Nine steps and more; the first upload breaks off."""
+    done = run_example("pipeline.py")
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = done.stdout.splitlines()
+    steps = [line.split(maxsplit=1)[1] for line in lines if line.startswith(" passed ")]
+    modules = sum(step.startswith("compile ") for step in steps)
+    assert modules >= 5
+    assert steps.index("pack") == modules
+    assert set(steps[modules + 1 :]) == {"check", "sign", "upload", "lint", "announce"}
+    assert f"{modules} modules are released" in lines
+    assert re.fullmatch(rf"{modules + 6} passed, 0 failed, 0 skipped in \d+\.\ds and 2 uploads", lines[-1])
+
+
+def test_pipeline_skips_what_comes_after_a_failure():
+    done = run_example("pipeline.py", "--longest", "40")
+
+    assert done.returncode == 1, done.stderr
+    assert " failed lint\nskipped announce\n" in done.stdout.replace(" passed sign\n", "").replace(
+        " passed upload\n", ""
+    )
+    assert "lint: lines are too long in __init__.py" in done.stdout
+    assert run_example("pipeline.py", "--mermaid").stdout.startswith("flowchart TD\n")
+
+
 def test_ingest_loses_nothing_in_hundreds_of_crashes():
     done = run_example("ingest.py", "--limit", "150", "--chaos", "200", "--seed", "1")
 

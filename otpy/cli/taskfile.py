@@ -1,0 +1,297 @@
+"""What ``otpy tasks`` does: finds the functions of a file that ``@task`` marks, and runs them in their order."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NoReturn
+
+import attrs
+import click
+
+from otpy import ExitReason, SpecError, StartError
+from otpy.cli.target import Problem, load_file, show_traceback, told
+from otpy.taskgraph import Outcome, Summary, Task, TaskGraph, marked
+
+LETTERS = {Outcome.PASSED: ".", Outcome.FAILED: "f", Outcome.SKIPPED: "s", Outcome.CANCELLED: "c"}
+
+SECRET = ("password", "passwd", "secret", "token", "api_key", "apikey", "credential", "private_key")
+"""What a key of the state may contain so that its value is not shown."""
+
+LONGEST = 200
+"""No value of the state is shown with more characters."""
+
+
+@attrs.frozen(kw_only=True)
+class Order:
+    """What the command line says, checked.
+
+    Attributes:
+        file: Where the tasks are.
+        only: The name of the one to run; None: all.
+        tags: Run those with one of these; empty: all.
+        seeds: Results that are there before anything runs.
+        arguments: What ``setup_state`` gets.
+        state_file: JSON that the state begins with.
+        verbose: Whether tracebacks are shown.
+    """
+
+    file: Path
+    only: str | None
+    tags: frozenset[str]
+    seeds: Mapping[str, str]
+    arguments: Mapping[str, str]
+    state_file: Path | None
+    verbose: bool
+
+
+@contextlib.contextmanager
+def told_in_one_line(*, verbose: bool) -> Iterator[None]:
+    """Tell what is wrong with the tasks, or that there is no thread for them, as a problem."""
+    try:
+        yield
+    except (SpecError, StartError) as error:
+        show_traceback(error, verbose=verbose)
+        raise Problem(str(error)) from error
+
+
+# What the command line says
+
+
+def order_of(target: str, settings: Iterable[str], tags: str, state_file: Path | None, *, verbose: bool) -> Order:
+    """Return what the command line says.
+
+    Raises:
+        Problem: It says what cannot be.
+    """
+    name, separator, only = target.partition("::")
+    if separator and not only:
+        raise Problem(f"{target}: name a task after the ::, or leave it out")
+    pairs = dict(_pair(one) for one in settings)
+    seeds = {key.removeprefix("result-"): value for key, value in pairs.items() if key.startswith("result-")}
+    return Order(
+        file=_file(name),
+        only=only or None,
+        tags=frozenset(one.strip() for one in tags.split(",") if one.strip()),
+        seeds=seeds,
+        arguments={key.replace("-", "_"): value for key, value in pairs.items() if not key.startswith("result-")},
+        state_file=state_file,
+        verbose=verbose,
+    )
+
+
+def _pair(setting: str) -> tuple[str, str]:
+    key, separator, value = setting.partition("=")
+    if not key.startswith("--") or len(key) < 3:
+        raise Problem(f"unexpected argument {setting!r}: arguments of setup_state are written --KEY=VALUE")
+    if not separator:
+        raise Problem(f"no such option: {setting}; see --help, and write arguments of setup_state as {setting}=VALUE")
+    return key[2:], value
+
+
+def _file(name: str) -> Path:
+    file = Path(name)
+    if not file.is_file():
+        raise Problem(f"{name}: there is no such file")
+    if file.suffix != ".py":
+        raise Problem(f"{name}: expected a Python file, FILE.py")
+    return file
+
+
+# The file
+
+
+def load(order: Order) -> ModuleType:
+    """Import the file; nothing is written to disk, no bytecode either.
+
+    Raises:
+        Problem: It raised; that is the cause.
+    """
+    sys.dont_write_bytecode = True
+    try:
+        return load_file(str(order.file))
+    except (Exception, SystemExit) as error:
+        raise told(str(order.file), error, verbose=order.verbose) from error
+
+
+def choose(module: ModuleType, order: Order) -> tuple[Task, ...]:
+    """Return the tasks of *module* that are to be run, with those dependencies only that are among them.
+
+    Raises:
+        Problem: There are none, or none of that name; or something depends on what does not exist.
+    """
+    found = {one.name: one for one in marked(module)}
+    if not found:
+        raise Problem(f"{order.file}: no task in it; mark functions with @otpy.taskgraph.task()")
+    _check_names(order, found)
+    chosen = {name: one for name, one in found.items() if _is_wanted(one, order)}
+    if not chosen:
+        tags = sorted({tag for one in found.values() for tag in one.tags})
+        raise Problem(f"--tags: no task has one of {', '.join(sorted(order.tags))}; there are: {', '.join(tags)}")
+    return tuple(_without(one, found.keys() - chosen.keys()) for one in chosen.values())
+
+
+def _check_names(order: Order, found: Mapping[str, Task]) -> None:
+    names = ", ".join(found)
+    if order.only is not None and order.only not in found:
+        raise Problem(f"{order.file}: no task {order.only!r}; there are: {names}")
+    for name in order.seeds:
+        if name not in found:
+            raise Problem(f"--result-{name}: no task {name!r}; there are: {names}")
+    for name, one in found.items():
+        for before in one.after:
+            if before not in found:
+                raise Problem(f"{order.file}: task {name!r} comes after {before!r}; there are: {names}")
+
+
+def _is_wanted(one: Task, order: Order) -> bool:
+    if order.only is not None:
+        return one.name == order.only
+    return one.name not in order.seeds and (not order.tags or not order.tags.isdisjoint(one.tags))
+
+
+def _without(one: Task, left_out: Iterable[str]) -> Task:
+    return attrs.evolve(one, after=tuple(name for name in one.after if name not in left_out))
+
+
+def build(module: ModuleType, order: Order, workers: int | None, *, skips: bool) -> TaskGraph:
+    """Return the graph, with its state set up. Unknown dependencies and cycles are refused here."""
+    chosen = choose(module, order)
+    state = _set_up(module, order)
+    state["results"] = {**order.seeds}
+    graph = TaskGraph(workers=workers, state=state, clear_results=False, on_failure="skip" if skips else "run")
+    for one in chosen:
+        graph.add_task(one)
+    graph.describe()
+    return graph
+
+
+def _set_up(module: ModuleType, order: Order) -> dict[str, Any]:
+    state = _read_state(order.state_file)
+    setup = getattr(module, "setup_state", None)
+    if setup is None:
+        if order.arguments:
+            _refuse_argument(order, next(iter(order.arguments)), "it has no setup_state that could take it")
+        return state
+    return _call_setup(setup, state, order)
+
+
+def _call_setup(setup: Callable[..., Any], state: dict[str, Any], order: Order) -> dict[str, Any]:
+    if list(inspect.signature(setup).parameters) == ["state"]:
+        state |= order.arguments
+        made = _guarded(lambda: setup(state), order)
+        made = state if made is None else made  # it has changed that
+    else:
+        _check_arguments(setup, order)
+        made = _guarded(lambda: setup(**order.arguments), order)
+    if not isinstance(made, dict):
+        raise Problem(f"{order.file}: setup_state returned {type(made).__name__}; expected the state, a dict")
+    return {**state, **made}
+
+
+def _guarded(call: Callable[[], Any], order: Order) -> Any:
+    try:
+        return call()
+    except (Exception, SystemExit) as error:
+        raise told(f"{order.file}: setup_state failed", error, verbose=order.verbose) from error
+
+
+def _check_arguments(setup: Callable[..., Any], order: Order) -> None:
+    parameters = inspect.signature(setup).parameters.values()
+    takes_all = any(one.kind is one.VAR_KEYWORD for one in parameters)
+    known = [one.name for one in parameters if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)]
+    for name in order.arguments:
+        if not takes_all and name not in known:
+            taken = ", ".join(f"--{one.replace('_', '-')}" for one in known) or "none"
+            _refuse_argument(order, name, f"setup_state does not take it; it takes: {taken}")
+    for one in parameters:
+        if one.name in known and one.default is one.empty and one.name not in order.arguments:
+            _refuse_argument(order, one.name, "setup_state needs it")
+
+
+def _refuse_argument(order: Order, name: str, why: str) -> NoReturn:
+    raise Problem(f"--{name.replace('_', '-')}=VALUE: {why} ({order.file})")
+
+
+def _read_state(file: Path | None) -> dict[str, Any]:
+    if file is None:
+        return {}
+    try:
+        state = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise Problem(f"--state-file {file}: expected JSON: {error}") from error
+    if not isinstance(state, dict):
+        raise Problem(f"--state-file {file}: expected a JSON object, not {type(state).__name__}")
+    return state
+
+
+# What is printed
+
+
+def drawing(graph: TaskGraph) -> str:
+    """Return the graph as text: level by level, and what each task comes after."""
+    shape = graph.describe()
+    lines = []
+    for number, level in enumerate(shape.levels, 1):
+        lines.append(f"level {number}")
+        for name in level:
+            before = [one for one, then in shape.edges if then == name]
+            lines.append(f"  {name} <- {', '.join(before)}" if before else f"  {name}")
+    lines.append(f"{len(shape.nodes)} tasks; longest path: {' -> '.join(shape.longest_path)}")
+    return "\n".join(lines) + "\n"
+
+
+def run(graph: TaskGraph, *, progress: bool, logs: bool) -> Summary:
+    """Run it, and print how it goes."""
+    if logs:
+        graph.on_task_run(lambda name, thread: click.echo(f"begin {name} on {thread}", err=True))
+        graph.on_task_done(lambda name, outcome: click.echo(f"{outcome.value} {name}", err=True))
+    if progress:
+        with _bar(graph):
+            return graph.run()
+    graph.on_task_done(lambda name, outcome: click.echo(LETTERS[outcome], nl=False))
+    summary = graph.run()
+    click.echo()
+    return summary
+
+
+def _bar(graph: TaskGraph) -> contextlib.AbstractContextManager[object]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    bar = Progress(*columns, console=Console(file=sys.stdout), auto_refresh=False)
+    row = bar.add_task("tasks", total=len(graph.tasks))
+    graph.on_task_done(lambda name, outcome: bar.update(row, advance=1, refresh=True))
+    return bar
+
+
+def print_end(graph: TaskGraph, summary: Summary, *, shows_state: bool) -> None:
+    """Print what has failed, and the summary."""
+    for name, failure in summary.failures.items():
+        click.echo(f"\n---- {name} {ExitReason(failure.kind, failure.exception)}")
+        click.echo(failure.traceback, nl=False)
+    if shows_state:
+        click.echo("\nstate:")
+        for key, value in graph.state.items():
+            if not key.startswith("_"):
+                click.echo(f"  {key} = {_sanitised(key, value)}")
+    click.echo(f"==== {summary.text} ====")
+
+
+def _sanitised(key: object, value: object) -> str:
+    """Return a short text for a value of the state, without what looks like a secret."""
+    if any(word in str(key).lower() for word in SECRET):
+        return "***"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{one!s}: {_sanitised(one, below)}" for one, below in value.items()) + "}"
+    try:
+        text = repr(value)
+    except Exception:
+        text = f"<{type(value).__name__} without a repr>"
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
