@@ -392,3 +392,16 @@ def test_what_it_does_is_what_the_system_says(launch, tmp_path):
     assert "working hard" in child.stack()
     app.stop()
     assert child.stack() == ""
+
+
+NAMELESS = "import ctypes; ctypes.CDLL(None).prctl(15, b'\\xff', 0, 0, 0); print('here', flush=True); input()"
+
+
+def test_other_processes_may_have_any_name(launch, recorder):
+    """To see whether the rest of a group is gone, all processes are looked at; a name need not be UTF-8."""
+    options = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-S", "-c", NAMELESS], **options) as stranger:
+        stranger.stdout.readline()
+        launch(once(sh("sleep 1000 & exit 1")))
+        recorder.wait_for(ChildTerminated)
+        assert not program._is_alive_in(0, Path(f"/proc/{stranger.pid}"))

@@ -520,10 +520,10 @@ def _group_lives(group: int) -> bool:
 
 def _is_alive_in(group: int, process: Path) -> bool:
     try:
-        state, _, its_group, *_ = (process / "stat").read_text().rpartition(")")[2].split()
+        state, _, its_group, *_ = (process / "stat").read_bytes().rpartition(b")")[2].split()  # its name may be no text
     except OSError:
         return False  # it has just gone
-    return int(its_group) == group and state not in "ZX"
+    return int(its_group) == group and state not in b"ZX"
 
 
 def _reaped(pid: int) -> tuple[bool, int | None]:
