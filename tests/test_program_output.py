@@ -3,6 +3,7 @@
 import base64
 import datetime as dt
 import json
+import os
 import queue
 import re
 import threading
@@ -108,6 +109,21 @@ def test_rotation_cuts_at_lines_and_keeps_so_many(tmp_path, backups):
     assert sorted(tmp_path.iterdir()) == sorted(files)
     assert all(file.stat().st_size <= 10 for file in files)
     assert (tmp_path / "log").read_text() == "ile\n"
+
+
+def test_what_is_no_file_is_not_rotated(tmp_path):
+    """As root that would move /dev/null away."""
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    log = Log(str(fifo), 10, 1)
+    for _ in range(3):
+        log.write(b"12345678\n")
+    log.close()
+
+    assert os.read(reader, 100) == b"12345678\n" * 3
+    assert [one.name for one in tmp_path.iterdir()] == ["fifo"]
+    os.close(reader)
 
 
 def test_the_tail_is_bounded():
