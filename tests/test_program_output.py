@@ -330,6 +330,10 @@ BAD = [
     (["a"], {"health": otpy.Port(80)}, "health"),
     (["a"], {"shutdown": -1}, "shutdown"),
     (["a"], {"id": "a/b"}, "id"),
+    (["a"], {"id": "a\0b", "err_dir": "/tmp"}, "id"),
+    (["a"], {"id": "\ud800", "err_dir": "/tmp"}, "id"),
+    (["a"], {"stdout": "\ud800"}, "stdout"),
+    (["a"], {"env": {"\ud800": ""}}, "env"),
 ]
 
 
