@@ -7,13 +7,14 @@ import signal
 import subprocess
 import sys
 import threading
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
 
 import otpy
 from otpy import ExitKind, ProcessDied, ProgramExit, dynamic_supervisor, process, registry, supervisor, threads
-from otpy.children import guard, lifeline, probes, program
+from otpy.children import guard, lifeline, probes, program, watch
 from otpy.reports import ChildTerminated, Progress, ShutdownError, StartError
 from tests.helpers import HANG, wait_until
 from tests.programs import children, mark, marked, members, number_in, python, sh, stat
@@ -230,6 +231,28 @@ def test_a_start_that_breaks_off_leaves_nothing(launch, monkeypatch):
         app.start_child(process("sleep", number, id="x", ready=otpy.Port(1)))
 
     assert marked(number) == set()
+
+
+@pytest.mark.parametrize("call", ["socket.socketpair", "threads.spawn"])
+def test_a_watch_that_breaks_off_leaves_nothing(launch, monkeypatch, call):
+    """Nobody can wait for programs while there are no descriptors or threads; each start tries again."""
+    app = launch(supervisor("app"))
+    before, children_before = sorted(os.listdir("/proc/self/fd")), children()
+    real, calls = attrgetter(call)(watch), []
+
+    def refuse(*args, **options):
+        calls.append(call)
+        if call == "socket.socketpair" and len(calls) % 2:  # the first is that of the watch, the second of the guard
+            return real(*args, **options)
+        raise OSError(errno.EMFILE, "too many")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"otpy.children.watch.{call}", refuse)
+        for _ in range(2):
+            with pytest.raises(otpy.StartError, match="too many"):
+                app.start_child(sh("exit 3"))
+        assert (sorted(os.listdir("/proc/self/fd")), children()) == (before, children_before)
+    app.start_child(process("sleep", "1000"))
 
 
 # Others in the same process

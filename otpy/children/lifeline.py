@@ -37,7 +37,11 @@ class Lifeline:
         self._guard: subprocess.Popen[bytes] | None = None
         self._line: socket.socket
         self._since = 0.0
-        self._begin()
+        try:
+            self._begin()
+        except BaseException:  # no more descriptors
+            self.forget_mark()
+            raise
         _lines.add(self)
 
     @property
