@@ -8,9 +8,12 @@ import pytest
 
 import otpy
 from otpy import ExitKind, Health, Http, Line, Notify, Port, supervisor
+from otpy.children.watch import Watch
+from otpy.messages import ChildExited
 from otpy.reports import ChildTerminated, Progress, Stalled, StartError
 from tests.helpers import HANG, wait_until
-from tests.programs import SEND, python, sh
+from tests.programs import SEND, children, python, sh, stat
+from tests.test_child_contract import Stage
 
 
 def free_port():
@@ -80,6 +83,37 @@ def test_it_is_up_when_it_is_ready(launch_in_thread, recorder, tmp_path, ready):
 def test_one_that_ends_before_it_is_ready_did_not_start(launch):
     with pytest.raises(otpy.StartError, match="exit code 0"):
         launch(supervisor("app", children=[sh("echo almost", ready="^ready")]))
+
+
+def test_one_that_ends_when_it_has_said_that_it_is_ready_did_start(launch, recorder):
+    """Whatever it has said before that, and however late it is read."""
+    code = SEND + "tell(b'STATUS=almost')\ntell(b'READY=1')\nos._exit(0)"
+    app, go = launch(supervisor("app")), threading.Event()
+    app._tree.shared(Watch).post(lambda: go.wait(HANG))
+    before = set(children())
+    starter = threading.Thread(target=app.start_child, args=(python(code, ready=True, restart="temporary"),))
+    starter.start()
+    pid = wait_until(lambda: next(iter(set(children()) - before), None))
+    wait_until(lambda: stat(pid)[0] == "Z")
+    go.set()
+
+    assert recorder.wait_for(Progress, "app/x")
+    starter.join(HANG)
+
+
+def test_mail_that_is_seen_together_with_the_end_is_no_failure():
+    """The watch hears of both at the same time, in any order; then there is no mailbox any more."""
+    scene = Stage(sh("exit 3", heartbeat=1000.0))
+    while not isinstance(scene.hear(), ChildExited):
+        pass
+    scene.child._read_mail()
+    scene.tree.close()
+
+
+def test_the_one_probe_decides(launch):
+    """Who is asked for a line is not ready for having told systemd so."""
+    with pytest.raises(otpy.StartError, match="exit code 0"):
+        launch(supervisor("app", children=[python(SEND + "tell(b'READY=1')", ready="^up$", heartbeat=1000.0)]))
 
 
 def test_one_that_is_not_ready_in_time_did_not_start(launch):

@@ -53,6 +53,9 @@ LINGER = 0.5
 QUOTED = 4096
 """How many bytes of stderr are shown with a crash; the reason has more."""
 
+LETTERS = 1000
+"""How many messages are read in a row: more than wait at the end of a program; and a flood of them stops nobody."""
+
 SYSTEMD = (b"NOTIFY_SOCKET", b"WATCHDOG_USEC", b"WATCHDOG_PID")
 """What systemd has told this process, and does not mean its children."""
 
@@ -334,8 +337,7 @@ class Program:
     @property
     def _wants_mail(self) -> bool:
         """Whether the program has something to say to us."""
-        is_asked_for_ready = self.birth.spec.ready and (self.how.probe is None or isinstance(self.how.probe, Notify))
-        return is_asked_for_ready or self._heartbeat is not None
+        return isinstance(self.how.probe, Notify) or self._heartbeat is not None
 
     def _open_mailbox(self) -> str:
         """Return the address to which the program may send."""
@@ -369,13 +371,18 @@ class Program:
             self._misses += 1
 
     def _read_mail(self) -> None:
-        assert self._mailbox is not None, "somebody listens to it"
+        if self._mailbox is None:  # its end was heard in the same moment, and came first
+            return
         with contextlib.suppress(BlockingIOError):
-            for line in self._mailbox.recv(4096).split(b"\n"):
-                if line == b"WATCHDOG=1":
-                    self._beat = self._now()
-                elif line == b"READY=1" and self._wants_mail:
-                    self._say_ready()
+            for _ in range(LETTERS):
+                self._take(self._mailbox.recv(4096))
+
+    def _take(self, letter: bytes) -> None:
+        for line in letter.split(b"\n"):
+            if line == b"WATCHDOG=1":
+                self._beat = self._now()
+            elif line == b"READY=1" and isinstance(self.how.probe, Notify):  # or it is ready when the probe says so
+                self._say_ready()
 
     # The end; on the watch's thread
 
@@ -424,6 +431,7 @@ class Program:
         for stream in self._streams:
             self._watch.ignore(stream.fd)
             stream.finish()
+        self._read_mail()  # it may have said that it is ready, and left
         self._patience = time.monotonic() + LINGER
         self._watch.bury(self)
 
