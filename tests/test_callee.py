@@ -265,6 +265,17 @@ def test_somebody_else_has_reaped_it(stage, where):
     assert is_reaped(pid)
 
 
+def test_no_grandchild_is_left_when_somebody_else_has_reaped_it(stage, where):
+    """Its number is free then, but not that of its group, as long as somebody is in it."""
+    scene = stage(process(callees.with_grandchild, where))
+    pid, grandchild = heard(where)
+    scene.child._body.await_death = lambda: os.waitpid(pid, 0) is None
+    scene.child.stop()
+
+    assert end_of(scene).kind is ExitKind.SHUTDOWN
+    wait_until(lambda: is_gone(grandchild))
+
+
 # How it is stopped
 
 

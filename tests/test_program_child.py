@@ -14,7 +14,7 @@ import pytest
 
 import otpy
 from otpy import ExitKind, ProcessDied, ProgramExit, dynamic_supervisor, process, registry, supervisor, threads
-from otpy.children import guard, lifeline, probes, program, watch
+from otpy.children import groups, guard, lifeline, probes, program, watch
 from otpy.reports import ChildTerminated, Progress, ShutdownError, StartError
 from tests.helpers import HANG, wait_until
 from tests.programs import children, mark, marked, members, number_in, python, sh, stat
@@ -296,12 +296,12 @@ def test_a_stranger_with_its_number_is_left_alone(monkeypatch):
     """Once something else has reaped a program, its number may be anybody's."""
     stranger = subprocess.Popen(["sleep", "1000"])
     monkeypatch.setattr(os, "waitid", lambda *args: (_ for _ in ()).throw(ChildProcessError))
-    is_strange = program._is_strange(stranger.pid)
+    is_strange = groups.is_strange(stranger.pid)
     stranger.kill()
     stranger.wait()
 
     assert is_strange
-    assert not program._is_strange(stranger.pid)
+    assert not groups.is_strange(stranger.pid)
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSYS, "no pidfd"), AttributeError("pidfd_open")])

@@ -48,7 +48,7 @@ import attrs
 from otpy import threads
 from otpy.abc import Birth, Deliver
 from otpy.children import remote
-from otpy.children.groups import signal_group, signal_name
+from otpy.children.groups import is_strange, signal_group, signal_name
 from otpy.children.remote import ALLOWED, BEAT, BEATS, EXIT, HEAD, SIZES, STATE, UP, WORDS
 from otpy.children.thread import check_call, check_function, name_of, path_of, reason_of
 from otpy.exceptions import (
@@ -385,7 +385,7 @@ class Body:
 
     def bury(self, *, is_ours: bool) -> int | None:
         """Kill what is left of its group, and reap it; return its exit code, or None if it was not ours to reap."""
-        if is_ours:
+        if not is_strange(self.pid):
             self.kill()
         code = self._popen.wait()
         return code if is_ours else None

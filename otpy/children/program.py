@@ -37,7 +37,7 @@ import attrs
 from otpy import threads
 from otpy.abc import Birth, Deliver
 from otpy.children import probes
-from otpy.children.groups import signal_group, signal_name
+from otpy.children.groups import exists, is_strange, signal_group, signal_name
 from otpy.children.output import Called, Handout, Journal, Lines, Log, Scan, Sink, Stream, Tail, Through
 from otpy.children.probes import Asking, Health, Line, Notify, Probe
 from otpy.children.watch import Watch
@@ -437,7 +437,7 @@ class Program:
 
     def _kill_rest(self) -> None:
         with self._lock:
-            if self._group is not None and not _is_strange(self._group):
+            if self._group is not None and not is_strange(self._group):
                 signal_group(self._group, signal.SIGKILL)
 
     def is_gone(self) -> bool:
@@ -493,25 +493,6 @@ class Program:
             self._mailbox = None
 
 
-def _is_strange(pid: int) -> bool:
-    """Whether something else has reaped *pid*, and its number has been given to another process."""
-    try:
-        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-    except ChildProcessError:
-        return _exists(pid)
-    return False
-
-
-def _exists(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
-
-
 def _group_lives(group: int) -> bool:
     """Whether anybody lives in the group of a leader that has been reaped.
 
@@ -523,7 +504,7 @@ def _group_lives(group: int) -> bool:
         return False  # as always where there were no grandchildren
     except PermissionError:
         pass
-    return not _exists(group) and any(_is_alive_in(group, path) for path in Path("/proc").glob("[0-9]*"))
+    return not exists(group) and any(_is_alive_in(group, path) for path in Path("/proc").glob("[0-9]*"))
 
 
 def _is_alive_in(group: int, process: Path) -> bool:
