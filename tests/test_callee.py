@@ -602,3 +602,26 @@ start(supervisor("app", children=[process(target)]), log=False)
 
     assert parent.returncode == 1
     assert "bootstrapping phase" in errors
+
+
+DIES_OF_SIGPIPE = """
+import threading
+from otpy.children import callee
+
+signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+wires = callee.Wires()
+wires.let_go()
+thread = threading.Thread(target=wires.hand_over, args=(b"program", b"birth"))
+thread.start()
+thread.join()
+wires.order(b"a")
+print("alive", file=sys.stderr)
+"""
+
+
+def test_a_program_that_dies_of_sigpipe_does_not_die_of_its_children(program):
+    """As many tools do; then none may come from a process that has just died."""
+    parent = program(DIES_OF_SIGPIPE)
+
+    assert parent.communicate(timeout=HANG)[1] == "alive\n"
+    assert parent.returncode == 0

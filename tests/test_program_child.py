@@ -255,6 +255,20 @@ def test_a_watch_that_breaks_off_leaves_nothing(launch, monkeypatch, call):
     app.start_child(process("sleep", "1000"))
 
 
+def test_the_environment_may_change_meanwhile(launch, monkeypatch):
+    class Shrinking(dict):
+        """A variable goes when its name has been seen."""
+
+        def __iter__(self):
+            names = list(super().__iter__())
+            self.pop(b"GOING", None)
+            return iter(names)
+
+    monkeypatch.setattr(os, "environb", Shrinking({b"GOING": b"1", b"STAYING": b"2", b"NOTIFY_SOCKET": b"/x"}))
+
+    assert program._ours() == {b"STAYING": b"2"}
+
+
 # Others in the same process
 
 

@@ -48,7 +48,7 @@ import attrs
 from otpy import threads
 from otpy.abc import Birth, Deliver
 from otpy.children import remote
-from otpy.children.groups import is_strange, signal_group, signal_name
+from otpy.children.groups import NO_SIGNAL, is_strange, signal_group, signal_name
 from otpy.children.remote import ALLOWED, BEAT, BEATS, EXIT, HEAD, SIZES, STATE, UP, WORDS
 from otpy.children.thread import check_call, check_function, name_of, path_of, reason_of
 from otpy.exceptions import (
@@ -282,6 +282,7 @@ class Wires:
 
     def hand_over(self, *parts: bytes) -> None:
         """Write the parcel; wait until the process has read it, or has died."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGPIPE})  # this thread's: not every program ignores it
         with contextlib.suppress(BrokenPipeError):
             for part in (SIZES.pack(*map(len, parts)), *parts):
                 left = memoryview(part)
@@ -291,7 +292,7 @@ class Wires:
     def order(self, order: bytes) -> None:
         """Send *order*; it waits in the socket until somebody reads it."""
         with contextlib.suppress(OSError):  # it has ended, or it has not read thousands of orders
-            self.near.send(order)
+            self.near.send(order, NO_SIGNAL)
 
     def last_stacks(self) -> str:
         """Return what the process wrote when it died of a signal."""

@@ -5,6 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
+
+NO_SIGNAL = getattr(socket, "MSG_NOSIGNAL", 0)
+"""Send with this: not every program ignores SIGPIPE. Some systems lack it."""
 
 
 def signal_group(group: int, number: int) -> None:

@@ -261,7 +261,7 @@ class Program:
         if self._popen is not None:
             self._send(signal.SIGKILL)
             self._popen.wait()  # it has been killed: not for long
-            self._reap()
+            self._group = None
             self._exit = ProgramExit(None, b"")
         self._close_all()
 
@@ -270,8 +270,7 @@ class Program:
         env = self.how.env
         if env is None and not self._wants_mail and not any(name in os.environb for name in SYSTEMD):
             return None
-        mine = os.environb.items() if env is None else ((os.fsencode(name), os.fsencode(value)) for name, value in env)
-        both = {name: value for name, value in mine if env is not None or name not in SYSTEMD}
+        both = _ours() if env is None else {os.fsencode(name): os.fsencode(value) for name, value in env}
         if self._wants_mail:
             both[b"NOTIFY_SOCKET"] = self._open_mailbox().encode()
         if self._heartbeat is not None:
@@ -491,6 +490,12 @@ class Program:
             self._watch.ignore(self._mailbox.fileno())
             self._mailbox.close()
             self._mailbox = None
+
+
+def _ours() -> dict[bytes, bytes]:
+    """Return the environment of this process; others may change it meanwhile."""
+    found = {name: os.environb.get(name) for name in list(os.environb) if name not in SYSTEMD}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _group_lives(group: int) -> bool:

@@ -21,6 +21,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from otpy import telemetry, threads
+from otpy.children.groups import NO_SIGNAL
 from otpy.children.lifeline import Lifeline
 from otpy.threads import Role, ThreadState
 
@@ -69,7 +70,7 @@ class Watch:
         """Have *order* called on the thread of the watch. Never blocks; may be called from any thread."""
         self._orders.append(order)
         with contextlib.suppress(OSError):  # it has rung often enough, or has ended
-            self._bell.send(b"!")
+            self._bell.send(b"!", NO_SIGNAL)
 
     def close(self) -> None:
         """End when there is no program left. One that was let go, or given up, may live longer than its tree."""
