@@ -15,9 +15,11 @@ import pytest
 import otpy
 from otpy import ExitKind, ProcessDied, ProgramExit, dynamic_supervisor, process, registry, supervisor, threads
 from otpy.children import groups, guard, lifeline, probes, program, watch
+from otpy.messages import ChildExited
 from otpy.reports import ChildTerminated, Progress, ShutdownError, StartError
 from tests.helpers import HANG, wait_until
 from tests.programs import children, mark, marked, members, number_in, python, sh, stat
+from tests.test_child_contract import Stage
 
 ROOT = Path(otpy.__file__).parent.parent
 
@@ -27,6 +29,10 @@ def _no_process_outlives_its_test():
     before = set(children())
     yield
     assert set(children()) <= before
+
+
+def descriptors():
+    return sorted(path.name for path in Path("/proc/self/fd").iterdir())
 
 
 def once(spec, **options):
@@ -97,6 +103,28 @@ def test_the_stop_signal_may_be_another_one(launch, recorder, tmp_path):
 
     assert (tmp_path / "bye").read_text() == "bye\n"
     assert recorder.of(ShutdownError) == []
+
+
+def test_its_number_is_used_under_the_lock_and_not_after_it_was_reaped(monkeypatch):
+    """Then it may be anybody's. Whoever reaps and whoever signals must not do so at the same time."""
+    scene = Stage(process("sleep", "1000"))
+    child, used = scene.child, []
+    reap, signal_group = program._reaped, program.signal_group
+    monkeypatch.setattr(program, "_reaped", lambda pid: (used.append(child._lock.locked()), reap(pid))[1])
+    monkeypatch.setattr(
+        program, "signal_group", lambda *args: (used.append(child._lock.locked()), signal_group(*args))[1]
+    )
+    child.stop()
+    while not isinstance(scene.hear(), ChildExited):
+        pass
+    before = len(used)
+    child.stop()
+    child.kill(0.0)
+    scene.tree.close()
+
+    assert before >= 3
+    assert all(used)
+    assert len(used) == before
 
 
 def test_a_suspended_program_hears_of_the_stop(launch, tmp_path):
@@ -237,7 +265,7 @@ def test_a_start_that_breaks_off_leaves_nothing(launch, monkeypatch):
 def test_a_watch_that_breaks_off_leaves_nothing(launch, monkeypatch, call):
     """Nobody can wait for programs while there are no descriptors or threads; each start tries again."""
     app = launch(supervisor("app"))
-    before, children_before = sorted(os.listdir("/proc/self/fd")), children()
+    before, children_before = descriptors(), children()
     real, calls = attrgetter(call)(watch), []
 
     def refuse(*args, **options):
@@ -251,7 +279,7 @@ def test_a_watch_that_breaks_off_leaves_nothing(launch, monkeypatch, call):
         for _ in range(2):
             with pytest.raises(otpy.StartError, match="too many"):
                 app.start_child(sh("exit 3"))
-        assert (sorted(os.listdir("/proc/self/fd")), children()) == (before, children_before)
+        assert (descriptors(), children()) == (before, children_before)
     app.start_child(process("sleep", "1000"))
 
 
@@ -385,6 +413,31 @@ def test_a_guard_that_dies_is_replaced(launch, monkeypatch):
     wait_until(lambda: guards() - {first})
     app.stop()
     assert guards() == set()
+
+
+def test_the_next_guard_is_told_of_all_that_run(monkeypatch):
+    line, told = lifeline.Lifeline(), []
+    line.add(12345678)
+    line.add(12345679)
+    line.drop(12345678)
+    monkeypatch.setattr(line, "_tell", told.append)
+    line._since -= 2 * lifeline.TOO_SOON
+    line._renew()
+    line.close()
+
+    assert told == [b"12345679\n"]
+
+
+def test_a_fork_has_no_mark():
+    """It would be killed as a program, when the process that it comes from has died."""
+    line = lifeline.Lifeline()
+    mark = line.mark
+    lifeline._after_fork()
+
+    assert line.mark == -1
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(mark)
+    line.close()
 
 
 def test_without_a_guard_it_is_told_and_programs_run(launch, recorder, monkeypatch, capsys):

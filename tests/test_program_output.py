@@ -133,6 +133,7 @@ def test_the_tail_is_bounded():
     tail.close()
 
     assert bytes(tail) == b"x" * output.TAIL
+    assert len(tail._data) <= 2 * output.TAIL
 
 
 def test_lines_are_cut_wherever_the_bytes_are():
@@ -202,6 +203,17 @@ def test_a_slow_sink_is_fed_again_when_it_has_caught_up():
     assert resumed.wait(HANG)
     assert handout.wants_more()
     handout.close()
+
+
+def test_a_sink_that_catches_up_while_the_reader_looks_is_not_waited_for():
+    """It has looked before the reader said that it waits, so it will not call."""
+    handout = Handout(Lines(print), lambda: None, name="x", owner=None)
+    looks = [True, False]
+    handout._is_full = lambda: looks.pop(0)
+    wants_more = handout.wants_more()
+    handout.close()
+
+    assert wants_more
 
 
 def test_inherited_output_is_ours(launch, recorder, capfd):

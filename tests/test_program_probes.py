@@ -165,6 +165,23 @@ def test_so_many_misses_in_a_row_are_a_stall(launch, recorder, tmp_path):
     assert recorder.wait_for(Progress, count=2).incarnation == 2
 
 
+def test_misses_count_in_a_row_only():
+    health = Health(Port(1), interval=1000.0, misses=2)
+    scene = Stage(sh("exec sleep 1000", health=health))
+    for is_well in (False, True, False):
+        scene.child._note_health(is_well)
+    beat, until = scene.child.pulse()
+    scene.child._note_health(False)
+    later = scene.child.pulse()
+    scene.child.kill(0.0)
+    while not isinstance(scene.hear(), ChildExited):
+        pass
+    scene.tree.close()
+
+    assert until > beat
+    assert later == (beat, beat)
+
+
 def test_health_and_heartbeat_both_count(launch, recorder):
     """The port is open, and yet it never sends WATCHDOG=1."""
     with socket.create_server(("127.0.0.1", 0)) as server:
