@@ -362,8 +362,9 @@ def test_without_pidfds_a_thread_waits(launch, recorder, monkeypatch, error):
 
 
 PARENT = """
-import sys
+import os, sys
 from otpy import process, start, supervisor
+say = lambda line: os.write(1, f"{line}\\n".encode())  # at once: two threads do
 mark = sys.argv[1]
 kinds = {
     "plain": ["sleep", mark],
@@ -371,8 +372,8 @@ kinds = {
     "without an environment": ["env", "-i", "sleep", mark],
 }
 specs = [process(*argv, id=f"{name} {n}") for n in range(int(sys.argv[2])) for name, argv in kinds.items()]
-start(supervisor("app", children=specs), log=False, reports=lambda report: print(report.path, flush=True))
-print("up", flush=True)
+start(supervisor("app", children=specs), log=False, reports=lambda report: say(report.path))
+say("up")
 sys.stdin.read()
 """
 

@@ -97,6 +97,21 @@ def test_a_file_tells_what_is_missing_in_it(tmp_path):
     assert (tmp_path / "dir" / "log").read_text() == "--- otpy: 14 bytes are missing here ---\nkept\n"
 
 
+def test_a_file_that_was_removed_is_made_again_after_a_failure(tmp_path, monkeypatch):
+    told, file = [], tmp_path / "log"
+    journal = Journal(Log(str(file), 1000, 1), told.append)
+    journal.add(b"one\n")
+    file.unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", lambda fd, data: file.stat())
+        journal.add(b"two\n")
+    journal.add(b"three\n")
+    journal.close()
+
+    assert file.read_text() == "--- otpy: 4 bytes are missing here ---\nthree\n"
+    assert len(told) == 1
+
+
 @pytest.mark.parametrize("backups", [0, 1, 3])
 def test_rotation_cuts_at_lines_and_keeps_so_many(tmp_path, backups):
     log = Log(str(tmp_path / "log"), 10, backups)
