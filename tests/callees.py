@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 
@@ -144,6 +145,13 @@ def hang_once(ctx):
     while ctx.running:
         ctx.check_in()
         ctx.sleep(0.05)
+
+
+def late(ctx, where):
+    while not Path(where).exists():
+        time.sleep(0.005)
+    ctx.check_in()
+    ctx.wait_stop()
 
 
 def never_ready(ctx, where):

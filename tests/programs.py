@@ -48,8 +48,8 @@ def _arguments(path: Path) -> list[bytes]:
 
 def stat(pid: int | str) -> tuple[str, int, int, int]:
     """The state, parent, group and session of a process."""
-    fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
-    return fields[0].decode(), int(fields[1]), int(fields[2]), int(fields[3])
+    fields = Path(f"/proc/{pid}/stat").read_text("latin-1").rpartition(")")[2].split()  # a name may be no UTF-8
+    return fields[0], int(fields[1]), int(fields[2]), int(fields[3])
 
 
 def members(group: int) -> list[int]:

@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from otpy.children import callee, remote
 from otpy.messages import ChildExited, ChildStarted
 from otpy.reports import ChildTerminated, Progress, Stalled
 from tests import callees
-from tests.helpers import HANG, wait_until
+from tests.helpers import HANG, ManualClock, wait_until
 from tests.test_child_contract import Stage
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="processes need POSIX")
@@ -265,6 +266,17 @@ def test_somebody_else_has_reaped_it(stage, where):
     assert is_reaped(pid)
 
 
+def test_no_grandchild_is_left_when_somebody_else_has_reaped_it(stage, where):
+    """Its number is free then, but not that of its group, as long as somebody is in it."""
+    scene = stage(process(callees.with_grandchild, where))
+    pid, grandchild = heard(where)
+    scene.child._body.await_death = lambda: os.waitpid(pid, 0) is None
+    scene.child.stop()
+
+    assert end_of(scene).kind is ExitKind.SHUTDOWN
+    wait_until(lambda: is_gone(grandchild))
+
+
 # How it is stopped
 
 
@@ -409,6 +421,7 @@ def test_a_stall_is_noticed(launch, recorder):
     stall = recorder.wait_for(Stalled)
 
     assert stall.stack.startswith("process ")
+    assert "in hang_once" in stall.stack
     assert recorder.wait_for(ChildTerminated).reason.kind is ExitKind.STALLED
     assert recorder.wait_for(Progress, "app/hang_once", count=2).incarnation == 2
 
@@ -468,6 +481,39 @@ def test_a_check_in_that_was_kept_back_is_allowed_for(stage):
     assert until == beat + 9.0
     assert scene.child.pulse()[1] == scene.child.pulse()[0] + 101.0
     scene.child.stop()
+    end_of(scene)
+
+
+def test_what_one_did_that_was_late_is_forgotten_when_it_checks_in(stage, where):
+    scene = stage(process(callees.late, where, heartbeat=8.0))
+    scene.hear()
+    child = scene.child
+    child._doubt()
+    wait_until(lambda: "in late" in child.stack(), "its stack")
+    before, again = child.stack(), child.stack()
+    child._doubt()
+    pathlib.Path(where).touch()
+    wait_until(lambda: not child._is_doubted)
+
+    assert before == again
+    assert re.fullmatch(r"process \d+, which runs .*\n", child.stack())
+    assert child.running
+    child.stop()
+    assert end_of(scene).kind is ExitKind.SHUTDOWN
+
+
+def test_it_is_asked_once_what_it_does_and_a_bit_before_it_has_stalled(stage):
+    scene = stage(process(callees.obedient, heartbeat=8.0))
+    scene.hear()
+    child = scene.child
+    scene.tree.clock = ManualClock()
+    child._has_checked_in(remote.ALLOWED.pack(0.0))
+    patience = child._patience()
+    child._is_doubted = True
+
+    assert patience == 8500.0
+    assert child._patience() is None
+    child.stop()
     end_of(scene)
 
 
@@ -591,3 +637,26 @@ start(supervisor("app", children=[process(target)]), log=False)
 
     assert parent.returncode == 1
     assert "bootstrapping phase" in errors
+
+
+DIES_OF_SIGPIPE = """
+import threading
+from otpy.children import callee
+
+signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+wires = callee.Wires()
+wires.let_go()
+thread = threading.Thread(target=wires.hand_over, args=(b"program", b"birth"))
+thread.start()
+thread.join()
+wires.order(b"a")
+print("alive", file=sys.stderr)
+"""
+
+
+def test_a_program_that_dies_of_sigpipe_does_not_die_of_its_children(program):
+    """As many tools do; then none may come from a process that has just died."""
+    parent = program(DIES_OF_SIGPIPE)
+
+    assert parent.communicate(timeout=HANG)[1] == "alive\n"
+    assert parent.returncode == 0

@@ -8,16 +8,19 @@ import signal
 import subprocess
 import sys
 import threading
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
 
 import otpy
 from otpy import ExitKind, ProcessDied, ProgramExit, dynamic_supervisor, process, registry, supervisor, threads
-from otpy.children import guard, lifeline, probes, program
+from otpy.children import groups, guard, lifeline, probes, program, watch
+from otpy.messages import ChildExited
 from otpy.reports import ChildTerminated, Progress, ShutdownError, StartError
 from tests.helpers import HANG, wait_until
 from tests.programs import children, mark, marked, members, number_in, python, sh, stat
+from tests.test_child_contract import Stage
 
 ROOT = Path(otpy.__file__).parent.parent
 
@@ -27,6 +30,10 @@ def _no_process_outlives_its_test():
     before = set(children())
     yield
     assert set(children()) <= before
+
+
+def descriptors():
+    return sorted(path.name for path in Path("/proc/self/fd").iterdir())
 
 
 def once(spec, **options):
@@ -97,6 +104,28 @@ def test_the_stop_signal_may_be_another_one(launch, recorder, tmp_path):
 
     assert (tmp_path / "bye").read_text() == "bye\n"
     assert recorder.of(ShutdownError) == []
+
+
+def test_its_number_is_used_under_the_lock_and_not_after_it_was_reaped(monkeypatch):
+    """Then it may be anybody's. Whoever reaps and whoever signals must not do so at the same time."""
+    scene = Stage(process("sleep", "1000"))
+    child, used = scene.child, []
+    reap, signal_group = program._reaped, program.signal_group
+    monkeypatch.setattr(program, "_reaped", lambda pid: (used.append(child._lock.locked()), reap(pid))[1])
+    monkeypatch.setattr(
+        program, "signal_group", lambda *args: (used.append(child._lock.locked()), signal_group(*args))[1]
+    )
+    child.stop()
+    while not isinstance(scene.hear(), ChildExited):
+        pass
+    before = len(used)
+    child.stop()
+    child.kill(0.0)
+    scene.tree.close()
+
+    assert before >= 3
+    assert all(used)
+    assert len(used) == before
 
 
 def test_a_suspended_program_hears_of_the_stop(launch, tmp_path):
@@ -233,6 +262,42 @@ def test_a_start_that_breaks_off_leaves_nothing(launch, monkeypatch):
     assert marked(number) == set()
 
 
+@pytest.mark.parametrize("call", ["socket.socketpair", "threads.spawn"])
+def test_a_watch_that_breaks_off_leaves_nothing(launch, monkeypatch, call):
+    """Nobody can wait for programs while there are no descriptors or threads; each start tries again."""
+    app = launch(supervisor("app"))
+    before, children_before = descriptors(), children()
+    real, calls = attrgetter(call)(watch), []
+
+    def refuse(*args, **options):
+        calls.append(call)
+        if call == "socket.socketpair" and len(calls) % 2:  # the first is that of the watch, the second of the guard
+            return real(*args, **options)
+        raise OSError(errno.EMFILE, "too many")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"otpy.children.watch.{call}", refuse)
+        for _ in range(2):
+            with pytest.raises(otpy.StartError, match="too many"):
+                app.start_child(sh("exit 3"))
+        assert (descriptors(), children()) == (before, children_before)
+    app.start_child(process("sleep", "1000"))
+
+
+def test_the_environment_may_change_meanwhile(launch, monkeypatch):
+    class Shrinking(dict):
+        """A variable goes when its name has been seen."""
+
+        def __iter__(self):
+            names = list(super().__iter__())
+            self.pop(b"GOING", None)
+            return iter(names)
+
+    monkeypatch.setattr(os, "environb", Shrinking({b"GOING": b"1", b"STAYING": b"2", b"NOTIFY_SOCKET": b"/x"}))
+
+    assert program._ours() == {b"STAYING": b"2"}
+
+
 # Others in the same process
 
 
@@ -274,12 +339,12 @@ def test_a_stranger_with_its_number_is_left_alone(monkeypatch):
     """Once something else has reaped a program, its number may be anybody's."""
     stranger = subprocess.Popen(["sleep", "1000"])
     monkeypatch.setattr(os, "waitid", lambda *args: (_ for _ in ()).throw(ChildProcessError))
-    is_strange = program._is_strange(stranger.pid)
+    is_strange = groups.is_strange(stranger.pid)
     stranger.kill()
     stranger.wait()
 
     assert is_strange
-    assert not program._is_strange(stranger.pid)
+    assert not groups.is_strange(stranger.pid)
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSYS, "no pidfd"), AttributeError("pidfd_open")])
@@ -298,8 +363,9 @@ def test_without_pidfds_a_thread_waits(launch, recorder, monkeypatch, error):
 
 
 PARENT = """
-import sys
+import os, sys
 from otpy import process, start, supervisor
+say = lambda line: os.write(1, f"{line}\\n".encode())  # at once: two threads do
 mark = sys.argv[1]
 kinds = {
     "plain": ["sleep", mark],
@@ -307,8 +373,8 @@ kinds = {
     "without an environment": ["env", "-i", "sleep", mark],
 }
 specs = [process(*argv, id=f"{name} {n}") for n in range(int(sys.argv[2])) for name, argv in kinds.items()]
-start(supervisor("app", children=specs), log=False, reports=lambda report: print(report.path, flush=True))
-print("up", flush=True)
+start(supervisor("app", children=specs), log=False, reports=lambda report: say(report.path))
+say("up")
 sys.stdin.read()
 """
 
@@ -350,6 +416,31 @@ def test_a_guard_that_dies_is_replaced(launch, monkeypatch):
     wait_until(lambda: guards() - {first})
     app.stop()
     assert guards() == set()
+
+
+def test_the_next_guard_is_told_of_all_that_run(monkeypatch):
+    line, told = lifeline.Lifeline(), []
+    line.add(12345678)
+    line.add(12345679)
+    line.drop(12345678)
+    monkeypatch.setattr(line, "_tell", told.append)
+    line._since -= 2 * lifeline.TOO_SOON
+    line._renew()
+    line.close()
+
+    assert told == [b"12345679\n"]
+
+
+def test_a_fork_has_no_mark():
+    """It would be killed as a program, when the process that it comes from has died."""
+    line = lifeline.Lifeline()
+    mark = line.mark
+    lifeline._after_fork()
+
+    assert line.mark == -1
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(mark)
+    line.close()
 
 
 def test_without_a_guard_it_is_told_and_programs_run(launch, recorder, monkeypatch, capsys):

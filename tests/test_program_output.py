@@ -3,6 +3,7 @@
 import base64
 import datetime as dt
 import json
+import os
 import queue
 import re
 import threading
@@ -96,6 +97,21 @@ def test_a_file_tells_what_is_missing_in_it(tmp_path):
     assert (tmp_path / "dir" / "log").read_text() == "--- otpy: 14 bytes are missing here ---\nkept\n"
 
 
+def test_a_file_that_was_removed_is_made_again_after_a_failure(tmp_path, monkeypatch):
+    told, file = [], tmp_path / "log"
+    journal = Journal(Log(str(file), 1000, 1), told.append)
+    journal.add(b"one\n")
+    file.unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", lambda fd, data: file.stat())
+        journal.add(b"two\n")
+    journal.add(b"three\n")
+    journal.close()
+
+    assert file.read_text() == "--- otpy: 4 bytes are missing here ---\nthree\n"
+    assert len(told) == 1
+
+
 @pytest.mark.parametrize("backups", [0, 1, 3])
 def test_rotation_cuts_at_lines_and_keeps_so_many(tmp_path, backups):
     log = Log(str(tmp_path / "log"), 10, backups)
@@ -110,6 +126,21 @@ def test_rotation_cuts_at_lines_and_keeps_so_many(tmp_path, backups):
     assert (tmp_path / "log").read_text() == "ile\n"
 
 
+def test_what_is_no_file_is_not_rotated(tmp_path):
+    """As root that would move /dev/null away."""
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    log = Log(str(fifo), 10, 1)
+    for _ in range(3):
+        log.write(b"12345678\n")
+    log.close()
+
+    assert os.read(reader, 100) == b"12345678\n" * 3
+    assert [one.name for one in tmp_path.iterdir()] == ["fifo"]
+    os.close(reader)
+
+
 def test_the_tail_is_bounded():
     tail = Tail()
     for _ in range(100):
@@ -117,6 +148,7 @@ def test_the_tail_is_bounded():
     tail.close()
 
     assert bytes(tail) == b"x" * output.TAIL
+    assert len(tail._data) <= 2 * output.TAIL
 
 
 def test_lines_are_cut_wherever_the_bytes_are():
@@ -186,6 +218,17 @@ def test_a_slow_sink_is_fed_again_when_it_has_caught_up():
     assert resumed.wait(HANG)
     assert handout.wants_more()
     handout.close()
+
+
+def test_a_sink_that_catches_up_while_the_reader_looks_is_not_waited_for():
+    """It has looked before the reader said that it waits, so it will not call."""
+    handout = Handout(Lines(print), lambda: None, name="x", owner=None)
+    looks = [True, False]
+    handout._is_full = lambda: looks.pop(0)
+    wants_more = handout.wants_more()
+    handout.close()
+
+    assert wants_more
 
 
 def test_inherited_output_is_ours(launch, recorder, capfd):
@@ -314,6 +357,10 @@ BAD = [
     (["a"], {"health": otpy.Port(80)}, "health"),
     (["a"], {"shutdown": -1}, "shutdown"),
     (["a"], {"id": "a/b"}, "id"),
+    (["a"], {"id": "a\0b", "err_dir": "/tmp"}, "id"),
+    (["a"], {"id": "\ud800", "err_dir": "/tmp"}, "id"),
+    (["a"], {"stdout": "\ud800"}, "stdout"),
+    (["a"], {"env": {"\ud800": ""}}, "env"),
 ]
 
 

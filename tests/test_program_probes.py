@@ -8,9 +8,12 @@ import pytest
 
 import otpy
 from otpy import ExitKind, Health, Http, Line, Notify, Port, supervisor
+from otpy.children.watch import Watch
+from otpy.messages import ChildExited
 from otpy.reports import ChildTerminated, Progress, Stalled, StartError
 from tests.helpers import HANG, wait_until
-from tests.programs import SEND, python, sh
+from tests.programs import SEND, children, python, sh, stat
+from tests.test_child_contract import Stage
 
 
 def free_port():
@@ -82,6 +85,37 @@ def test_one_that_ends_before_it_is_ready_did_not_start(launch):
         launch(supervisor("app", children=[sh("echo almost", ready="^ready")]))
 
 
+def test_one_that_ends_when_it_has_said_that_it_is_ready_did_start(launch, recorder):
+    """Whatever it has said before that, and however late it is read."""
+    code = SEND + "tell(b'STATUS=almost')\ntell(b'READY=1')\nos._exit(0)"
+    app, go = launch(supervisor("app")), threading.Event()
+    app._tree.shared(Watch).post(lambda: go.wait(HANG))
+    before = set(children())
+    starter = threading.Thread(target=app.start_child, args=(python(code, ready=True, restart="temporary"),))
+    starter.start()
+    pid = wait_until(lambda: next(iter(set(children()) - before), None))
+    wait_until(lambda: stat(pid)[0] == "Z")
+    go.set()
+
+    assert recorder.wait_for(Progress, "app/x")
+    starter.join(HANG)
+
+
+def test_mail_that_is_seen_together_with_the_end_is_no_failure():
+    """The watch hears of both at the same time, in any order; then there is no mailbox any more."""
+    scene = Stage(sh("exit 3", heartbeat=1000.0))
+    while not isinstance(scene.hear(), ChildExited):
+        pass
+    scene.child._read_mail()
+    scene.tree.close()
+
+
+def test_the_one_probe_decides(launch):
+    """Who is asked for a line is not ready for having told systemd so."""
+    with pytest.raises(otpy.StartError, match="exit code 0"):
+        launch(supervisor("app", children=[python(SEND + "tell(b'READY=1')", ready="^up$", heartbeat=1000.0)]))
+
+
 def test_one_that_is_not_ready_in_time_did_not_start(launch):
     with pytest.raises(otpy.StartError, match="not ready after"):
         launch(supervisor("app", children=[sh("sleep 1000", ready=Port(free_port()), start_timeout=0.1)]))
@@ -129,6 +163,23 @@ def test_so_many_misses_in_a_row_are_a_stall(launch, recorder, tmp_path):
     status.write_text("200")
 
     assert recorder.wait_for(Progress, count=2).incarnation == 2
+
+
+def test_misses_count_in_a_row_only():
+    health = Health(Port(1), interval=1000.0, misses=2)
+    scene = Stage(sh("exec sleep 1000", health=health))
+    for is_well in (False, True, False):
+        scene.child._note_health(is_well)
+    beat, until = scene.child.pulse()
+    scene.child._note_health(False)
+    later = scene.child.pulse()
+    scene.child.kill(0.0)
+    while not isinstance(scene.hear(), ChildExited):
+        pass
+    scene.tree.close()
+
+    assert until > beat
+    assert later == (beat, beat)
 
 
 def test_health_and_heartbeat_both_count(launch, recorder):

@@ -23,7 +23,8 @@ start would reap the processes of all others on the way, the exit of the interpr
 ``daemon``, it could have no processes itself. Its way to make the new interpreter like this one is used all the same,
 and so is its pickler: its queues and locks may be arguments.
 
-Not proud of: the stack of a process that has stalled is not known, only of one that died of a signal.
+The stack of a process that has stalled: nobody can wait for it when the stall is found, so the thread asks for it a
+little earlier, and what comes waits in the pipe. A child that holds the interpreter's lock does not answer.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ import attrs
 from otpy import threads
 from otpy.abc import Birth, Deliver
 from otpy.children import remote
-from otpy.children.groups import signal_group, signal_name
+from otpy.children.groups import NO_SIGNAL, is_strange, signal_group, signal_name
 from otpy.children.remote import ALLOWED, BEAT, BEATS, EXIT, HEAD, SIZES, STATE, UP, WORDS
 from otpy.children.thread import check_call, check_function, name_of, path_of, reason_of
 from otpy.exceptions import (
@@ -70,6 +71,9 @@ from otpy.threads import ThreadState
 
 CHUNK = 1 << 16
 """How many bytes are read at a time."""
+
+LONGEST = 2.0**31 - 1
+"""The most milliseconds that ``poll`` can wait."""
 
 
 def describe(function: Callable[..., object], *args: Any, id: str | None = None, **common: Unpack[Common]) -> ChildSpec:
@@ -266,7 +270,7 @@ class Wires:
     Attributes:
         near, far: The socket for orders and frames.
         birth, lifeline: A pipe: stdin of the process, and what we write its parcel to and keep open.
-        stacks, dump: A pipe: what is left of a process that died of a signal, and where it writes that.
+        stacks, dump: A pipe: what a process did when it was asked, or died of a signal, and where it writes that.
     """
 
     def __init__(self) -> None:
@@ -282,6 +286,7 @@ class Wires:
 
     def hand_over(self, *parts: bytes) -> None:
         """Write the parcel; wait until the process has read it, or has died."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGPIPE})  # this thread's: not every program ignores it
         with contextlib.suppress(BrokenPipeError):
             for part in (SIZES.pack(*map(len, parts)), *parts):
                 left = memoryview(part)
@@ -291,10 +296,10 @@ class Wires:
     def order(self, order: bytes) -> None:
         """Send *order*; it waits in the socket until somebody reads it."""
         with contextlib.suppress(OSError):  # it has ended, or it has not read thousands of orders
-            self.near.send(order)
+            self.near.send(order, NO_SIGNAL)
 
     def last_stacks(self) -> str:
-        """Return what the process wrote when it died of a signal."""
+        """Return what the process has written of its stacks."""
         return printable((self.stacks.read(CHUNK) or b"").decode(errors="replace"))
 
     def let_go(self) -> None:
@@ -351,16 +356,27 @@ class Body:
         """Kill the group."""
         signal_group(self.pid, signal.SIGKILL)
 
-    def listen(self, near: socket.socket, hear: Callable[[], bool]) -> None:
-        """Wait for its death, and call *hear* whenever there is something to be heard, until that returns False."""
+    def listen(
+        self,
+        near: socket.socket,
+        hear: Callable[[], bool],
+        patience: Callable[[], float | None],
+        doubt: Callable[[], None],
+    ) -> None:
+        """Wait for its death, and call *hear* whenever there is something to be heard, until that returns False.
+
+        Call *doubt* when nothing has been heard for *patience* milliseconds.
+        """
         poll = select.poll()
         poll.register(near, select.POLLIN)
         with contextlib.ExitStack() as stack:
             death = self._death(stack)
             if death is not None:
                 poll.register(death, select.POLLIN)
-            while (signs := [sign for sign, _ in poll.poll()]) and death not in signs:
-                if not hear():
+            while death not in (signs := [sign for sign, _ in poll.poll(patience())]):
+                if not signs:
+                    doubt()
+                elif not hear():
                     poll.unregister(near)
                     if death is None:
                         break
@@ -385,7 +401,7 @@ class Body:
 
     def bury(self, *, is_ours: bool) -> int | None:
         """Kill what is left of its group, and reap it; return its exit code, or None if it was not ours to reap."""
-        if is_ours:
+        if not is_strange(self.pid):
             self.kill()
         code = self._popen.wait()
         return code if is_ours else None
@@ -402,9 +418,9 @@ class CalleeChild:
     """One incarnation: a process, and a thread that starts it, listens to it and buries it. Meets ``Child``.
 
     Who writes what: ``running``, ``_is_killed`` and ``_is_fenced`` belong to the supervisor's thread; ``is_ready``,
-    ``_beat``, ``_saved``, ``_epitaph`` and ``_body`` to the child's. ``_lock`` guards the use of the wires and the body
-    by the supervisor against their end. The race at the beginning is between the one who kills and the thread that
-    has just got a body: under the lock, whoever is second sees what the other one has done.
+    ``_beat``, ``_is_doubted``, ``_saved``, ``_epitaph`` and ``_body`` to the child's. ``_lock`` guards ``_stacks``, and
+    the use of the wires and the body by the supervisor against their end. The race at the beginning is between the one
+    who kills and the thread that has just got a body: under the lock, whoever is second sees what the other has done.
     """
 
     birth: Birth
@@ -420,6 +436,8 @@ class CalleeChild:
     _deliver: Deliver = attrs.field(init=False)
     _frames: Frames = attrs.field(factory=Frames, init=False)
     _beat: tuple[float, float] = attrs.field(default=(0.0, 0.0), init=False)
+    _is_doubted: bool = attrs.field(default=False, init=False)
+    _stacks: str = attrs.field(default="", init=False)
     _saved: object = attrs.field(init=False)
     _epitaph: bytes | None = attrs.field(default=None, init=False)
 
@@ -473,9 +491,12 @@ class CalleeChild:
         return self._saved
 
     def stack(self) -> str:
-        """Say which process it is: its stack cannot be seen from here."""
-        body = self._body
-        return f"process {body.pid}, which runs {show(self.what.function)}\n" if body is not None else ""
+        """Say which process it is, and what it did when it was late: its stack cannot be seen from here."""
+        with self._lock:
+            if self._body is None or self._wires is None:
+                return ""
+            self._stacks = self._wires.last_stacks() or self._stacks
+            return f"process {self._body.pid}, which runs {show(self.what.function)}\n{self._stacks}"
 
     @property
     def alive(self) -> bool:
@@ -504,7 +525,7 @@ class CalleeChild:
         body = self._embody(wires, parcel)
         try:
             wires.hand_over(program, birth)
-            body.listen(wires.near, self._hear)
+            body.listen(wires.near, self._hear, self._patience, self._doubt)
         except BaseException:
             body.kill()
             raise
@@ -557,6 +578,26 @@ class CalleeChild:
                 return error
         return None if code == 0 else _died(code, wires.last_stacks())
 
+    def _patience(self) -> float | None:
+        """Return after how many milliseconds without news it shall be asked what it does; None: not (again)."""
+        heartbeat, (beat, allowed) = self.birth.spec.heartbeat, self._beat
+        if heartbeat is None or not allowed or self._is_doubted:
+            return None
+        return min(max(0.0, beat + allowed - heartbeat / (2 * BEATS) - self._now()) * 1000, LONGEST)
+
+    def _doubt(self) -> None:
+        self._is_doubted = True
+        assert self._wires is not None, "they are closed after its death"
+        self._wires.order(remote.LOOK)
+
+    def _trust(self) -> None:
+        """Forget what it did when it was late."""
+        self._is_doubted = False
+        with self._lock:
+            assert self._wires is not None, "they are closed after the last frame"
+            self._wires.last_stacks()
+            self._stacks = ""
+
     def _hear(self) -> bool:
         """Take all frames that have come; False: there will be no more."""
         assert self._wires is not None, "they are closed after the last frame"
@@ -580,6 +621,8 @@ class CalleeChild:
 
     def _has_checked_in(self, content: bytes) -> None:
         """Note it; later ones may have been kept back, so the next may be late by as much."""
+        if self._is_doubted:
+            self._trust()
         heartbeat, (allowed,) = self.birth.spec.heartbeat or 0.0, ALLOWED.unpack(content)
         self._beat = self._now(), max(heartbeat, allowed) + heartbeat / BEATS
 

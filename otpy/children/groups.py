@@ -5,6 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
+
+NO_SIGNAL = getattr(socket, "MSG_NOSIGNAL", 0)
+"""Send with this: not every program ignores SIGPIPE. Some systems lack it."""
 
 
 def signal_group(group: int, number: int) -> None:
@@ -18,3 +22,23 @@ def signal_name(returncode: int | None) -> str | None:
     if returncode is None or returncode >= 0:
         return None
     return next((one.name for one in signal.Signals if one == -returncode), f"signal {-returncode}")  # some have none
+
+
+def is_strange(pid: int) -> bool:
+    """Whether something else has reaped *pid*, and its number has been given to another process."""
+    try:
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return exists(pid)
+    return False
+
+
+def exists(pid: int) -> bool:
+    """Whether there is such a process, be it a zombie."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True

@@ -18,6 +18,7 @@ import weakref
 
 from otpy import telemetry
 from otpy.children import guard
+from otpy.children.groups import NO_SIGNAL
 
 TOO_SOON = 1.0
 """A guard that ends sooner than this many seconds cannot run here: no other one is started."""
@@ -37,7 +38,11 @@ class Lifeline:
         self._guard: subprocess.Popen[bytes] | None = None
         self._line: socket.socket
         self._since = 0.0
-        self._begin()
+        try:
+            self._begin()
+        except BaseException:  # no more descriptors
+            self.forget_mark()
+            raise
         _lines.add(self)
 
     @property
@@ -112,8 +117,7 @@ class Lifeline:
             self._tell(b"".join(b"%d\n" % program for program in self._programs))
 
     def _tell(self, data: bytes) -> None:
-        # no signal: not every program ignores SIGPIPE; all of it: a part of a line would change the next one
-        if self._line.send(data, socket.MSG_NOSIGNAL) < len(data):
+        if self._line.send(data, NO_SIGNAL) < len(data):  # a part of a line would change the next one
             raise BlockingIOError
 
 

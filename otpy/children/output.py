@@ -18,6 +18,7 @@ import contextlib
 import os
 import queue
 import re
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
@@ -70,13 +71,14 @@ class Log:
     """A file that is appended to: no larger than *size* bytes, with *backups* older ones, ``file.1`` the youngest.
 
     It is opened anew by each run of a program, and its directory is made if it is missing. Something in its place that
-    is no file is written to, but never waited for.
+    is no file is written to, but never waited for, and not rotated: /dev/null must stay where it is.
     """
 
     file: str
     size: int
     backups: int
     _fd: int | None = None
+    _is_file: bool = True
     _used: int = 0
 
     def write(self, data: bytes) -> None:
@@ -105,12 +107,13 @@ class Log:
         except FileNotFoundError:
             Path(self.file).parent.mkdir(parents=True, exist_ok=True)
             self._fd = os.open(self.file, FLAGS, 0o644)
-        self._used = os.fstat(self._fd).st_size
+        status = os.fstat(self._fd)
+        self._is_file, self._used = stat.S_ISREG(status.st_mode), status.st_size
 
     def _next(self, data: bytes) -> bytes:
         """Return what of *data* fits into the file, after having made room if nothing does."""
         room = self.size - self._used
-        if len(data) <= room:
+        if len(data) <= room or not self._is_file:
             return data
         end = data.rfind(b"\n", 0, max(0, room)) + 1
         if end:

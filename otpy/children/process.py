@@ -128,7 +128,7 @@ def _program(
         env=_environment(path, env),
         stdout=_output(path, "stdout", stdout, place),
         stderr=_output(path, "stderr", stderr, place),
-        err_dir=None if err_dir is None else _resolved(path, "err_dir", err_dir, place),
+        err_dir=None if err_dir is None else _err_dir(path, name, err_dir, place),
         log_size=_int(path, "log_size", log_size, 1),
         log_backups=_int(path, "log_backups", log_backups, 0),
         stop_signal=_signal(path, stop_signal),
@@ -184,9 +184,17 @@ def _command(path: str, name: object, argv: Any) -> tuple[Any, ...]:
 
 def _text(path: str, field: str, value: Any, expected: str = "a str or a path") -> str:
     text = os.fspath(value) if isinstance(value, str | os.PathLike) else None
-    if not isinstance(text, str) or "\0" in text:
-        raise SpecError(path, field, value, f"{expected}, without NUL")
+    if not isinstance(text, str) or not _is_sayable(text):
+        raise SpecError(path, field, value, f"{expected}, without NUL and lone surrogates")
     return text
+
+
+def _is_sayable(text: str) -> bool:
+    """Whether the system can be told *text*: later nobody would get the error."""
+    try:
+        return b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
 
 
 def _argv(path: str, values: tuple[Any, ...]) -> tuple[str, ...]:
@@ -201,8 +209,9 @@ def _place(path: str, cwd: Any) -> str | None:
     return None if cwd is None else _text(path, "cwd", cwd)
 
 
-def _resolved(path: str, field: str, value: Any, cwd: str | None) -> str:
-    return str(Path(cwd or "", _text(path, field, value)))
+def _err_dir(path: str, id: str, value: Any, cwd: str | None) -> str:
+    _text(path, "id", id, "a part of a file name")
+    return str(Path(cwd or "", _text(path, "err_dir", value)))
 
 
 def _environment(path: str, env: Any) -> tuple[tuple[str, str], ...] | None:
@@ -214,8 +223,8 @@ def _environment(path: str, env: Any) -> tuple[tuple[str, str], ...] | None:
 
 
 def _name(path: str, name: Any) -> str:
-    if not isinstance(name, str) or not name or "=" in name or "\0" in name:
-        raise SpecError(path, "env", name, 'names that are non-empty, without "=" and NUL')
+    if not isinstance(name, str) or not name or "=" in name or not _is_sayable(name):
+        raise SpecError(path, "env", name, 'names that are non-empty, without "=", NUL and lone surrogates')
     return name
 
 

@@ -37,7 +37,7 @@ import attrs
 from otpy import threads
 from otpy.abc import Birth, Deliver
 from otpy.children import probes
-from otpy.children.groups import signal_group, signal_name
+from otpy.children.groups import exists, is_strange, signal_group, signal_name
 from otpy.children.output import Called, Handout, Journal, Lines, Log, Scan, Sink, Stream, Tail, Through
 from otpy.children.probes import Asking, Health, Line, Notify, Probe
 from otpy.children.watch import Watch
@@ -52,6 +52,9 @@ LINGER = 0.5
 
 QUOTED = 4096
 """How many bytes of stderr are shown with a crash; the reason has more."""
+
+LETTERS = 1000
+"""How many messages are read in a row: more than wait at the end of a program; and a flood of them stops nobody."""
 
 SYSTEMD = (b"NOTIFY_SOCKET", b"WATCHDOG_USEC", b"WATCHDOG_PID")
 """What systemd has told this process, and does not mean its children."""
@@ -258,7 +261,7 @@ class Program:
         if self._popen is not None:
             self._send(signal.SIGKILL)
             self._popen.wait()  # it has been killed: not for long
-            self._reap()
+            self._group = None
             self._exit = ProgramExit(None, b"")
         self._close_all()
 
@@ -267,8 +270,7 @@ class Program:
         env = self.how.env
         if env is None and not self._wants_mail and not any(name in os.environb for name in SYSTEMD):
             return None
-        mine = os.environb.items() if env is None else ((os.fsencode(name), os.fsencode(value)) for name, value in env)
-        both = {name: value for name, value in mine if env is not None or name not in SYSTEMD}
+        both = _ours() if env is None else {os.fsencode(name): os.fsencode(value) for name, value in env}
         if self._wants_mail:
             both[b"NOTIFY_SOCKET"] = self._open_mailbox().encode()
         if self._heartbeat is not None:
@@ -334,8 +336,7 @@ class Program:
     @property
     def _wants_mail(self) -> bool:
         """Whether the program has something to say to us."""
-        is_asked_for_ready = self.birth.spec.ready and (self.how.probe is None or isinstance(self.how.probe, Notify))
-        return is_asked_for_ready or self._heartbeat is not None
+        return isinstance(self.how.probe, Notify) or self._heartbeat is not None
 
     def _open_mailbox(self) -> str:
         """Return the address to which the program may send."""
@@ -369,13 +370,18 @@ class Program:
             self._misses += 1
 
     def _read_mail(self) -> None:
-        assert self._mailbox is not None, "somebody listens to it"
+        if self._mailbox is None:  # its end was heard in the same moment, and came first
+            return
         with contextlib.suppress(BlockingIOError):
-            for line in self._mailbox.recv(4096).split(b"\n"):
-                if line == b"WATCHDOG=1":
-                    self._beat = self._now()
-                elif line == b"READY=1" and self._wants_mail:
-                    self._say_ready()
+            for _ in range(LETTERS):
+                self._take(self._mailbox.recv(4096))
+
+    def _take(self, letter: bytes) -> None:
+        for line in letter.split(b"\n"):
+            if line == b"WATCHDOG=1":
+                self._beat = self._now()
+            elif line == b"READY=1" and isinstance(self.how.probe, Notify):  # or it is ready when the probe says so
+                self._say_ready()
 
     # The end; on the watch's thread
 
@@ -426,12 +432,13 @@ class Program:
             for stream in self._streams:
                 self._watch.ignore(stream.fd)
                 stream.finish()
+            self._read_mail()  # it may have said that it is ready, and left
         finally:
             self._watch.bury(self)  # whatever happens, its end must be told
 
     def _kill_rest(self) -> None:
         with self._lock:
-            if self._group is not None and not _is_strange(self._group):
+            if self._group is not None and not is_strange(self._group):
                 signal_group(self._group, signal.SIGKILL)
 
     def is_gone(self) -> bool:
@@ -487,23 +494,10 @@ class Program:
             self._mailbox = None
 
 
-def _is_strange(pid: int) -> bool:
-    """Whether something else has reaped *pid*, and its number has been given to another process."""
-    try:
-        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-    except ChildProcessError:
-        return _exists(pid)
-    return False
-
-
-def _exists(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
+def _ours() -> dict[bytes, bytes]:
+    """Return the environment of this process; others may change it meanwhile."""
+    found = {name: os.environb.get(name) for name in list(os.environb) if name not in SYSTEMD}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _group_lives(group: int) -> bool:
@@ -517,7 +511,7 @@ def _group_lives(group: int) -> bool:
         return False  # as always where there were no grandchildren
     except PermissionError:
         pass
-    return not _exists(group) and any(_is_alive_in(group, path) for path in Path("/proc").glob("[0-9]*"))
+    return not exists(group) and any(_is_alive_in(group, path) for path in Path("/proc").glob("[0-9]*"))
 
 
 def _is_alive_in(group: int, process: Path) -> bool:

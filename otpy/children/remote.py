@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-ASK, FENCE = b"a", b"f"
-"""Orders: stop; nothing that you do counts any more."""
+ASK, FENCE, LOOK = b"a", b"f", b"l"
+"""Orders: stop; nothing that you do counts any more; write what all threads are doing."""
 
 UP, BEAT, STATE, EXIT = b"u", b"b", b"s", b"x"
 """Frames: it is up; it has checked in; it has saved something; how it has ended."""
@@ -330,7 +330,8 @@ def main(end: int, dump: int, tracker: int) -> None:
 
     Args:
         end: The descriptor of the socket.
-        dump: A descriptor to which the interpreter writes its stacks, if it dies of a signal such as SIGSEGV.
+        dump: A descriptor to which the stacks are written, when that is asked for, and by the interpreter itself if it
+            dies of a signal such as SIGSEGV.
         tracker: The descriptor of the resource tracker of multiprocessing; -1: none runs.
     """
     faulthandler.enable(dump)
@@ -341,7 +342,7 @@ def main(end: int, dump: int, tracker: int) -> None:
     _hold_lifeline()
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=wire.close)  # or its frames would mix with ours
-    error = _live(wire, program, birth, tracker)
+    error = _live(Orders(wire, dump), wire, program, birth, tracker)
     wire.send(EXIT, _epitaph(error))
     sys.exit(0 if error is None else 1)
 
@@ -371,8 +372,7 @@ def _hold_lifeline() -> None:
         fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
 
 
-def _live(wire: Wire, program: bytes, birth: bytes, tracker: int) -> BaseException | None:
-    orders = Orders(wire)
+def _live(orders: Orders, wire: Wire, program: bytes, birth: bytes, tracker: int) -> BaseException | None:
     _spawn(orders.watch, daemon=True)
     try:
         function, args, facts = _unpack(program, birth, tracker)
@@ -421,14 +421,16 @@ class Orders:
     The race is between an order that comes and the context that is made: each looks again after its own step.
     """
 
-    def __init__(self, wire: Wire) -> None:
-        self._wire = wire
+    def __init__(self, wire: Wire, dump: int) -> None:
+        self._wire, self._dump = wire, dump
         self._got = b""
         self._ctx: RemoteContext | None = None
 
     def watch(self) -> None:
         """Be the thread that waits for orders, and for the end of the program."""
         while got := self._wire.orders():
+            if LOOK in got:
+                faulthandler.dump_traceback(self._dump)
             self._got += got
             self._pass_on()
         if os.getpgrp() == os.getpid():
@@ -444,7 +446,7 @@ class Orders:
         if self._ctx is not None:
             if FENCE in self._got:
                 self._ctx.fence()
-            elif self._got:
+            elif ASK in self._got:
                 self._ctx.ask()
 
 

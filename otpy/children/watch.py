@@ -21,6 +21,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from otpy import telemetry, threads
+from otpy.children.groups import NO_SIGNAL
 from otpy.children.lifeline import Lifeline
 from otpy.threads import Role, ThreadState
 
@@ -46,32 +47,30 @@ class Watch:
 
     def __init__(self, tree: Any) -> None:
         self._tree = tree
-        self._selector = selectors.DefaultSelector()
         self._orders: collections.deque[Callable[[], object]] = collections.deque()
         self._programs: set[Watched] = set()
         self._dying: set[Watched] = set()
         self._is_closing = False
-        self._inside, self._bell = socket.socketpair()
-        self._inside.setblocking(False)
-        self._bell.setblocking(False)
-        self._selector.register(self._inside, selectors.EVENT_READ, self._silence)
-        self.lifeline = Lifeline()
         self._guard: int | None = None
-        self._listen_to_guard()
-        name = f"{tree.root} (programs)"
-        try:
-            self._thread = threads.spawn(
-                self._run, name=name, role=Role.HELPER, purpose="waits for programs", owner=tree
-            )
-        except BaseException:
-            self._leave()
-            raise
+        with contextlib.ExitStack() as undo:  # who asks next tries again
+            self._selector = undo.enter_context(selectors.DefaultSelector())
+            self._inside, self._bell = map(undo.enter_context, socket.socketpair())
+            self._inside.setblocking(False)
+            self._bell.setblocking(False)
+            self._selector.register(self._inside, selectors.EVENT_READ, self._silence)
+            self.lifeline = Lifeline()
+            undo.callback(self.lifeline.close)
+            self._listen_to_guard()
+            undo.callback(self._forget_guard)
+            name, purpose = f"{tree.root} (programs)", "waits for programs"
+            self._thread = threads.spawn(self._run, name=name, role=Role.HELPER, purpose=purpose, owner=tree)
+            undo.pop_all()
 
     def post(self, order: Callable[[], object]) -> None:
         """Have *order* called on the thread of the watch. Never blocks; may be called from any thread."""
         self._orders.append(order)
         with contextlib.suppress(OSError):  # it has rung often enough, or has ended
-            self._bell.send(b"!")
+            self._bell.send(b"!", NO_SIGNAL)
 
     def close(self) -> None:
         """End when there is no program left. One that was let go, or given up, may live longer than its tree."""
