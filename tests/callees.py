@@ -148,6 +148,7 @@ def hang_once(ctx):
 
 
 def late(ctx, where):
+    ctx.ready()
     while not Path(where).exists():
         time.sleep(0.005)
     ctx.check_in()

@@ -485,7 +485,7 @@ def test_a_check_in_that_was_kept_back_is_allowed_for(stage):
 
 
 def test_what_one_did_that_was_late_is_forgotten_when_it_checks_in(stage, where):
-    scene = stage(process(callees.late, where, heartbeat=8.0))
+    scene = stage(process(callees.late, where, heartbeat=8.0, ready=True))
     scene.hear()
     child = scene.child
     child._doubt()
