@@ -82,6 +82,7 @@ class Stage:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.lives: dict[tuple[str, int], Life] = {}
+        self.asides: list[asyncio.Task[None]] = []
 
     def enter(self, ctx: Any, **more: Any) -> Life:
         life = self.lives[ctx.path, ctx.incarnation] = Life(ctx, **more)
@@ -145,13 +146,13 @@ async def in_loop(ctx: Any, stage: Stage) -> None:
     orders: asyncio.Queue[str] = asyncio.Queue()
     put = functools.partial(asyncio.get_running_loop().call_soon_threadsafe, orders.put_nowait)
     life = stage.enter(ctx, orders=orders, put=put)
-    aside = asyncio.create_task(asyncio.sleep(3600))  # goes with the child
+    stage.asides.append(asyncio.create_task(asyncio.sleep(3600)))  # goes with the child
     ctx.ready()
     try:
         while life.obey(await orders.get()):
             pass
     finally:
-        life.over = not aside.done()
+        life.over = True
 
 
 # What is told of each end, by the kind itself
@@ -406,6 +407,8 @@ class Walk:
         self.count = 0
         self.pids: set[int] = set()
         self.running: dict[Node, int] = {}
+        self.newcomers: list[Node] = []
+        self.callers: list[threading.Thread] = []
         self.fifos: dict[str, int] = {}
         root = self.group("app", depth=0)
         self.model = Model(root)
@@ -619,11 +622,24 @@ class Walk:
         self.settle("stop")
 
     def some_orders_at_once(self) -> None:
-        """Give orders to whoever is there, and do not wait for what they cause."""
+        """Give orders to whoever is there, and add some more; do not wait for what they cause."""
+        free = sum(FEW.get(kind, 3) - self.cast[kind] for kind in KINDS)
+        for _ in range(min(free, self.dice.randint(0, 3))):
+            self.begin_a_start(self.handle(self.dice.choice(self.groups())), self.worker())
         workers = self.workers()
         for node in self.dice.sample(workers, self.dice.randint(0, len(workers))):
             with contextlib.suppress(ProcessLookupError, RuntimeError):  # it may be gone, or its loop closed
                 self.send(node, self.word_for(node))
+
+    def begin_a_start(self, handle: otpy.Supervisor, node: Node) -> None:
+        def call() -> None:
+            with contextlib.suppress(Refusal, otpy.StartError):  # the stop may overtake it
+                handle.start_child(node.spec)
+
+        self.say(f"begin start_child {handle.path}/{node.id}")
+        self.newcomers.append(node)
+        self.callers.append(threading.Thread(target=call))
+        self.callers[-1].start()
 
     # The rendezvous
 
@@ -698,6 +714,10 @@ class Walk:
             life = self.stage.lives.get(key)
             self.check(life is None or not life.over, f"{key} is over")
 
+        asides = sum(not task.done() for task in self.stage.asides)
+        owners = sum(node.kind in ("coroutine", "own loop") for node in self.workers())
+        self.check(asides == owners, f"{asides} tasks of {owners} coroutines")
+
     def check_ends(self) -> None:
         for one in self.ledger.entries:
             self.check(one.ends <= 1, f"{one.path} {one.incarnation} ended {one.ends} times")
@@ -729,6 +749,9 @@ class Walk:
         for fifo in self.fifos.values():
             os.close(fifo)
         self.check(stopped, "the tree does not stop")
+        for caller in self.callers:
+            caller.join(HANG)
+            self.check(not caller.is_alive(), "a call is not answered")
         left = (stopped[0].unstopped, stopped[0].handlers, stopped[0].detached)
         self.check(left == ((), (), ()), f"left behind: {left}")
 
@@ -739,6 +762,7 @@ class Walk:
         self.check_ends()
         unfinished = [key for key, life in self.stage.lives.items() if life.over is False]
         self.check(not unfinished, f"{unfinished} were ended in the middle")
+        self.check(all(task.done() for task in self.stage.asides), "tasks of coroutines are left")
         deaths = Counter(one.path for one in self.got if isinstance(one, ChildTerminated | ShutdownError))
         births = Counter(one.path for one in self.ledger.entries)
         workers = {path for path in deaths if path in births}
@@ -751,7 +775,7 @@ class Walk:
         assert mine
 
     def left_of(self, children: set[int]) -> list[Process]:
-        marks = [node.mark.encode() for node in self.nodes() if node.mark]
+        marks = [node.mark.encode() for node in (*self.nodes(), *self.newcomers) if node.mark]
         return [
             one
             for one in processes()
