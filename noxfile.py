@@ -78,6 +78,13 @@ def walks(session: nox.Session) -> None:
 
 
 @nox.session
+def mixed(session: nox.Session) -> None:
+    """Live 500 random lives of real trees with children of all kinds: ``nox -s mixed -- COUNT [FIRST]``."""
+    session.install("-e", ".[tests]")
+    session.run("python", "-m", "tests.mixed", *(session.posargs or ["500"]))
+
+
+@nox.session
 def soak(session: nox.Session) -> None:
     """Run the suite twenty times in a row, to find what is flaky: ``nox -s soak -- TIMES``."""
     session.install("-e", ".[tests]")

@@ -187,3 +187,28 @@ def big(ctx, blob, where):
 
 def shortened(state):
     return state[:2]
+
+
+def read(where):
+    """Return what was said to the file *where*."""
+    return json.loads(Path(where).read_text())
+
+
+class Left(Exception):
+    """An order to leave."""
+
+
+def under_orders(ctx, where):
+    """Crash at SIGUSR1, return at SIGUSR2."""
+
+    def obey(number, frame):
+        raise Left if number == signal.SIGUSR2 else ValueError("ordered to crash")
+
+    try:
+        signal.signal(signal.SIGUSR1, obey)
+        signal.signal(signal.SIGUSR2, obey)
+        say(where, os.getpid())
+        ctx.ready()
+        ctx.wait_stop()
+    except Left:
+        pass
