@@ -224,8 +224,15 @@ def task(**options: Unpack[Options]) -> Callable[[F], F]:
 
 def marked(module: types.ModuleType) -> tuple[Task, ...]:
     """Return the tasks that ``@task`` has marked in *module*, in the order of their definition."""
-    found = [getattr(value, MARK, None) for value in list(vars(module).values())]
-    return tuple(dict.fromkeys(one for one in found if isinstance(one, Task)))
+    found = [_mark_of(value) for value in list(vars(module).values())]
+    return tuple({id(one): one for one in found if isinstance(one, Task)}.values())
+
+
+def _mark_of(value: object) -> object:
+    try:
+        return getattr(value, MARK, None)
+    except Exception:  # a stand-in for something that is not there now
+        return None
 
 
 # What a run tells
@@ -381,8 +388,7 @@ class TaskGraph:
         """
         _check_options(workers, state, on_failure)
         self.state: dict[str, Any] = {} if state is None else state
-        self.state.setdefault("_state_lock", threading.RLock())
-        self.state.setdefault("results", {})
+        self._furnish()
         self._workers, self._on_failure = workers, on_failure
         self._stores, self._clears = store_results, clear_results
         self._tasks: dict[str, Task] = {}
@@ -504,7 +510,14 @@ class TaskGraph:
         plan = self._plan()
         return plan.tree(id, lambda: _Run(plan), {"restart": "transient", **common})
 
+    def _furnish(self) -> None:
+        """Put into the state what every task finds there."""
+        for key, (make, is_right, expected) in FURNITURE.items():
+            if not is_right(self.state.setdefault(key, make())):
+                raise SpecError("tasks", f"state[{key!r}]", self.state[key], expected)
+
     def _plan(self) -> _Plan:
+        self._furnish()  # again: the user may have cleared it
         tasks = self.tasks
         places = {one.name: place for place, one in enumerate(tasks)}
         for one in tasks:
@@ -518,6 +531,7 @@ class TaskGraph:
             skips=self._on_failure == "skip",
             callbacks=dict(self._callbacks),
             state=self.state,
+            lock=self.state["_state_lock"],
             results=self.state["results"] if self._stores else None,
             clears=self._clears,
         )
@@ -553,6 +567,15 @@ class TaskGraph:
 
     def __repr__(self) -> str:
         return f"<TaskGraph of {len(self._tasks)} tasks>"
+
+
+LOCK = type(threading.RLock())
+
+FURNITURE: dict[str, tuple[Callable[[], object], Callable[[Any], bool], str]] = {
+    # key of the state: (what makes it, whether a value is right, what would be right)
+    "_state_lock": (threading.RLock, lambda value: isinstance(value, LOCK), "a threading.RLock"),
+    "results": (dict, lambda value: isinstance(value, dict), "a dict"),
+}
 
 
 def _check_options(workers: Any, state: Any, on_failure: Any) -> None:
@@ -621,6 +644,7 @@ class _Plan:
     skips: bool
     callbacks: Mapping[str, tuple[Callable[..., object], ...]]
     state: dict[str, Any]
+    lock: threading.RLock  # as it was: a task may change whatever is in the state
     results: dict[str, Any] | None
     clears: bool
 
@@ -767,7 +791,7 @@ class _Run:
 
     def _keep(self, attempt: _Attempt, result: object) -> bool:
         assert self.plan.results is not None
-        with self.plan.state["_state_lock"]:  # before the token: whoever has that must not be kept from telling
+        with self.plan.lock:  # before the token: whoever has that must not be kept from telling
             is_ours = attempt.token.acquire(blocking=False)
             if is_ours:
                 self.plan.results[attempt.task.name] = result
