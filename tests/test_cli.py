@@ -89,6 +89,12 @@ def crash():
     raise RuntimeError("two\\nlines")
 
 
+def note():
+    error = RuntimeError("what is wrong")
+    error.add_note("and a note")
+    raise error
+
+
 def leave():
     raise SystemExit(3)
 
@@ -239,6 +245,7 @@ WRONG = {
     ("run", "app:make_of"): r"otpy run: app:make_of: cannot be called without arguments: missing .*'what'",
     ("run", "app:make_later"): r"otpy run: app:make_later: this is an async function; expected a plain one .*",
     ("run", "app:crash"): r"otpy run: app:crash: RuntimeError: two lines \(\S+app\.py:\d+\); --verbose shows .*",
+    ("run", "app:note"): r"otpy run: app:note: RuntimeError: what is wrong \(\S+app\.py:\d+\); --verbose shows .*",
     ("run", "app:leave"): r"otpy run: app:leave: SystemExit: 3 \(\S+app\.py:\d+\); --verbose shows the traceback",
     ("run", "app:child"): r"otpy run: app:child: this is a child without a supervisor; put it among the children .*",
 }

@@ -67,8 +67,10 @@ def told(what: str, error: BaseException, *, verbose: bool) -> Problem:
     import traceback
 
     show_traceback(error, verbose=verbose)
-    line = "".join(traceback.format_exception_only(error)[-1:]).strip()
-    return Problem(f"{what}: {line}{place_of(error)}{'' if verbose else '; --verbose shows the traceback'}")
+    form = traceback.TracebackException.from_exception(error)
+    form.__notes__ = None  # or else the last line is a note
+    *_, line = form.format_exception_only()
+    return Problem(f"{what}: {line.strip()}{place_of(error)}{'' if verbose else '; --verbose shows the traceback'}")
 
 
 def show_traceback(error: BaseException, *, verbose: bool) -> None:
