@@ -329,6 +329,25 @@ def test_a_click_that_is_broken_is_not_called_missing(tmp_path):
     assert "ModuleNotFoundError: No module named 'there_is_no_such_module'" in done.stderr
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a shell that closes streams")
+@pytest.mark.parametrize(
+    ("args", "closed", "status"),
+    [(("show", "nix"), "2>&-", 2), (("run", "app:failing"), "2>&-", 70), (("show", "app"), ">&-", 0)],
+)
+def test_a_closed_stream_does_not_change_the_status(app, args, closed, status):
+    done = subprocess.run(
+        ["sh", "-c", f'"$@" {closed}', "sh", *command(*args)],
+        cwd=app,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=HANG,
+        check=False,
+    )
+    assert done.returncode == status
+    assert "Traceback" not in done.stdout + done.stderr
+
+
 # Targets
 
 

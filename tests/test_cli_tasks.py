@@ -267,6 +267,25 @@ def test_status_of_a_process(build):
     assert err == ""
 
 
+def test_a_reader_that_has_gone_is_no_error_of_each_task(build):
+    """As with ``| head``: all tasks run, and nobody gets a traceback for each letter."""
+    write("from pathlib import Path\n@task()\ndef one(): Path('done').touch()\n")
+    read, written = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-m", "otpy", "tasks", "other.py"],
+        stdout=written,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=HANG,
+        check=False,
+    )
+    os.close(written)
+
+    assert (done.returncode, done.stderr) == (1, "")
+    assert Path("done").exists()
+
+
 def test_ctrl_c_cancels_the_rest_and_prints_the_summary(build):
     """Twice: what runs is cancelled as well."""
     write("""

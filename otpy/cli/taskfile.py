@@ -249,15 +249,21 @@ def drawing(graph: TaskGraph) -> str:
 def run(graph: TaskGraph, *, progress: bool, logs: bool) -> Summary:
     """Run it, and print how it goes."""
     if logs:
-        graph.on_task_run(lambda name, thread: click.echo(f"begin {name} on {thread}", err=True))
-        graph.on_task_done(lambda name, outcome: click.echo(f"{outcome.value} {name}", err=True))
+        graph.on_task_run(lambda name, thread: _say(f"begin {name} on {thread}", err=True))
+        graph.on_task_done(lambda name, outcome: _say(f"{outcome.value} {name}", err=True))
     if progress:
         with _bar(graph):
             return graph.run()
-    graph.on_task_done(lambda name, outcome: click.echo(LETTERS[outcome], nl=False))
+    graph.on_task_done(lambda name, outcome: _say(LETTERS[outcome], nl=False))
     summary = graph.run()
     click.echo()
     return summary
+
+
+def _say(text: str, **options: bool) -> None:
+    """Print *text*; if nobody reads any more, that is told once, at the end."""
+    with contextlib.suppress(OSError):
+        click.echo(text, **options)
 
 
 def _bar(graph: TaskGraph) -> contextlib.AbstractContextManager[object]:
