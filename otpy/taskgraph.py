@@ -98,6 +98,10 @@ def _count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
+def _is_flag(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
 def _names(value: Any) -> bool:
     return isinstance(value, tuple) and all(isinstance(one, str) and one for one in value)
 
@@ -107,7 +111,7 @@ FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "name": (lambda name: isinstance(name, str) and bool(name.strip()), "a non-empty str; a lambda needs a name"),
     "function": (callable, "a callable"),
     "after": (_names, "an iterable of names of tasks"),
-    "with_state": (lambda flag: isinstance(flag, bool), "True or False"),
+    "with_state": (_is_flag, "True or False"),
     "retries": (_count, "an int >= 0"),
     "backoff": (lambda wait: wait is None or isinstance(wait, Backoff), "a Backoff, or None"),
     "timeout": (
@@ -386,7 +390,13 @@ class TaskGraph:
         Raises:
             SpecError: An argument is wrong.
         """
-        _check_options(workers, state, on_failure)
+        _check_options(
+            workers=workers,
+            state=state,
+            store_results=store_results,
+            clear_results=clear_results,
+            on_failure=on_failure,
+        )
         self.state: dict[str, Any] = {} if state is None else state
         self._furnish()
         self._workers, self._on_failure = workers, on_failure
@@ -578,13 +588,21 @@ FURNITURE: dict[str, tuple[Callable[[], object], Callable[[Any], bool], str]] = 
 }
 
 
-def _check_options(workers: Any, state: Any, on_failure: Any) -> None:
-    if workers is not None and (not _count(workers) or workers < 1):
-        raise SpecError("tasks", "workers", workers, "an int >= 1, or None")
-    if state is not None and not isinstance(state, dict):
-        raise SpecError("tasks", "state", state, "a dict, or None")
-    if on_failure not in ("run", "skip"):
-        raise SpecError("tasks", "on_failure", on_failure, "'run' or 'skip'")
+OPTIONS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    # option of a graph: (whether a value is right, what would be right)
+    "workers": (lambda count: count is None or (_count(count) and count >= 1), "an int >= 1, or None"),
+    "state": (lambda state: state is None or isinstance(state, dict), "a dict, or None"),
+    "store_results": (_is_flag, "True or False"),
+    "clear_results": (_is_flag, "True or False"),
+    "on_failure": (lambda word: word in ("run", "skip"), "'run' or 'skip'"),
+}
+
+
+def _check_options(**options: Any) -> None:
+    for option, value in options.items():
+        is_right, expected = OPTIONS[option]
+        if not is_right(value):
+            raise SpecError("tasks", option, value, expected)
 
 
 def _call_with(callback: Callable[..., object], args: tuple[Any, ...], kwargs: dict[str, Any], *told: object) -> None:

@@ -229,6 +229,8 @@ def test_a_generator_and_a_function_with_arguments_are_refused():
         ({"state": []}, r"tasks: state = \[\]: expected a dict"),
         ({"state": {"results": None}}, r"tasks: state\['results'\] = None: expected a dict"),
         ({"state": {"_state_lock": 3}}, r"tasks: state\['_state_lock'\] = 3: expected a threading.RLock"),
+        ({"store_results": "no"}, "tasks: store_results = 'no': expected True or False"),
+        ({"clear_results": 0}, "tasks: clear_results = 0: expected True or False"),
         ({"on_failure": "stop"}, "tasks: on_failure = 'stop': expected 'run' or 'skip'"),
     ],
 )
