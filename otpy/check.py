@@ -91,8 +91,9 @@ class Place:
 
     @property
     def children(self) -> list[Place]:
-        """The places of its children, in start order."""
-        below = self.spec.children if isinstance(self.spec, SupervisorSpec) else ()
+        """The places of its children, in start order; a graph of tasks has none that its user could mend."""
+        spec = self.spec
+        below = spec.children if isinstance(spec, SupervisorSpec) and spec.kind != "task_graph" else ()
         return [Place(path=f"{self.path}/{child.id}", spec=child, above=self) for child in below]
 
 
@@ -114,7 +115,7 @@ def _restartable(spec: SupervisorSpec) -> list[ChildSpec]:
 
 def _spends(spec: SupervisorSpec) -> bool:
     """Whether it has children, now or later, whose restarts count."""
-    return spec.dynamic or bool(_restartable(spec))
+    return spec.dynamic or (spec.kind != "task_graph" and bool(_restartable(spec)))
 
 
 def _limit(spec: SupervisorSpec) -> str:

@@ -98,6 +98,10 @@ def _count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
+def _is_flag(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
 def _names(value: Any) -> bool:
     return isinstance(value, tuple) and all(isinstance(one, str) and one for one in value)
 
@@ -107,7 +111,7 @@ FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "name": (lambda name: isinstance(name, str) and bool(name.strip()), "a non-empty str; a lambda needs a name"),
     "function": (callable, "a callable"),
     "after": (_names, "an iterable of names of tasks"),
-    "with_state": (lambda flag: isinstance(flag, bool), "True or False"),
+    "with_state": (_is_flag, "True or False"),
     "retries": (_count, "an int >= 0"),
     "backoff": (lambda wait: wait is None or isinstance(wait, Backoff), "a Backoff, or None"),
     "timeout": (
@@ -224,8 +228,15 @@ def task(**options: Unpack[Options]) -> Callable[[F], F]:
 
 def marked(module: types.ModuleType) -> tuple[Task, ...]:
     """Return the tasks that ``@task`` has marked in *module*, in the order of their definition."""
-    found = [getattr(value, MARK, None) for value in list(vars(module).values())]
-    return tuple(dict.fromkeys(one for one in found if isinstance(one, Task)))
+    found = [_mark_of(value) for value in list(vars(module).values())]
+    return tuple({id(one): one for one in found if isinstance(one, Task)}.values())
+
+
+def _mark_of(value: object) -> object:
+    try:
+        return getattr(value, MARK, None)
+    except Exception:  # a stand-in for something that is not there now
+        return None
 
 
 # What a run tells
@@ -379,10 +390,15 @@ class TaskGraph:
         Raises:
             SpecError: An argument is wrong.
         """
-        _check_options(workers, state, on_failure)
+        _check_options(
+            workers=workers,
+            state=state,
+            store_results=store_results,
+            clear_results=clear_results,
+            on_failure=on_failure,
+        )
         self.state: dict[str, Any] = {} if state is None else state
-        self.state.setdefault("_state_lock", threading.RLock())
-        self.state.setdefault("results", {})
+        self._furnish()
         self._workers, self._on_failure = workers, on_failure
         self._stores, self._clears = store_results, clear_results
         self._tasks: dict[str, Task] = {}
@@ -504,7 +520,14 @@ class TaskGraph:
         plan = self._plan()
         return plan.tree(id, lambda: _Run(plan), {"restart": "transient", **common})
 
+    def _furnish(self) -> None:
+        """Put into the state what every task finds there."""
+        for key, (make, is_right, expected) in FURNITURE.items():
+            if not is_right(self.state.setdefault(key, make())):
+                raise SpecError("tasks", f"state[{key!r}]", self.state[key], expected)
+
     def _plan(self) -> _Plan:
+        self._furnish()  # again: the user may have cleared it
         tasks = self.tasks
         places = {one.name: place for place, one in enumerate(tasks)}
         for one in tasks:
@@ -518,6 +541,7 @@ class TaskGraph:
             skips=self._on_failure == "skip",
             callbacks=dict(self._callbacks),
             state=self.state,
+            lock=self.state["_state_lock"],
             results=self.state["results"] if self._stores else None,
             clears=self._clears,
         )
@@ -555,13 +579,30 @@ class TaskGraph:
         return f"<TaskGraph of {len(self._tasks)} tasks>"
 
 
-def _check_options(workers: Any, state: Any, on_failure: Any) -> None:
-    if workers is not None and (not _count(workers) or workers < 1):
-        raise SpecError("tasks", "workers", workers, "an int >= 1, or None")
-    if state is not None and not isinstance(state, dict):
-        raise SpecError("tasks", "state", state, "a dict, or None")
-    if on_failure not in ("run", "skip"):
-        raise SpecError("tasks", "on_failure", on_failure, "'run' or 'skip'")
+LOCK = type(threading.RLock())
+
+FURNITURE: dict[str, tuple[Callable[[], object], Callable[[Any], bool], str]] = {
+    # key of the state: (what makes it, whether a value is right, what would be right)
+    "_state_lock": (threading.RLock, lambda value: isinstance(value, LOCK), "a threading.RLock"),
+    "results": (dict, lambda value: isinstance(value, dict), "a dict"),
+}
+
+
+OPTIONS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    # option of a graph: (whether a value is right, what would be right)
+    "workers": (lambda count: count is None or (_count(count) and count >= 1), "an int >= 1, or None"),
+    "state": (lambda state: state is None or isinstance(state, dict), "a dict, or None"),
+    "store_results": (_is_flag, "True or False"),
+    "clear_results": (_is_flag, "True or False"),
+    "on_failure": (lambda word: word in ("run", "skip"), "'run' or 'skip'"),
+}
+
+
+def _check_options(**options: Any) -> None:
+    for option, value in options.items():
+        is_right, expected = OPTIONS[option]
+        if not is_right(value):
+            raise SpecError("tasks", option, value, expected)
 
 
 def _call_with(callback: Callable[..., object], args: tuple[Any, ...], kwargs: dict[str, Any], *told: object) -> None:
@@ -621,6 +662,7 @@ class _Plan:
     skips: bool
     callbacks: Mapping[str, tuple[Callable[..., object], ...]]
     state: dict[str, Any]
+    lock: threading.RLock  # as it was: a task may change whatever is in the state
     results: dict[str, Any] | None
     clears: bool
 
@@ -636,7 +678,7 @@ class _Plan:
     def tree(self, id: str, make: Callable[[], _Run], common: Any) -> SupervisorSpec:
         """Return the tree of a run; see the head of this file."""
         alone: dict[str, Any] = {"restart": "temporary", "shutdown": "infinity", "interrupt": False}
-        return otpy.supervisor(
+        made = otpy.supervisor(
             id,
             children=[
                 otpy.dynamic_supervisor("workers", intensity=UNLIMITED),
@@ -645,6 +687,16 @@ class _Plan:
             auto_shutdown="any_significant",
             **common,
         )
+        return _RunSpec(**{field.name: getattr(made, field.name) for field in attrs.fields(SupervisorSpec)})
+
+
+@attrs.frozen(kw_only=True, repr=False, eq=False)
+class _RunSpec(SupervisorSpec):
+    """The tree of a run: what is in it is not the user's, and ``otpy check`` does not look there."""
+
+    @property
+    def kind(self) -> str:
+        return "task_graph"
 
 
 # A run
@@ -767,7 +819,7 @@ class _Run:
 
     def _keep(self, attempt: _Attempt, result: object) -> bool:
         assert self.plan.results is not None
-        with self.plan.state["_state_lock"]:  # before the token: whoever has that must not be kept from telling
+        with self.plan.lock:  # before the token: whoever has that must not be kept from telling
             is_ours = attempt.token.acquire(blocking=False)
             if is_ours:
                 self.plan.results[attempt.task.name] = result

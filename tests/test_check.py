@@ -25,6 +25,7 @@ from otpy import (
 from otpy.check import RULES, Finding, Level, check, most_restarts, stop_time, walk
 from otpy.machine import SupervisorMachine
 from otpy.messages import Arm, Begin, ChildExited, ChildStarted, Due, End, Start
+from otpy.taskgraph import TaskGraph
 from tests.machine_talk import CRASH
 
 PAGE = (Path(__file__).parent.parent / "docs" / "check.md").read_text("utf-8")
@@ -383,6 +384,18 @@ def test_a_kind_from_elsewhere_is_no_obstacle():
 
     spec = otpy.ChildSpec(id="robot", start=Robot(), heartbeat=1)
     assert check(tree(spec, otpy.ChildSpec(id="plain", start=print, heartbeat=1))) == ()
+
+
+def test_a_graph_of_tasks_is_one_place():
+    """What it is made of is not the user's: nobody could mend what is found there."""
+    graphs = [TaskGraph().as_child("some"), TaskGraph().as_child("others")]
+    tree = supervisor("app", children=graphs)
+
+    assert check(tree) == ()
+    assert [(place.path, place.spec.kind) for place in walk(tree)][1:] == [
+        ("app/some", "task_graph"),
+        ("app/others", "task_graph"),
+    ]
 
 
 def test_nothing_of_a_target_is_called():

@@ -89,6 +89,12 @@ def crash():
     raise RuntimeError("two\\nlines")
 
 
+def note():
+    error = RuntimeError("what is wrong")
+    error.add_note("and a note")
+    raise error
+
+
 def leave():
     raise SystemExit(3)
 
@@ -239,6 +245,7 @@ WRONG = {
     ("run", "app:make_of"): r"otpy run: app:make_of: cannot be called without arguments: missing .*'what'",
     ("run", "app:make_later"): r"otpy run: app:make_later: this is an async function; expected a plain one .*",
     ("run", "app:crash"): r"otpy run: app:crash: RuntimeError: two lines \(\S+app\.py:\d+\); --verbose shows .*",
+    ("run", "app:note"): r"otpy run: app:note: RuntimeError: what is wrong \(\S+app\.py:\d+\); --verbose shows .*",
     ("run", "app:leave"): r"otpy run: app:leave: SystemExit: 3 \(\S+app\.py:\d+\); --verbose shows the traceback",
     ("run", "app:child"): r"otpy run: app:child: this is a child without a supervisor; put it among the children .*",
 }
@@ -320,6 +327,25 @@ def test_a_click_that_is_broken_is_not_called_missing(tmp_path):
         [sys.executable, "-c", code], env=environment(), capture_output=True, text=True, timeout=HANG, check=False
     )
     assert "ModuleNotFoundError: No module named 'there_is_no_such_module'" in done.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a shell that closes streams")
+@pytest.mark.parametrize(
+    ("args", "closed", "status"),
+    [(("show", "nix"), "2>&-", 2), (("run", "app:failing"), "2>&-", 70), (("show", "app"), ">&-", 0)],
+)
+def test_a_closed_stream_does_not_change_the_status(app, args, closed, status):
+    done = subprocess.run(
+        ["sh", "-c", f'"$@" {closed}', "sh", *command(*args)],
+        cwd=app,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=HANG,
+        check=False,
+    )
+    assert done.returncode == status
+    assert "Traceback" not in done.stdout + done.stderr
 
 
 # Targets

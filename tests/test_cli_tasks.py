@@ -118,6 +118,10 @@ class Odd:
     def __repr__(self):
         raise ValueError
 def setup_state(state):
+    circle = {}
+    circle["again"] = circle
+    state.update(circle=circle, dbs=[{"password": "p4ss"}], pairs={3: ("x", "y" * 1000)})
+    state[("a", "tuple")] = 1
     state.update(db={"password": "p4ss", "user": "u"}, long="x" * 1000, odd=Odd(), _private="hidden")
 @task()
 def one(): pass
@@ -128,7 +132,11 @@ def one(): pass
     assert "  db = {password: ***, user: 'u'}\n" in result.output
     assert "  odd = <Odd without a repr>\n" in result.output
     assert "  AUTH_TOKEN = ***\n" in result.output
-    assert not re.search("p4ss|t0ken|hidden|x{300}", result.output)
+    assert "  dbs = [{password: ***}]\n" in result.output
+    assert "  pairs = {3: ['x', 'yyy" in result.output
+    assert "  ('a', 'tuple') = 1\n" in result.output
+    assert "  circle = {again: …}\n" in result.output
+    assert not re.search("p4ss|t0ken|hidden|x{300}|y{300}", result.output)
 
 
 def test_the_state_file(build):
@@ -177,6 +185,16 @@ def test_the_progress_bar_and_the_log(build):
         (["exits.py"], "exits.py: SystemExit: 0"),
         (["unknown.py"], "unknown.py: task 'a' comes after 'b'; there are: a"),
         (["cycle.py"], "no cycle"),
+        (["twice.py"], "twice.py: two tasks are called 'x'"),
+        (["setup.py"], "setup.py: setup_state: expected a plain function, which returns the state"),
+        (["later.py"], "later.py: setup_state: expected a plain function, which returns the state"),
+        (["builtin.py"], "builtin.py: setup_state failed: "),
+        (["lock.py"], "state['_state_lock'] = 3: expected a threading.RLock"),
+        (["n" * 300 + ".py"], "n.py: there is no such file"),
+        (["build.py", "--tags", "fast,"], "--tags 'fast,': expected names with commas between them"),
+        (["build.py", "--tags="], "--tags '': expected names"),
+        (["build.py::link", "--tags", "fast"], "--tags fast: ::link has chosen already what to run"),
+        (["cycle.py", "--result-a=1"], "cycle.py: there is a result for each task, and nothing to be run"),
         (["build.py::"], "name a task after the ::"),
         (["build.py::nix"], "build.py: no task 'nix'; there are: link, compile, test, ship"),
         (["build.py", "--workers", "0"], "'--workers': 0 is not in the range"),
@@ -208,6 +226,11 @@ def test_bad_input_is_refused_in_one_line_with_status_2(build, args, message):
         "cycle.py": one.replace("task()", "task(after=['a'])"),
         "plain.py": one,
         "needs.py": one + "def setup_state(host_name): return {}\n",
+        "twice.py": one.replace("()", "(name='x')", 1) + "@task(name='x')\ndef b(): pass\n",
+        "setup.py": one + "setup_state = 3\n",
+        "later.py": one + "async def setup_state(): return {}\n",
+        "builtin.py": one + "setup_state = dict\n",
+        "lock.py": one + "def setup_state(): return {'_state_lock': 3}\n",
         "nodict.py": one + "def setup_state(): return 3\n",
     }
     for name, text in files.items():
@@ -232,7 +255,7 @@ def test_the_help_has_an_example():
     result = call("--help")
 
     assert result.exit_code == 0
-    assert "Example:\n    otpy tasks build.py --workers 4" in result.output
+    assert re.search(r"\n  Examples:\n    otpy tasks build\.py --workers 4", result.output)
     for option in (
         "--workers",
         "--tags",
@@ -265,6 +288,25 @@ def test_status_of_a_process(build):
     assert process.returncode == 1, err
     assert out.startswith("..f.\n")
     assert err == ""
+
+
+def test_a_reader_that_has_gone_is_no_error_of_each_task(build):
+    """As with ``| head``: all tasks run, and nobody gets a traceback for each letter."""
+    write("from pathlib import Path\n@task()\ndef one(): Path('done').touch()\n")
+    read, written = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-m", "otpy", "tasks", "other.py"],
+        stdout=written,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=HANG,
+        check=False,
+    )
+    os.close(written)
+
+    assert (done.returncode, done.stderr) == (1, "")
+    assert Path("done").exists()
 
 
 def test_ctrl_c_cancels_the_rest_and_prints_the_summary(build):

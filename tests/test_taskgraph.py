@@ -227,6 +227,10 @@ def test_a_generator_and_a_function_with_arguments_are_refused():
         ({"workers": 0}, "tasks: workers = 0: expected an int >= 1"),
         ({"workers": 1.5}, "tasks: workers = 1.5"),
         ({"state": []}, r"tasks: state = \[\]: expected a dict"),
+        ({"state": {"results": None}}, r"tasks: state\['results'\] = None: expected a dict"),
+        ({"state": {"_state_lock": 3}}, r"tasks: state\['_state_lock'\] = 3: expected a threading.RLock"),
+        ({"store_results": "no"}, "tasks: store_results = 'no': expected True or False"),
+        ({"clear_results": 0}, "tasks: clear_results = 0: expected True or False"),
         ({"on_failure": "stop"}, "tasks: on_failure = 'stop': expected 'run' or 'skip'"),
     ],
 )
@@ -308,6 +312,19 @@ def test_marked_functions_are_found_in_their_order():
         graph.add_task(z)
 
 
+def test_a_module_with_a_stand_in_has_its_tasks():
+    """Proxies of web frameworks raise whatever they are asked for, as long as there is no request."""
+
+    class StandIn:
+        def __getattr__(self, name):
+            raise RuntimeError("there is no request")
+
+    module = type(sys)("module")
+    module.request, module.a = StandIn(), task(name="a")(lambda: None)
+
+    assert [one.name for one in marked(module)] == ["a"]
+
+
 # State and results
 
 
@@ -327,6 +344,18 @@ def test_state_is_shared_and_has_a_reentrant_lock():
     assert graph.state is state
     assert state["sum"] == 50
     assert sorted(state["results"].values()) == list(range(1, 51))
+
+
+def test_whoever_clears_the_state_hurts_nobody():
+    """Between two runs, or a task, which takes the lock and the results away from all that come after."""
+    graph = TaskGraph()
+    graph.add(graph.state.clear, "clear")
+    graph.add(lambda: 1, "a", ["clear"])
+
+    assert graph.run().ok
+    assert graph.run().ok
+    graph.state.clear()
+    assert graph.run().ok
 
 
 def test_a_task_sees_the_results_of_those_before_it():

@@ -128,5 +128,5 @@ def text(value: object) -> str:
     """Return the repr of *value*, or its type, if that has a bad one."""
     try:
         return repr(value)
-    except Exception:
+    except BaseException:  # a SystemExit would end the thread that calls the handler
         return f"<{type(value).__name__} without a repr>"

@@ -8,7 +8,7 @@ import inspect
 import operator
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -46,14 +46,9 @@ def load(target: str, *, verbose: bool) -> SupervisorSpec:
     Raises:
         Problem: It names none, or its code raises.
     """
-    sys.dont_write_bytecode = True
     where, attribute = split(target)
-    try:
+    with told_in_one_line(target, verbose=verbose):
         return tree_of(target, find(module_at(where), where, attribute))
-    except (Exception, SystemExit) as error:  # whatever the code of the target raises
-        if isinstance(error, Problem):
-            raise
-        raise told(target, error, verbose=verbose) from error
 
 
 def look_at(target: str, *, verbose: bool) -> SupervisorSpec:
@@ -62,13 +57,26 @@ def look_at(target: str, *, verbose: bool) -> SupervisorSpec:
         return load(target, verbose=verbose)
 
 
+@contextlib.contextmanager
+def told_in_one_line(what: str, *, verbose: bool) -> Iterator[None]:
+    """Make a problem of whatever the user's code raises in the body; *what* was being done."""
+    try:
+        yield
+    except Problem:
+        raise
+    except (Exception, SystemExit) as error:
+        raise told(what, error, verbose=verbose) from error
+
+
 def told(what: str, error: BaseException, *, verbose: bool) -> Problem:
     """Return *error* as a problem of one line; if asked for, write its traceback."""
     import traceback
 
     show_traceback(error, verbose=verbose)
-    line = "".join(traceback.format_exception_only(error)[-1:]).strip()
-    return Problem(f"{what}: {line}{place_of(error)}{'' if verbose else '; --verbose shows the traceback'}")
+    form = traceback.TracebackException.from_exception(error)
+    form.__notes__ = None  # or else the last line is a note
+    *_, line = form.format_exception_only()
+    return Problem(f"{what}: {line.strip()}{place_of(error)}{'' if verbose else '; --verbose shows the traceback'}")
 
 
 def show_traceback(error: BaseException, *, verbose: bool) -> None:
@@ -127,7 +135,8 @@ def module_at(where: str) -> ModuleType:
 
 
 def look_in(directory: str) -> None:
-    """Look for modules in *directory*, before all others."""
+    """Look for modules in *directory*, before all others, and write no bytecode there."""
+    sys.dont_write_bytecode = True
     if sys.path[:1] != [directory]:
         sys.path.insert(0, directory)
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import json
+import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
@@ -15,7 +17,8 @@ import attrs
 import click
 
 from otpy import ExitReason, SpecError, StartError
-from otpy.cli.target import Problem, load_file, show_traceback, told
+from otpy.cli.run import text
+from otpy.cli.target import Problem, load_file, show_traceback, told_in_one_line
 from otpy.taskgraph import Outcome, Summary, Task, TaskGraph, marked
 
 LETTERS = {Outcome.PASSED: ".", Outcome.FAILED: "f", Outcome.SKIPPED: "s", Outcome.CANCELLED: "c"}
@@ -24,7 +27,10 @@ SECRET = ("password", "passwd", "secret", "token", "api_key", "apikey", "credent
 """What a key of the state may contain so that its value is not shown."""
 
 LONGEST = 200
-"""No value of the state is shown with more characters."""
+"""No value of the state is shown with more characters, and no list."""
+
+DEEPEST = 6
+"""So many levels of dicts and lists are shown."""
 
 
 @attrs.frozen(kw_only=True)
@@ -51,7 +57,7 @@ class Order:
 
 
 @contextlib.contextmanager
-def told_in_one_line(*, verbose: bool) -> Iterator[None]:
+def refused_in_one_line(*, verbose: bool) -> Iterator[None]:
     """Tell what is wrong with the tasks, or that there is no thread for them, as a problem."""
     try:
         yield
@@ -63,7 +69,9 @@ def told_in_one_line(*, verbose: bool) -> Iterator[None]:
 # What the command line says
 
 
-def order_of(target: str, settings: Iterable[str], tags: str, state_file: Path | None, *, verbose: bool) -> Order:
+def order_of(
+    target: str, settings: Iterable[str], tags: str | None, state_file: Path | None, *, verbose: bool
+) -> Order:
     """Return what the command line says.
 
     Raises:
@@ -77,7 +85,7 @@ def order_of(target: str, settings: Iterable[str], tags: str, state_file: Path |
     return Order(
         file=_file(name),
         only=only or None,
-        tags=frozenset(one.strip() for one in tags.split(",") if one.strip()),
+        tags=_tags(tags, only),
         seeds=seeds,
         arguments={key.replace("-", "_"): value for key, value in pairs.items() if not key.startswith("result-")},
         state_file=state_file,
@@ -94,9 +102,20 @@ def _pair(setting: str) -> tuple[str, str]:
     return key[2:], value
 
 
+def _tags(tags: str | None, only: str) -> frozenset[str]:
+    if tags is None:
+        return frozenset()
+    if only:
+        raise Problem(f"--tags {tags}: ::{only} has chosen already what to run")
+    names = frozenset(one.strip() for one in tags.split(","))
+    if "" in names:
+        raise Problem(f"--tags {tags!r}: expected names with commas between them")
+    return names
+
+
 def _file(name: str) -> Path:
     file = Path(name)
-    if not file.is_file():
+    if not os.path.isfile(file):  # noqa: PTH113  # the other one raises if the name is too long
         raise Problem(f"{name}: there is no such file")
     if file.suffix != ".py":
         raise Problem(f"{name}: expected a Python file, FILE.py")
@@ -112,11 +131,8 @@ def load(order: Order) -> ModuleType:
     Raises:
         Problem: It raised; that is the cause.
     """
-    sys.dont_write_bytecode = True
-    try:
+    with told_in_one_line(str(order.file), verbose=order.verbose):
         return load_file(str(order.file))
-    except (Exception, SystemExit) as error:
-        raise told(str(order.file), error, verbose=order.verbose) from error
 
 
 def choose(module: ModuleType, order: Order) -> tuple[Task, ...]:
@@ -125,15 +141,25 @@ def choose(module: ModuleType, order: Order) -> tuple[Task, ...]:
     Raises:
         Problem: There are none, or none of that name; or something depends on what does not exist.
     """
-    found = {one.name: one for one in marked(module)}
-    if not found:
-        raise Problem(f"{order.file}: no task in it; mark functions with @otpy.taskgraph.task()")
+    found = _found(module, order)
     _check_names(order, found)
     chosen = {name: one for name, one in found.items() if _is_wanted(one, order)}
+    if not chosen and not order.tags:
+        raise Problem(f"{order.file}: there is a result for each task, and nothing to be run")
     if not chosen:
         tags = sorted({tag for one in found.values() for tag in one.tags})
         raise Problem(f"--tags: no task has one of {', '.join(sorted(order.tags))}; there are: {', '.join(tags)}")
-    return tuple(_without(one, found.keys() - chosen.keys()) for one in chosen.values())
+    return tuple(_within(one, chosen) for one in chosen.values())
+
+
+def _found(module: ModuleType, order: Order) -> dict[str, Task]:
+    found: dict[str, Task] = {}
+    for one in marked(module):
+        if found.setdefault(one.name, one) is not one:
+            raise Problem(f"{order.file}: two tasks are called {one.name!r}")
+    if not found:
+        raise Problem(f"{order.file}: no task in it; mark functions with @otpy.taskgraph.task()")
+    return found
 
 
 def _check_names(order: Order, found: Mapping[str, Task]) -> None:
@@ -155,8 +181,8 @@ def _is_wanted(one: Task, order: Order) -> bool:
     return one.name not in order.seeds and (not order.tags or not order.tags.isdisjoint(one.tags))
 
 
-def _without(one: Task, left_out: Iterable[str]) -> Task:
-    return attrs.evolve(one, after=tuple(name for name in one.after if name not in left_out))
+def _within(one: Task, chosen: Container[str]) -> Task:
+    return attrs.evolve(one, after=tuple(name for name in one.after if name in chosen))
 
 
 def build(module: ModuleType, order: Order, workers: int | None, *, skips: bool) -> TaskGraph:
@@ -182,23 +208,22 @@ def _set_up(module: ModuleType, order: Order) -> dict[str, Any]:
 
 
 def _call_setup(setup: Callable[..., Any], state: dict[str, Any], order: Order) -> dict[str, Any]:
-    if list(inspect.signature(setup).parameters) == ["state"]:
-        state |= order.arguments
-        made = _guarded(lambda: setup(state), order)
-        made = state if made is None else made  # it has changed that
-    else:
-        _check_arguments(setup, order)
-        made = _guarded(lambda: setup(**order.arguments), order)
+    if not callable(setup) or inspect.iscoroutinefunction(setup):
+        raise Problem(f"{order.file}: setup_state: expected a plain function, which returns the state")
+    with told_in_one_line(f"{order.file}: setup_state failed", verbose=order.verbose):
+        call = _bind(setup, state, order)
+        made = call()
+    made = call.args[0] if made is None and call.args else made  # it has changed that
     if not isinstance(made, dict):
         raise Problem(f"{order.file}: setup_state returned {type(made).__name__}; expected the state, a dict")
     return {**state, **made}
 
 
-def _guarded(call: Callable[[], Any], order: Order) -> Any:
-    try:
-        return call()
-    except (Exception, SystemExit) as error:
-        raise told(f"{order.file}: setup_state failed", error, verbose=order.verbose) from error
+def _bind(setup: Callable[..., Any], state: dict[str, Any], order: Order) -> functools.partial[Any]:
+    if list(inspect.signature(setup).parameters) == ["state"]:
+        return functools.partial(setup, {**state, **order.arguments})
+    _check_arguments(setup, order)
+    return functools.partial(setup, **order.arguments)
 
 
 def _check_arguments(setup: Callable[..., Any], order: Order) -> None:
@@ -235,13 +260,11 @@ def _read_state(file: Path | None) -> dict[str, Any]:
 
 def drawing(graph: TaskGraph) -> str:
     """Return the graph as text: level by level, and what each task comes after."""
-    shape = graph.describe()
-    lines = []
+    shape, lines = graph.describe(), []
+    before = {one.name: tuple(dict.fromkeys(one.after)) for one in graph.tasks}
     for number, level in enumerate(shape.levels, 1):
         lines.append(f"level {number}")
-        for name in level:
-            before = [one for one, then in shape.edges if then == name]
-            lines.append(f"  {name} <- {', '.join(before)}" if before else f"  {name}")
+        lines += [f"  {name} <- {', '.join(before[name])}" if before[name] else f"  {name}" for name in level]
     lines.append(f"{len(shape.nodes)} tasks; longest path: {' -> '.join(shape.longest_path)}")
     return "\n".join(lines) + "\n"
 
@@ -249,15 +272,21 @@ def drawing(graph: TaskGraph) -> str:
 def run(graph: TaskGraph, *, progress: bool, logs: bool) -> Summary:
     """Run it, and print how it goes."""
     if logs:
-        graph.on_task_run(lambda name, thread: click.echo(f"begin {name} on {thread}", err=True))
-        graph.on_task_done(lambda name, outcome: click.echo(f"{outcome.value} {name}", err=True))
+        graph.on_task_run(lambda name, thread: _say(f"begin {name} on {thread}", err=True))
+        graph.on_task_done(lambda name, outcome: _say(f"{outcome.value} {name}", err=True))
     if progress:
         with _bar(graph):
             return graph.run()
-    graph.on_task_done(lambda name, outcome: click.echo(LETTERS[outcome], nl=False))
+    graph.on_task_done(lambda name, outcome: _say(LETTERS[outcome], nl=False))
     summary = graph.run()
     click.echo()
     return summary
+
+
+def _say(words: str, **options: Any) -> None:
+    """Print *words*; if nobody reads any more, that is told once, at the end."""
+    with contextlib.suppress(OSError):
+        click.echo(words, **options)
 
 
 def _bar(graph: TaskGraph) -> contextlib.AbstractContextManager[object]:
@@ -279,19 +308,28 @@ def print_end(graph: TaskGraph, summary: Summary, *, shows_state: bool) -> None:
     if shows_state:
         click.echo("\nstate:")
         for key, value in graph.state.items():
-            if not key.startswith("_"):
-                click.echo(f"  {key} = {_sanitised(key, value)}")
+            if not _key(key).startswith("_"):
+                click.echo(f"  {_key(key)} = {_sanitised(key, value)}")
     click.echo(f"==== {summary.text} ====")
 
 
-def _sanitised(key: object, value: object) -> str:
-    """Return a short text for a value of the state, without what looks like a secret."""
-    if any(word in str(key).lower() for word in SECRET):
+def _sanitised(key: object, value: object, around: tuple[int, ...] = ()) -> str:
+    """Return a text for a value of the state, without what looks like a secret; *around*: in what it is."""
+    if any(word in text(key).lower() for word in SECRET):
         return "***"
+    if not isinstance(value, dict | list | tuple | set | frozenset):
+        return _cut(text(value))
+    if id(value) in around or len(around) == DEEPEST:
+        return "…"
+    around = (*around, id(value))
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{one!s}: {_sanitised(one, below)}" for one, below in value.items()) + "}"
-    try:
-        text = repr(value)
-    except Exception:
-        text = f"<{type(value).__name__} without a repr>"
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
+        return f"{{{', '.join(f'{_key(one)}: {_sanitised(one, below, around)}' for one, below in value.items())}}}"
+    return f"[{_cut(', '.join(_sanitised('', one, around) for one in value))}]"
+
+
+def _key(key: object) -> str:
+    return key if isinstance(key, str) else _cut(text(key))
+
+
+def _cut(words: str) -> str:
+    return words if len(words) <= LONGEST else f"{words[:LONGEST]}…"

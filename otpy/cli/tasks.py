@@ -10,14 +10,20 @@ import click
 from otpy.cli.group import INTERRUPTED
 
 
-@click.command("tasks", context_settings={"ignore_unknown_options": True, "max_content_width": 100})
+@click.command(
+    context_settings={"ignore_unknown_options": True},
+    epilog="""\b
+Examples:
+  otpy tasks build.py --workers 4 --tags fast,unit --target=release
+  otpy tasks build.py::link --result-compile=main.o
+""",
+)
 @click.argument("target", metavar="FILE.py[::NAME]")
 @click.argument("settings", nargs=-1, type=click.UNPROCESSED, metavar="[--KEY=VALUE]...")
 @click.option("--workers", type=click.IntRange(min=1), metavar="N", help="How many tasks may run at once.")
 @click.option(
     "--tags",
     metavar="A,B",
-    default="",
     help="Run only the tasks that have one of these tags, and not what they come after.",
 )
 @click.option("--skip-deps", is_flag=True, help="Skip the tasks that come after one that did not pass.")
@@ -32,27 +38,23 @@ from otpy.cli.group import INTERRUPTED
 @click.option("--show-state", is_flag=True, help="Print the state at the end, without secrets.")
 @click.option("--log", "logs", is_flag=True, help="Say on stderr when each task begins and ends, and on which thread.")
 @click.option("--verbose", is_flag=True, help="Show the traceback of an error of the file or of the command line, too.")
-def tasks(target: str, settings: tuple[str, ...], workers: int | None, tags: str, **flags: Any) -> int:
+def tasks(target: str, settings: tuple[str, ...], workers: int | None, tags: str | None, **flags: Any) -> int:
     """Run the functions of FILE.py that @otpy.taskgraph.task marks, each after those that it depends on.
 
-    FILE.py::NAME runs one task alone. --KEY=VALUE goes to the file's setup_state, a function that returns the
-    state: setup_state(key, ...) takes each as a keyword, all of them str; setup_state(state) takes the dict that the
-    state begins with.
-    --result-NAME=VALUE stands for the result of a task that is not run.
+    FILE.py::NAME runs one task alone. --KEY=VALUE goes to the file's setup_state, a function that returns the state:
+    setup_state(key, ...) takes each as a keyword, all of them str; setup_state(state) takes the dict that the state
+    begins with. --result-NAME=VALUE stands for the result of a task that is not run.
 
-    \b
-    Prints for each task:  . passed   f failed   s skipped   c cancelled
-    Exit status: 0 all passed or skipped, 1 some failed, 2 bad input, 130 interrupted.
+    For each task it prints a letter: . passed, f failed, s skipped, c cancelled. Then it prints what has failed, and
+    the summary.
 
-    \b
-    Example:
-      otpy tasks build.py --workers 4 --tags fast,unit --target=release
-      otpy tasks build.py::link --result-compile=main.o
-    """  # noqa: D301
+    Exit status: 0, all passed or were skipped; 1, some failed; 2, the file, its tasks or an option is wrong; 130, it
+    was interrupted.
+    """
     from otpy.cli import taskfile
 
     order = taskfile.order_of(target, settings, tags, flags["state_file"], verbose=flags["verbose"])
-    with taskfile.told_in_one_line(verbose=order.verbose):
+    with taskfile.refused_in_one_line(verbose=order.verbose):
         graph = taskfile.build(taskfile.load(order), order, workers, skips=flags["skip_deps"])
         if flags["shows_graph"]:
             click.echo(taskfile.drawing(graph), nl=False)
