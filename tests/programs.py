@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from otpy import ChildSpec, process
+from otpy.children import guard
 from tests.helpers import wait_until
 
 SEND = """
@@ -65,16 +66,21 @@ def members(group: int) -> list[int]:
     return found
 
 
-def children() -> list[int]:
-    """Our own child processes, zombies among them."""
+def children(parent: int | None = None) -> list[int]:
+    """The child processes of *parent*, by default our own, zombies among them."""
     found = []
     for path in Path("/proc").glob("[0-9]*"):
         try:
-            if stat(path.name)[1] == os.getpid():
+            if stat(path.name)[1] == (parent or os.getpid()):
                 found.append(int(path.name))
         except OSError:
             continue
     return found
+
+
+def guards_of(parent: int) -> set[int]:
+    """The guards of the process *parent*."""
+    return marked(guard.__file__).intersection(children(parent))
 
 
 def number_in(file: Path) -> int:

@@ -13,7 +13,7 @@ from otpy.children import guard
 from otpy.reports import ChildTerminated, Progress
 from tests import callees
 from tests.helpers import HANG, wait_until
-from tests.programs import children, mark, marked, python, stat
+from tests.programs import children, guards_of, mark, marked, python, stat
 
 ROOT = Path(otpy.__file__).parent.parent
 MEGABYTE = 1 << 20
@@ -187,7 +187,7 @@ def test_nothing_survives_a_sigkill_of_the_program(tmp_path):
     number, where = mark(), tmp_path / "where"
     with run_in(tmp_path, VICTIM, number, str(where), stdout=subprocess.PIPE) as program:
         said = program.stdout.readline()
-        guards = {pid for pid in marked(guard.__file__) if stat(pid)[1] == program.pid}
+        guards = guards_of(program.pid)
         pids = {pid for end in (".one", ".two") for pid in callees.read(f"{where}{end}")}
         program.kill()
         program.wait()

@@ -19,7 +19,7 @@ from otpy.children import groups, guard, lifeline, probes, program, watch
 from otpy.messages import ChildExited
 from otpy.reports import ChildTerminated, Progress, ShutdownError, StartError
 from tests.helpers import HANG, wait_until
-from tests.programs import children, mark, marked, members, number_in, python, sh, stat
+from tests.programs import children, guards_of, mark, marked, members, number_in, python, sh, stat
 from tests.test_child_contract import Stage
 
 ROOT = Path(otpy.__file__).parent.parent
@@ -388,7 +388,7 @@ def orphans_after(count, last_line):
             if line.strip() == last_line:
                 break
         wait_until(lambda: marked(number))
-        guards = {pid for pid in marked(guard.__file__) if stat(pid)[1] == parent.pid}
+        guards = guards_of(parent.pid)
         parent.kill()
         parent.wait()
         wait_until(lambda: guards.isdisjoint(marked(guard.__file__)), "the guard's end")
@@ -409,7 +409,7 @@ def test_a_guard_that_dies_is_replaced(launch, monkeypatch):
     app = launch(supervisor("app", children=[process("sleep", "1000")]))
 
     def guards():
-        return {pid for pid in marked(guard.__file__) if stat(pid)[1] == os.getpid()}
+        return guards_of(os.getpid())
 
     (first,) = wait_until(guards)
     os.kill(first, signal.SIGKILL)
