@@ -315,6 +315,29 @@ class TestGate:
             assert ended in (["end"], ["hit", "end"])
             hits += len(ended) - 1
 
+    def test_an_interrupt_that_is_lost_is_sent_again(self, monkeypatch):
+        """As in a finalizer that the garbage collector runs just then; the thread would wait for it for ever."""
+        sent, real = [], raise_in
+
+        def lose_two(ident, exception):
+            sent.append(ident)
+            return len(sent) < 3 or real(ident, exception)
+
+        monkeypatch.setattr(otpy.children.thread, "raise_in", lose_two)
+        gate, ended = Gate(), []
+
+        def body():
+            gate.open()
+            gate.interrupt()
+            gate.close()
+            ended.append("end")
+
+        target = threading.Thread(target=body, daemon=True)
+        target.start()
+        target.join(HANG)
+
+        assert (ended, len(sent)) == (["end"], 3)
+
     def test_a_python_that_has_no_interrupts(self, monkeypatch):
         """It says so."""
         monkeypatch.delattr("ctypes.pythonapi")

@@ -199,12 +199,12 @@ class Gate:
         """Leave no interrupt on its way.
 
         Whether the one that was sent has arrived is not known: the child may have swallowed it. So send another one,
-        which takes its place, and wait for that. To take it back instead would leave the interpreter's flag for it set,
-        and slow down every thread (CPython 3.11 and 3.12; under a tracer 3.11 then hangs).
+        which takes its place, until one arrives: it may hit a finalizer that the garbage collector runs here just now,
+        and then nobody hears of it. To take it back instead would leave the interpreter's flag for it set, and slow
+        down every thread (CPython 3.11 and 3.12; under a tracer 3.11 then hangs).
         """
         try:
-            raise_in(threading.get_ident(), Killed)
-            while True:
+            while raise_in(threading.get_ident(), Killed):
                 pass
         except Killed:
             pass
