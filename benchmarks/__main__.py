@@ -98,7 +98,9 @@ def _figures(summary: Summary | None, unit: Callable[[float], str]) -> tuple[str
 
 
 def _ratio(ratio: float | None) -> str:
-    return "–" if ratio is None else f"{ratio:.2f}"
+    if ratio is None:
+        return "–"
+    return f"{ratio:.2f}" if ratio < 1000 else f"{ratio:,.0f}"  # a peer that polls must not run into the next column
 
 
 def _spread(result: Result) -> str:

@@ -146,3 +146,7 @@ def test_units():
         "0 ns",
     ]
     assert [cli.UNITS["B"](value) for value in (2**21, 1536, 3, 0)] == ["2 MiB", "1.5 KiB", "3 B", "0 B"]
+
+
+def test_columns_stay_apart_also_if_a_peer_is_very_slow():
+    assert [cli._ratio(one) for one in (1.234, 999.0, 6943.6)] == ["1.23", "999.00", "6,944"]

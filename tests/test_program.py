@@ -18,6 +18,7 @@ def say(*words):
 
 def polite(ctx):
     say("up", ctx.id)
+    ctx.ready()  # or it could be asked to stop before it has said so
     ctx.wait_stop()
     say("down", ctx.id)
 
@@ -32,7 +33,8 @@ def deaf(ctx):
 """
 
 TREE = (
-    'tree = supervisor("app", children=[thread(polite, id="a"), supervisor("s", children=[thread(polite, id="b")])])\n'
+    'b = supervisor("s", children=[thread(polite, id="b", ready=True)])\n'
+    'tree = supervisor("app", children=[thread(polite, id="a", ready=True), b])\n'
 )
 
 HANG = 60
