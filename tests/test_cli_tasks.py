@@ -213,6 +213,7 @@ def test_the_progress_bar_and_the_log(build):
         (["nodict.py"], "nodict.py: setup_state returned int; expected the state, a dict"),
         (["build.py", "--jobs=many"], "setup_state failed: ValueError: invalid literal"),
         (["build.py", "--result-nix=1"], "--result-nix: no task 'nix'"),
+        (["build.py::link", "--result-link=1"], "--result-link: 'link' is the task to run"),
         (["build.py", "--state-file", "nowhere.json"], "'--state-file'"),
         (["build.py", "--state-file", "broken.py"], "--state-file broken.py: expected JSON"),
         (["build.py", "--state-file", "list.json"], "expected a JSON object, not list"),

@@ -166,6 +166,8 @@ def _check_names(order: Order, found: Mapping[str, Task]) -> None:
     names = ", ".join(found)
     if order.only is not None and order.only not in found:
         raise Problem(f"{order.file}: no task {order.only!r}; there are: {names}")
+    if order.only in order.seeds:
+        raise Problem(f"--result-{order.only}: {order.only!r} is the task to run; give the results of others")
     for name in order.seeds:
         if name not in found:
             raise Problem(f"--result-{name}: no task {name!r}; there are: {names}")
