@@ -259,7 +259,7 @@ def test_somebody_else_has_reaped_it(stage, where):
     """Then its last word still counts, and no number is used that may belong to others by now."""
     scene = stage(process(callees.tell_group, where))
     [pid, *_] = heard(where)
-    scene.child._body.await_death = lambda: os.waitpid(pid, 0) is None
+    scene.child._body.await_death = lambda: os.waitpid(pid, 0) and None
     scene.child.stop()
 
     assert end_of(scene).kind is ExitKind.SHUTDOWN
@@ -270,11 +270,26 @@ def test_no_grandchild_is_left_when_somebody_else_has_reaped_it(stage, where):
     """Its number is free then, but not that of its group, as long as somebody is in it."""
     scene = stage(process(callees.with_grandchild, where))
     pid, grandchild = heard(where)
-    scene.child._body.await_death = lambda: os.waitpid(pid, 0) is None
+    scene.child._body.await_death = lambda: os.waitpid(pid, 0) and None
     scene.child.stop()
 
     assert end_of(scene).kind is ExitKind.SHUTDOWN
     wait_until(lambda: is_gone(grandchild))
+
+
+def test_somebody_else_reaps_it_when_its_death_has_been_noticed(stage, monkeypatch):
+    """Its exit code is known by then: a crash does not become a normal end, of which nobody would be told."""
+    notice = os.waitid
+
+    def lose(kind, pid, options):
+        found = notice(kind, pid, options)
+        os.waitpid(pid, 0)
+        return found
+
+    monkeypatch.setattr(os, "waitid", lose)
+    reason = end_of(stage(process(callees.vanish, 3)))
+
+    assert (reason.kind, str(reason.exception)) == (ExitKind.CRASHED, "exit code 3")
 
 
 # How it is stopped

@@ -149,7 +149,10 @@ def run_in(tmp_path, text, *args, **options):
 def test_others_may_wait_for_all_children(tmp_path):
     """A handler of SIGCHLD and a thread that wait for whatever there is: no end is lost or told twice, none hangs."""
     with run_in(tmp_path, THIEF, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as program:
-        said = program.communicate(timeout=HANG * 2)
+        try:
+            said = program.communicate(timeout=HANG)
+        finally:
+            program.kill()
 
     assert said == ("held\n", "")
 

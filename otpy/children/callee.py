@@ -391,20 +391,23 @@ class Body:
         stack.callback(os.close, death)
         return death
 
-    def await_death(self) -> bool:
-        """Wait until it is dead, but do not reap it; False: somebody else has done so."""
-        try:
-            os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
-        except ChildProcessError:
-            return False
-        return True
+    def await_death(self) -> int | None:
+        """Wait until it is dead, but do not reap it; return its exit code, None if somebody else has reaped it.
 
-    def bury(self, *, is_ours: bool) -> int | None:
-        """Kill what is left of its group, and reap it; return its exit code, or None if it was not ours to reap."""
+        The code is read here: if somebody who waits for all children comes before ``bury``, subprocess makes it 0.
+        """
+        try:
+            found = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
+        except ChildProcessError:
+            return None
+        assert found is not None, "only WNOHANG finds nothing"
+        return found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
+
+    def bury(self) -> None:
+        """Kill what is left of its group, and reap it."""
         if not is_strange(self.pid):
             self.kill()
-        code = self._popen.wait()
-        return code if is_ours else None
+        self._popen.wait()
 
 
 def _died(code: int | None, stack: str) -> ProcessDied:
@@ -557,10 +560,11 @@ class CalleeChild:
         return body
 
     def _bury(self, body: Body) -> int | None:
-        is_ours = body.await_death()
+        code = body.await_death()
         with self._lock:
             self._body = None
-            return body.bury(is_ours=is_ours)
+            body.bury()
+        return code
 
     def _close(self) -> None:
         with self._lock:
