@@ -163,6 +163,8 @@ from otpy import coroutine, process, start, supervisor, thread
 from otpy.reports import ChildTerminated
 from tests import callees
 
+SHUT = "import os, signal; os.closerange(3, 1000); print('up', flush=True); signal.pause()"  # nothing inherited is left
+
 async def in_loop(ctx):
     await ctx.wait_stop()
 
@@ -171,6 +173,7 @@ if __name__ == "__main__":
     kinds = [
         process("sleep", mark, id="sleep"),
         process("sh", "-c", f"trap '' TERM; sleep {mark} & sleep {mark}; :", id="deaf"),
+        process(sys.executable, "-S", "-c", SHUT, mark, id="shut", ready="up"),
         process(callees.with_grandchild, where + ".one", id="callable", ready=True),
         process(callees.with_lock_held, where + ".two", id="locked", ready=True),
         coroutine(in_loop, id="coroutine"),
