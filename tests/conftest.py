@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -15,6 +16,11 @@ from tests.helpers import HANG, Recorder
 
 hypothesis.settings.register_profile("otpy", deadline=None)  # a busy machine is no failure
 hypothesis.settings.load_profile("otpy")
+
+# A script that runs the tests in its background, or nohup, has these ignored. What the tests start would inherit that.
+for _name, _usual in (("SIGINT", signal.default_int_handler), ("SIGHUP", signal.SIG_DFL), ("SIGQUIT", signal.SIG_DFL)):
+    if (_number := getattr(signal, _name, None)) and signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, _usual)
 
 
 @pytest.fixture(autouse=True)
