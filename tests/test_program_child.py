@@ -463,6 +463,24 @@ def test_a_detached_program_runs_on(launch):
     assert marked(number) == set()
 
 
+def test_a_program_is_let_go_before_the_watch_has_seen_it(launch, monkeypatch):
+    """It is in the account all the same, or nobody could end it."""
+    number, gate, attend = mark(), threading.Event(), program.Program._attend
+
+    def late(self):
+        gate.wait(HANG)
+        attend(self)
+
+    monkeypatch.setattr(program.Program, "_attend", late)
+    app = launch(supervisor("app", children=[process("sleep", number, id="x")]))
+
+    assert app.detach().detached == ("app/x",)
+    assert [one.state for one in registry.active()] == [threads.ThreadState.DETACHED]
+    gate.set()
+    assert registry._DefaultRegistry().shutdown_all(HANG).timeout == 0
+    assert marked(number) == set()
+
+
 def test_dynamic_programs(launch):
     app = launch(dynamic_supervisor("app"))
     app.start_child(process("sleep", "1000", id="a"))

@@ -158,6 +158,7 @@ class Program:
         else:
             if not self.birth.spec.ready:
                 self._say_ready()
+            self._watch.admit(self)
             self._watch.post(self._attend)
 
     def stop(self) -> None:
@@ -386,7 +387,6 @@ class Program:
     # The end; on the watch's thread
 
     def _attend(self) -> None:
-        self._watch.admit(self)
         self._watch.lifeline.add(self._pid)
         self._mark_start()
         for stream in self._streams:

@@ -6,7 +6,8 @@ kernel, or no descriptors left), a thread per program waits instead.
 
 Laws:
 1. Nothing here waits for one program, runs code of the user's, or decides about a child.
-2. The selector is touched by this thread only; everybody else posts an order and rings.
+2. The selector is touched by this thread only; everybody else posts an order and rings. Programs are admitted by those
+   who start them, before anybody can let them go; this thread takes them out.
 3. What goes wrong about one program is logged, and costs the others nothing.
 """
 
@@ -78,11 +79,11 @@ class Watch:
             threads.mark(self._thread, ThreadState.DETACHED, self._stop_all)
         self.post(self._close)
 
-    # From here on all runs on the watch's own thread
-
     def admit(self, program: Watched) -> None:
-        """Count *program* as running."""
+        """Count *program* as running. On the thread that starts it: an order could come later than ``close``."""
         self._programs.add(program)
+
+    # From here on all runs on the watch's own thread
 
     def listen(self, fd: int, callback: Callable[[], object]) -> None:
         """Call *callback* whenever *fd* can be read; nothing if that is so already."""
