@@ -330,7 +330,9 @@ class SupervisorMachine:
 
     def _has_stopped(self, slot: Slot, reason: ExitReason) -> None:
         self._do(Disarm(slot.ref))
-        if not self._has_failed(slot):
+        if self._has_failed(slot):
+            slot.failure = attrs.evolve(slot.failure, detail=reason.detail)  # a program has left words, and a code
+        else:
             self._check_end(slot, reason)
         self._account(slot)
         self._gone(slot)
@@ -637,7 +639,7 @@ class SupervisorMachine:
             self._stall(slot)
 
     def _stall(self, slot: Slot) -> None:
-        slot.failure = ExitReason(ExitKind.STALLED, detail="it did not check in")
+        slot.failure = ExitReason(ExitKind.STALLED, TimeoutError("it did not check in"))
         self._do(Expose(slot.ref, self._report(reports.Stalled, slot, reason=slot.failure)))
         self._stop(slot, STALLED)
 

@@ -6,6 +6,7 @@ import json
 import os
 import queue
 import re
+import signal
 import threading
 import time
 
@@ -255,6 +256,27 @@ def test_a_crash_as_json(launch, recorder):
     at = dt.datetime.fromisoformat(fields["utc_iso"])
     assert at.utcoffset() == dt.timedelta(0)
     assert at.timestamp() == pytest.approx(fields["timestamp"], abs=1e-5)
+
+
+def test_one_that_hangs_as_json(launch):
+    told = queue.SimpleQueue()
+    spec = alone(sh("echo stuck >&2; sleep 1000", ready="stuck", heartbeat=0.1))
+    launch(spec, reports=json_reports(lambda name, text: told.put(json.loads(text))))
+    fields = told.get(timeout=HANG)
+
+    assert fields["return_code"] == -signal.SIGTERM
+    assert base64.b64decode(fields["data"]) == b"stuck\n"
+
+
+def test_one_that_was_not_ready_in_time_as_json(launch):
+    told = queue.SimpleQueue()
+    with pytest.raises(otpy.StartError, match="not ready after"):
+        launch(
+            alone(sh("sleep 1000", ready="never", start_timeout=0.1)),
+            reports=json_reports(lambda name, text: told.put(json.loads(text))),
+        )
+
+    assert told.get(timeout=HANG)["return_code"] == -signal.SIGTERM
 
 
 def crash(ctx):

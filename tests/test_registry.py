@@ -1071,7 +1071,9 @@ class TestShutdownOfTrees:
         slow, up = threading.Event(), threading.Event()
 
         def child(ctx):
-            up.set()
+            with contextlib.suppress(BaseException):  # an interrupt may come before it waits
+                up.set()
+                slow.wait(HANG)
             slow.wait(HANG)
 
         app = launch(supervisor("app", children=[thread(child, id="a")]))
