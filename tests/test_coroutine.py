@@ -140,7 +140,7 @@ def test_a_thousand_children_cost_one_thread(launch):
     alone = launch(supervisor("alone", children=[coroutine(wait)]))
     cost = threading.active_count() - before
     alone.stop()
-    before = threading.active_count()
+    wait_until(lambda: threading.active_count() == before)
     app = launch(supervisor("app", children=[coroutine(wait, id=str(n)) for n in range(1000)]))
 
     assert threading.active_count() - before == cost

@@ -297,9 +297,11 @@ class TestGate:
 
             def body(gate=gate, opened=opened, ended=ended):
                 gate.open()
-                opened.set()
                 try:
-                    gate.close()
+                    try:
+                        opened.set()
+                    finally:
+                        gate.close()
                 except otpy.Killed:
                     ended.append("hit")
                 sum(range(200))  # a late one would hit here, and end this thread without its last line

@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -500,10 +501,9 @@ def test_a_task_that_can_be_interrupted_is():
     interrupted = threading.Event()
 
     def loop():
-        event = threading.Event()
         try:
             while True:
-                event.wait(0.001)
+                time.sleep(0.001)
         finally:
             interrupted.set()
 
@@ -524,7 +524,7 @@ def test_only_the_worker_that_stalled_is_replaced():
     def loop():
         stalled.append(otpy.current().id)
         while True:
-            threading.Event().wait(0.001)
+            time.sleep(0.001)
 
     def busy():
         live()
@@ -555,7 +555,7 @@ def test_a_stalled_task_is_tried_again():
     def slow():
         tries.append(otpy.current().incarnation)
         while len(tries) == 1:
-            threading.Event().wait(0.001)
+            time.sleep(0.001)
         return len(tries)
 
     graph = TaskGraph(workers=1)
@@ -576,7 +576,7 @@ def test_what_a_stalled_task_says_late_changes_nothing():
             return "second"
         while not go_on.is_set():
             with contextlib.suppress(otpy.Killed):
-                threading.Event().wait(0.001)
+                time.sleep(0.001)
         return "first"
 
     graph = TaskGraph(workers=1)
@@ -763,7 +763,7 @@ def test_who_terminates_a_worker_cancels_its_task():
         names.append(otpy.current().id)
         is_up.set()
         while True:
-            threading.Event().wait(0.001)
+            time.sleep(0.001)
 
     def killer():
         assert is_up.wait(HANG)
@@ -798,7 +798,7 @@ def test_a_worker_that_the_system_refuses_once_comes_later(monkeypatch):
     def loop():
         ran.append(1)
         while True:
-            threading.Event().wait(0.001)
+            time.sleep(0.001)
 
     graph = TaskGraph(workers=1)
     graph.add(loop, timeout=0.02)
@@ -1019,7 +1019,7 @@ def test_a_second_interrupt_cancels_what_still_runs(kind):
 
     def loop():
         while True:
-            threading.Event().wait(0.001)
+            time.sleep(0.001)
 
     graph = TaskGraph(workers=2)
     graph.add({"stuck": stuck, "loop": loop}[kind], "long")

@@ -2,6 +2,7 @@
 
 import gc
 import threading
+import time
 import weakref
 
 import pytest
@@ -173,7 +174,7 @@ def test_simple_one_for_one_shutdown(launch, recorder):
     def never_stops(ctx):
         ctx.on_stop(lambda: all_asked.wait(HANG))
         while True:
-            threading.Event().wait(0.002)
+            time.sleep(0.002)
 
     app = launch(dynamic_supervisor("app"))
     for id in ("a", "b"):
