@@ -119,9 +119,10 @@ class Stranger:
     """Knows nothing of otpy but for its place on the stage."""
 
     def __init__(self, stage: Stage) -> None:
-        self.life = stage.enter(otpy.current())
+        self.life = stage.enter(otpy.current(), over=None)  # a stop may overtake the start: then it is not run
 
     def run(self) -> None:
+        self.life.over = False
         try:
             while self.life.obey(self.life.orders.get()):
                 pass
@@ -174,6 +175,7 @@ class Ledger:
     def __init__(self) -> None:
         self.entries: list[Entry] = []
         self.ends: list[tuple[str, int]] = []
+        self.heard = 0  # so many of these the supervisors have got
         self.news = threading.Condition()
 
     def watch(self, spec: otpy.ChildSpec) -> otpy.ChildSpec:
@@ -183,29 +185,30 @@ class Ledger:
         entry = Entry(birth.path, birth.incarnation)
         with self.news:
             self.entries.append(entry)
-        return Overheard(start(birth), functools.partial(self._note, entry))
+        return Overheard(start(birth), functools.partial(self._tell, entry))
 
-    def _note(self, entry: Entry, message: object) -> None:
+    def _tell(self, entry: Entry, deliver: Callable[[Any], None], message: Any) -> None:
+        """Write down what is told, before anybody can act on it, and that it has arrived."""
+        is_end = isinstance(message, ChildExited)
         with self.news:
             entry.ups += isinstance(message, ChildStarted)
-            entry.ends += isinstance(message, ChildExited)
-            if isinstance(message, ChildExited):
+            entry.ends += is_end
+            if is_end:
                 self.ends.append((entry.path, entry.incarnation))
+        deliver(message)
+        with self.news:
+            self.heard += is_end
             self.news.notify_all()
 
 
 class Overheard:
-    """A child whose news is overheard, after its supervisor has got it."""
+    """A child whose news is overheard."""
 
-    def __init__(self, child: Any, note: Callable[[object], None]) -> None:
-        self._child, self._note = child, note
+    def __init__(self, child: Any, tell: Callable[[Callable[[Any], None], Any], None]) -> None:
+        self._child, self._tell = child, tell
 
     def start(self, deliver: Callable[[Any], None]) -> None:
-        def tell(message: Any) -> None:
-            deliver(message)
-            self._note(message)
-
-        self._child.start(tell)
+        self._child.start(functools.partial(self._tell, deliver))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._child, name)
@@ -659,12 +662,12 @@ class Walk:
     def settle(self, what: str) -> None:
         """Wait for what must come of the last order, and check that nothing else has come."""
         model, wanted, ends = self.model, self.model.reports, self.model.ends
-        self.wait(self.ledger.news, lambda: len(self.ledger.ends) >= len(ends))
+        self.wait(self.ledger.news, lambda: self.ledger.heard >= len(ends))
         self.wait(self.news, lambda: len(self.got) >= len(wanted))
         self.check_calls()
         self.flush()
         got, self.got = [told(one) for one in self.got if not isinstance(one, StrayMessage)], []
-        gone, self.ledger.ends = self.ledger.ends, []
+        gone, self.ledger.ends, self.ledger.heard = self.ledger.ends, [], 0
         order: Callable[[Any], Any] = list if model.is_ordered else sorted
         self.check(order(got) == order(wanted), f"after {what}:\n  told   {got}\n  wanted {wanted}")
         self.check(order(gone) == order(ends), f"after {what}:\n  ended  {gone}\n  wanted {ends}")
