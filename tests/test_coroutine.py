@@ -493,8 +493,9 @@ def test_it_is_cancelled_before_its_first_step(launch, recorder, stages):
 
     async def start_and_cancel():
         app._tree.directory["app"].mailbox.put(start_child("a"))
-        [begin] = wait_until(lambda: list(members(app)[1]._home._orders) if len(members(app)) > 1 else None)
-        members(app)[1]._home._orders.clear()
+        home = wait_until(lambda: len(members(app)) > 1 and members(app)[1]._home)
+        [begin] = wait_until(lambda: list(home._orders))
+        home._orders.clear()
         begin()
         members(app)[1]._task.cancel()
         done.set()
