@@ -1233,7 +1233,7 @@ def test_a_blocked_loop_of_its_own_is_left_alone(launch, recorder, gate, clock, 
         coroutine(stages[1], id="b", loop="own"),
         coroutine(stages[2], id="c", loop="own"),
     ]
-    app = launch(supervisor("app", strategy=strategy, intensity=1, children=children), clock=clock)
+    app = launch(supervisor("app", strategy=strategy, intensity=1, period=1e9, children=children), clock=clock)
     lives = [stage.next() for stage in stages]
     block(lives[1], gate)
     let_time_pass(app, clock, lambda: recorder.of(Stalled))

@@ -111,6 +111,7 @@ def test_all_crash_at_once():
         for _ in range(count):
             assert back.acquire(timeout=HANG)
         assert {info.incarnation for info in app.which_children()} == {2}
+        wait_until(lambda: len(recorder.of(ChildTerminated)) >= count)
 
     assert Counter(one.path for one in recorder.of(ChildTerminated)) == Counter(f"app/c{n}" for n in range(count))
 
