@@ -253,13 +253,13 @@ class LoopThread:
         self._end_all(CLOSED)
 
     async def _clean_up(self) -> None:
-        left = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in left:
+        for task in _others():
             task.cancel()
-        if left:
-            await asyncio.wait(left, timeout=CLEAN_UP)
+        await _end_of_others()
         async with asyncio.timeout(CLEAN_UP):
             await self.loop.shutdown_asyncgens()
+        await asyncio.sleep(0)  # a generator that another thread drops, as with the frames of a crash, is only posted
+        await _end_of_others()
 
     def _end_all(self, reason: ExitReason) -> None:
         for member in list(self._members):
@@ -328,6 +328,15 @@ class LoopThread:
 
     def _tell(self, report: Stalled | Unstopped) -> None:
         self._tree.telemetry.tell(stamped(report, self._tree.clock.wall()))
+
+
+def _others() -> set[asyncio.Task[Any]]:
+    return {task for task in asyncio.all_tasks() if task is not asyncio.current_task()}
+
+
+async def _end_of_others() -> None:
+    if left := _others():
+        await asyncio.wait(left, timeout=CLEAN_UP)
 
 
 class _Selector(selectors.DefaultSelector):
