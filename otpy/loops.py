@@ -253,13 +253,14 @@ class LoopThread:
         self._end_all(CLOSED)
 
     async def _clean_up(self) -> None:
-        for task in _others():
+        left = _others()
+        for task in left:
             task.cancel()
-        await _end_of_others()
+        await _end_of(left)
         async with asyncio.timeout(CLEAN_UP):
             await self.loop.shutdown_asyncgens()
         await asyncio.sleep(0)  # a generator that another thread drops, as with the frames of a crash, is only posted
-        await _end_of_others()
+        await _end_of(_others() - left)
 
     def _end_all(self, reason: ExitReason) -> None:
         for member in list(self._members):
@@ -334,9 +335,9 @@ def _others() -> set[asyncio.Task[Any]]:
     return {task for task in asyncio.all_tasks() if task is not asyncio.current_task()}
 
 
-async def _end_of_others() -> None:
-    if left := _others():
-        await asyncio.wait(left, timeout=CLEAN_UP)
+async def _end_of(tasks: set[asyncio.Task[Any]]) -> None:
+    if tasks:
+        await asyncio.wait(tasks, timeout=CLEAN_UP)
 
 
 class _Selector(selectors.DefaultSelector):
