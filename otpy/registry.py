@@ -428,6 +428,7 @@ class _Shutdown:
         seen: The others.
         ends: What each tree will answer when it has ended.
         earlier: The calls that the caller must not wait for, since they wait for it.
+        asked: Those that trees have let go, and that have been asked.
     """
 
     registry: ThreadRegistry
@@ -437,6 +438,7 @@ class _Shutdown:
     seen: list[Entry] = attrs.field(factory=list)
     ends: dict[Tree, Reply] = attrs.field(factory=dict)
     earlier: list[_Shutdown] = attrs.field(factory=list)
+    asked: set[Entry] = attrs.field(factory=set)
 
     def look(self) -> None:
         """Note who runs now."""
@@ -452,8 +454,12 @@ class _Shutdown:
     def ask(self) -> None:
         """Ask the trees and those that they have let go; the flag, which asks the others, is set."""
         self.ends = self.registry._ask_trees(self.timeout * TREES_SHARE)
+        self._ask_let_go()
+
+    def _ask_let_go(self) -> None:
         for entry in self.seen:
-            if entry.ask is not None:
+            if entry.ask is not None and entry not in self.asked:
+                self.asked.add(entry)
                 _ask(entry.name, entry.ask)
 
     def wait(self) -> None:
@@ -462,6 +468,7 @@ class _Shutdown:
             if tree not in self._waits_for_us():
                 with contextlib.suppress(CallTimeout):
                     end.wait(self._left(), tree.root)
+        self._ask_let_go()  # a tree may have let go more until its end, and nobody else asks these
         bound = self._waits_for_us()
         threads.join_all([entry for entry in self.seen if _will_end(entry, bound)], self._left())
 

@@ -481,6 +481,18 @@ def test_a_program_is_let_go_before_the_watch_has_seen_it(launch, monkeypatch):
     assert marked(number) == set()
 
 
+def test_a_program_that_was_detached_below_ends_with_the_others(launch):
+    """Its tree runs on then, and the thread that waits for it is nobody's until that has ended."""
+    number = mark()
+    inner = supervisor("in", children=[process("sleep", number, id="x")])
+    app = launch(supervisor("app", children=[inner]))
+    app.find("app/in").detach()
+
+    assert app.alive
+    assert registry._DefaultRegistry().shutdown_all(HANG).timeout == 0
+    assert marked(number) == set()
+
+
 def test_dynamic_programs(launch):
     app = launch(dynamic_supervisor("app"))
     app.start_child(process("sleep", "1000", id="a"))

@@ -21,6 +21,7 @@ import structlog
 
 import otpy
 from otpy import registry, supervisor, telemetry, thread, threads
+from otpy.children.thread import ThreadChild
 from otpy.registry import ShutdownStats, ThreadRegistry, ThreadState, TrackedThread
 from otpy.reports import ChildTerminated, ExitKind
 from tests.helpers import HANG, Puppet, wait_until
@@ -1027,6 +1028,23 @@ class TestShutdownOfTrees:
         assert by_name(stats)[1:] == ((), ())
         assert {"go/d", "one/a", "two/a", "t"} <= set(stats.joined_names)
         assert stats.duration < SOON
+
+    def test_what_a_tree_lets_go_while_it_ends_is_asked(self, whole, launch, monkeypatch):
+        """The tree was told to detach before, and has not come to that when the others are asked."""
+        app = launch(supervisor("app", children=[thread(lambda ctx: ctx.wait_stop(), id="a")]))
+        all_asked, wait, detach = threading.Event(), registry._Shutdown.wait, ThreadChild.detach
+
+        def late(child):
+            assert all_asked.wait(HANG)
+            detach(child)
+
+        monkeypatch.setattr(ThreadChild, "detach", late)
+        monkeypatch.setattr(registry._Shutdown, "wait", lambda call: (all_asked.set(), wait(call)))
+        app._core().detach()
+        stats = whole.shutdown_all(HANG)
+
+        assert by_name(stats)[1:] == ((), ())
+        assert "app/a" in stats.joined_names
 
     def test_what_cannot_be_stopped_is_given_up_within_the_budget(self, whole, launch, gate, monkeypatch):
         """The tree knows it in time, so it is over, and the child an orphan; one budget for all."""
