@@ -202,8 +202,15 @@ class Telemetry:
                 self._escalations.send((handler, escalation))
 
     def run_soon(self, callback: Callable[[Any], object]) -> None:
-        """Call *callback* on the escalations' thread: for the case that the system refuses a thread of its own."""
-        self._escalations.send((callback, None))
+        """Call *callback* on the escalations' thread: for the case that the system refuses a thread of its own.
+
+        If the tree has ended meanwhile, call it here and now: nobody else would.
+        """
+        with self._lock:  # the outlet is not closed between the look and the sending
+            if not self._is_closed:
+                self._escalations.send((callback, None))
+                return
+        call(callback, None)
 
     def close(self) -> None:
         """End the outlets' threads once they have called all that is queued."""

@@ -475,6 +475,23 @@ class TestDetach:
         assert isinstance(in_child(life, life.ctx.supervisor.which_children), NotAlive)
         life.leave()
 
+    def test_on_stop_is_called_where_no_thread_can_be_started_any_more(self, launch, monkeypatch):
+        """As when the interpreter exits: its tree has ended, and has no thread that could do it either."""
+        puppet = Puppet()
+        app = launch(supervisor("app", children=[puppet.spec("a")]))
+        life = puppet.next()
+        app.detach()
+        [entry] = threads.entries()
+
+        def refuse(*args, **options):
+            raise RuntimeError("can't create new thread at interpreter shutdown")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(threads, "spawn", refuse)
+            entry.ask()
+        assert life.asked.wait(HANG)
+        entry.thread.join(HANG)
+
     def test_the_crash_of_a_detached_child(self, launch, recorder):
         """Once, with its exception."""
         puppet = Puppet()

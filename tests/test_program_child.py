@@ -16,6 +16,7 @@ import pytest
 import otpy
 from otpy import ExitKind, ProcessDied, ProgramExit, dynamic_supervisor, process, registry, supervisor, threads
 from otpy.children import groups, guard, lifeline, probes, program, watch
+from otpy.children.probes import Health, Port
 from otpy.messages import ChildExited
 from otpy.reports import ChildTerminated, Progress, ShutdownError, StartError
 from tests.helpers import HANG, wait_until
@@ -500,6 +501,17 @@ def test_dynamic_programs(launch):
     app.terminate_child("a")
 
     assert [child.id for child in app.which_children()] == ["b"]
+
+
+def test_the_helpers_of_a_detached_program_are_let_go_too(launch, monkeypatch):
+    """They run as long as the program: they are not busy handlers, and the end of the tree does not wait for them."""
+    monkeypatch.delattr(os, "pidfd_open", raising=False)  # so that a thread waits for it
+    spec = process("sleep", "1000", id="x", stdout=print, health=Health(Port(1), interval=1000.0))
+    app = launch(supervisor("app", children=[spec]))
+
+    assert app.detach().handlers == ()
+    assert {one.state for one in registry.active()} == {threads.ThreadState.DETACHED}
+    assert registry._DefaultRegistry().shutdown_all(HANG).timeout == 0
 
 
 def test_what_it_does_is_what_the_system_says(launch, tmp_path):

@@ -13,7 +13,7 @@ import time
 import pytest
 
 import otpy
-from otpy import ExitKind, ExitReason, ProcessDied, ProgramExit, json_reports, process, supervisor, thread
+from otpy import ExitKind, ExitReason, ProcessDied, ProgramExit, json_reports, process, registry, supervisor, thread
 from otpy.children import output
 from otpy.children.output import BACKLOG, Handout, Journal, Lines, Log, Tail
 from otpy.reports import ChildTerminated, OutputLost, Progress, ShutdownError
@@ -403,3 +403,15 @@ def test_a_dict_of_programs_is_checked(commands):
 def test_an_unknown_option_is_refused():
     with pytest.raises(TypeError, match="unexpected keyword argument 'shell'"):
         process("a", shell=True)
+
+
+def test_output_that_a_detached_program_loses_is_told(launch, recorder):
+    """Its tree has ended then, and its handlers hear of that all the same."""
+    up = queue.SimpleQueue()
+    script = "trap 'echo late; exit' TERM; echo up >&2; while :; do sleep 1000 & wait; done"
+    app = launch(supervisor("app", children=[sh(script, stdout="/dev/full", stderr=up.put)]))
+    assert up.get(timeout=HANG) == "up"
+    app.detach()
+
+    assert registry._DefaultRegistry().shutdown_all(HANG).timeout == 0
+    assert [one.file for one in recorder.of(OutputLost)] == ["/dev/full"]

@@ -267,6 +267,9 @@ class Handout:
     ``wants_more`` says whether the reader may go on. If not, *resume* is called when it may, on this thread. The race
     is between a reader that has seen too much and a sink that empties the queue just then: the reader says that it
     waits and looks again, the sink takes something out and looks whether anybody waits. One of them sees the other.
+
+    Attributes:
+        thread: The thread.
     """
 
     def __init__(self, sink: Sink, resume: Callable[[], object], *, name: str, owner: object) -> None:
@@ -274,7 +277,7 @@ class Handout:
         self._queue: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._put = self._done = 0  # the one is written by the reader only, the other by the thread
         self._is_awaited = False
-        threads.spawn(self._run, name=name, role=Role.HELPER, purpose="hands output on", owner=owner)
+        self.thread = threads.spawn(self._run, name=name, role=Role.HELPER, purpose="hands output on", owner=owner)
 
     def add(self, data: bytes) -> None:
         """Queue *data*."""

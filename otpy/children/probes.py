@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import socket
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -160,13 +161,13 @@ class Health:
     misses: int = attrs.field(default=3, validator=_count)
 
 
-def ask(target: Callable[[], None], *, path: str, owner: object) -> None:
-    """Run one of the following on a thread of its own.
+def ask(target: Callable[[], None], *, path: str, owner: object) -> threading.Thread:
+    """Run one of the following on a thread of its own, and return that.
 
     Raises:
         RuntimeError: The system has no more threads to give.
     """
-    threads.spawn(target, name=f"{path} (probe)", role=Role.HELPER, purpose="asks a program", owner=owner)
+    return threads.spawn(target, name=f"{path} (probe)", role=Role.HELPER, purpose="asks a program", owner=owner)
 
 
 def until_ready(probe: Asking, over: Once, ready: Callable[[], object]) -> None:

@@ -45,7 +45,7 @@ from otpy.exceptions import ProcessDied
 from otpy.mailbox import Once
 from otpy.messages import ChildExited, ChildStarted
 from otpy.reports import CRASHED, KILLED, NORMAL, SHUTDOWN, ExitReason, OutputLost, stamped
-from otpy.threads import Role
+from otpy.threads import Role, ThreadState
 
 LINGER = 0.5
 """How long an exit waits at most until its whole group is gone, in seconds."""
@@ -134,6 +134,7 @@ class Program:
     _tail: Tail = attrs.field(factory=Tail, init=False)
     _streams: list[Stream] = attrs.field(factory=list, init=False)
     _theirs: list[int] = attrs.field(factory=list, init=False)
+    _helpers: list[threading.Thread] = attrs.field(factory=list, init=False)
     _mailbox: socket.socket | None = attrs.field(default=None, init=False)
     _ended: Once = attrs.field(factory=Once, init=False)
     _exit: ProgramExit | None = attrs.field(default=None, init=False)
@@ -175,7 +176,9 @@ class Program:
         self._is_asked = True
 
     def detach(self) -> None:
-        """Nothing has to be done: the watch stays as long as there is a program."""
+        """Let its helpers go; the watch stays as long as there is a program."""
+        for helper in self._helpers:
+            threads.mark(helper, ThreadState.DETACHED)
 
     def pulse(self) -> tuple[float, float]:
         """Return when it was last known to be well, and until when that is good.
@@ -247,7 +250,8 @@ class Program:
             self._watch.post(self._has_ended)
         except (OSError, AttributeError):
             name, owner = f"{self.birth.path} (wait)", self.birth.tree
-            threads.spawn(self._wait, name=name, role=Role.HELPER, purpose="waits for a program", owner=owner)
+            waiter = threads.spawn(self._wait, name=name, role=Role.HELPER, purpose="waits for a program", owner=owner)
+            self._helpers.append(waiter)
 
     def _wait(self) -> None:
         assert self._popen is not None, "it was started"
@@ -318,6 +322,7 @@ class Program:
         handout = Handout(sink, lambda: self._watch.post(lambda: self._hear(stream)), name=name, owner=self.birth.tree)
         stream.sinks.append(handout)
         stream.handouts.append(handout)
+        self._helpers.append(handout.thread)
 
     def _journal(self, file: str) -> Journal:
         return Journal(Log(file, self.how.log_size, self.how.log_backups), lambda error: self._tell_lost(file, error))
@@ -326,7 +331,7 @@ class Program:
         birth = self.birth
         reason = ExitReason(CRASHED, error)
         report = OutputLost(path=birth.path, incarnation=birth.incarnation, thread=birth.path, reason=reason, file=file)
-        birth.tree.telemetry.tell(stamped(report, birth.tree.clock.wall()))
+        birth.tree.telemetry.tell_late(stamped(report, birth.tree.clock.wall()))  # it may be detached
 
     def _close_theirs(self) -> None:
         while self._theirs:
@@ -348,12 +353,15 @@ class Program:
         return f"@{name}"
 
     def _begin_probes(self) -> None:
-        probe, path, owner = self.how.probe, self.birth.path, self.birth.tree
+        probe = self.how.probe
         if isinstance(probe, Asking):
             asked: Asking = probe
-            probes.ask(lambda: probes.until_ready(asked, self._ended, self._say_ready), path=path, owner=owner)
+            self._ask(lambda: probes.until_ready(asked, self._ended, self._say_ready))
         if (health := self.how.health) is not None:
-            probes.ask(lambda: probes.while_alive(health, self._ended, self._note_health), path=path, owner=owner)
+            self._ask(lambda: probes.while_alive(health, self._ended, self._note_health))
+
+    def _ask(self, how: Callable[[], None]) -> None:
+        self._helpers.append(probes.ask(how, path=self.birth.path, owner=self.birth.tree))
 
     def _say_ready(self) -> None:
         with self._lock:  # the watch may say just now that it has ended
