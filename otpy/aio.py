@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 import functools
 from collections.abc import AsyncIterator, Callable
-from typing import Any, TypeVar, Unpack
+from typing import Any, Generic, TypeVar, Unpack
 
 import attrs
 
@@ -148,22 +148,58 @@ _CALLS = object()
 async def _call(what: str, function: Callable[[], T], unwanted: Callable[[T], object] | None = None) -> T:
     """Call *function* on a thread of its own; *unwanted* gets the result if nobody awaits it any more."""
     loop = asyncio.get_running_loop()
-    future: asyncio.Future[T] = loop.create_future()
-    _spawn(what, functools.partial(_run, loop, future, function, unwanted))
-    return await future
+    call: _Call[T] = _Call(loop, loop.create_future(), function, unwanted)
+    _spawn(what, call.run)
+    try:
+        return await call.future
+    except (asyncio.CancelledError, GeneratorExit):
+        call.give_up()
+        raise
 
 
 def _spawn(what: str, target: Callable[[], object]) -> None:
     threads.spawn(target, name=f"otpy.aio ({what})", role=Role.HELPER, purpose="waits for async code", owner=_CALLS)
 
 
-def _run(loop: asyncio.AbstractEventLoop, future: asyncio.Future[T], function: Callable[[], T], unwanted: Any) -> None:
-    result, error = _outcome(function)
-    try:
-        loop.call_soon_threadsafe(_settle, future, result, error, unwanted)
-    except RuntimeError:  # the loop is closed: nobody awaits anything there
-        if error is None and unwanted is not None:
-            unwanted(result)
+@attrs.define(eq=False)
+class _Call(Generic[T]):
+    """A call that is pending.
+
+    It may be given up at any moment, also after its result has been put into the future, and the loop may end before
+    it looks there. So the two who care meet here: each looks again after its own step, and who takes the result clears
+    it away.
+    """
+
+    loop: asyncio.AbstractEventLoop
+    future: asyncio.Future[T]
+    function: Callable[[], T]
+    unwanted: Callable[[T], object] | None
+    _results: list[T] = attrs.field(factory=list)
+    _is_given_up: bool = False
+
+    def run(self) -> None:
+        """Make it; on its own thread."""
+        result, error = _outcome(self.function)
+        if error is None:
+            self._results.append(result)
+        try:
+            self.loop.call_soon_threadsafe(_settle, self.future, result, error)
+        except RuntimeError:  # the loop is closed: nobody awaits anything there
+            self._is_given_up = True
+        if self._is_given_up:
+            self._clear_away()
+
+    def give_up(self) -> None:
+        """Note that nobody awaits it any more; on the loop."""
+        self._is_given_up = True
+        if self._results and self.unwanted is not None:
+            _spawn("clears away", self._clear_away)
+
+    def _clear_away(self) -> None:
+        with contextlib.suppress(IndexError):  # there is no result, or another one is at it
+            result = self._results.pop()
+            if self.unwanted is not None:
+                self.unwanted(result)
 
 
 def _outcome(function: Callable[[], T]) -> tuple[Any, BaseException | None]:
@@ -174,11 +210,10 @@ def _outcome(function: Callable[[], T]) -> tuple[Any, BaseException | None]:
         return None, error
 
 
-def _settle(future: asyncio.Future[T], result: Any, error: BaseException | None, unwanted: Any) -> None:
+def _settle(future: asyncio.Future[T], result: Any, error: BaseException | None) -> None:
     if future.done():  # cancelled
-        if error is None and unwanted is not None:
-            _spawn("clears away", functools.partial(unwanted, result))
-    elif error is not None:
+        return
+    if error is not None:
         future.set_exception(error)
     else:
         future.set_result(result)

@@ -209,6 +209,57 @@ def test_a_loop_that_is_closed_leaves_no_tree(gate):
     wait_until(lambda: not handles[0].alive)
 
 
+def test_a_start_that_is_cancelled_when_its_answer_is_there_leaves_no_tree(monkeypatch):
+    """The answer is in the future, but the task has not gone on yet."""
+    settle, handles = aio._settle, []
+
+    async def enter():
+        async with aio.start(supervisor("app", children=[thread(note)]), log=False):
+            pytest.fail("it was cancelled before")
+
+    def note(ctx):
+        handles.append(ctx.supervisor)
+        ctx.wait_stop()
+
+    async def main():
+        start = asyncio.create_task(enter())
+        monkeypatch.setattr(aio, "_settle", lambda *args: (settle(*args), start.cancel()))
+        with pytest.raises(asyncio.CancelledError):
+            await start
+        await asyncio.to_thread(wait_until, lambda: handles and not handles[0].alive)
+
+    run(main)
+
+
+def test_a_loop_that_ends_before_it_hears_the_answer_leaves_no_tree(gate):
+    """It does not turn any more when the tree is up, and is closed then."""
+    up, handles = threading.Event(), []
+
+    def slow(ctx):
+        handles.append(ctx.supervisor)
+        up.set()
+        gate.wait(HANG)
+        ctx.ready()
+        ctx.wait_stop()
+
+    async def enter():
+        async with aio.start(supervisor("app", children=[thread(slow, ready=True)]), log=False):
+            pytest.fail("it was cancelled before")
+
+    async def main():
+        start = asyncio.create_task(enter())
+        await asyncio.sleep(0)  # it begins, and the loop does not turn any more until it is cancelled
+        assert up.wait(HANG)
+        start.cancel()
+
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(main())
+    gate.set()
+    wait_until(lambda: not [one for one in threads.entries() if one.name == "otpy.aio (start)"])
+    loop.close()
+    wait_until(lambda: not handles[0].alive)
+
+
 def test_a_coroutine_child_may_stop_its_own_supervisor():
     """Its task is cancelled in the middle of the call, so nobody waits for anybody."""
 
