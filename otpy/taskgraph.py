@@ -752,7 +752,9 @@ class _Run:
         self._open: set[_Attempt] = set()
         self._timers: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._numbers = itertools.count()
-        self._is_stopping = False
+        self._is_begun = threading.Lock()  # whoever takes it runs the graph, and nobody gives it back
+        self._ctx: Context | None = None
+        self._was_stopped = False
         self._hired = 0
         self._announces = "on_task_run" in plan.callbacks
         self._pool: Supervisor | None = None
@@ -762,8 +764,8 @@ class _Run:
 
     def summarise(self) -> Summary:
         """Return the summary, when the tree has ended; on the thread of the caller."""
-        if self._log is None:  # interrupted before the scheduler ran: this thread is the scheduler now
-            self._is_stopping = True
+        if self._is_begun.acquire(blocking=False):  # the scheduler was given up before: this thread is it now
+            self._was_stopped = True
             return self._go()
         summary = self._summary.get()
         if isinstance(summary, BaseException):
@@ -838,12 +840,13 @@ class _Run:
 
     def schedule(self, ctx: Context) -> None:
         """Run the graph."""
-        self._log = ctx.log
-        ctx.on_stop(lambda: self._inbox.put((self._stop,)))
         try:
+            self._ctx, self._log = ctx, ctx.log
+            ctx.on_stop(lambda: self._inbox.put((self._stop,)))
             self._set_up(ctx.supervisor)
             ctx.ready()
-            self._summary.put(self._go())
+            if self._is_begun.acquire(blocking=False):
+                self._summary.put(self._go())
         except BaseException as error:
             self._summary.put(error)
             raise
@@ -858,7 +861,12 @@ class _Run:
             if self.plan.workers:
                 self._pool.start_child(self._hire())
         except Refusal:  # the tree is stopped while it starts
-            self._is_stopping = True
+            self._was_stopped = True
+
+    @property
+    def _is_stopping(self) -> bool:
+        """Whether nothing more is started. What workers say who were asked may come before the message about this."""
+        return self._was_stopped or (self._ctx is not None and not self._ctx.running)
 
     def _go(self) -> Summary:
         self._begin()
@@ -1065,7 +1073,7 @@ class _Run:
 
     def _stop(self) -> None:
         """Start nothing more."""
-        self._is_stopping = True
+        self._was_stopped = True
         with contextlib.suppress(queue.Empty):
             while True:
                 attempt = self._work.get_nowait()

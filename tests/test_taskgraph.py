@@ -22,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import otpy
-from otpy import Backoff, ExitKind, SpecError, taskgraph, threads
+from otpy import Backoff, Context, ExitKind, SpecError, taskgraph, threads
 from otpy.taskgraph import Outcome, TaskGraph, marked, task
 from tests.helpers import HANG, wait_until
 
@@ -1040,6 +1040,66 @@ def test_a_second_interrupt_cancels_what_still_runs(kind):
 
     assert dict(summary.outcomes) == {"long": CANCELLED, "after": CANCELLED}
     wait_until(lambda: not threads.entries(), "the stuck thread ends")
+
+
+@pytest.mark.parametrize("where", ["log", "on_stop", "supervisor", "ready"])
+def test_a_scheduler_that_is_given_up_before_it_is_up(where, monkeypatch):
+    """Two interrupts while it does its first steps: the summary has every task all the same."""
+    given_up, fence, step = threading.Event(), Context.fence, vars(Context)[where]
+
+    def note(ctx):
+        fence(ctx)
+        given_up.set()
+
+    def interrupted(ctx, *args):
+        if ctx._birth.spec.id == "scheduler":
+            os.kill(os.getpid(), signal.SIGINT)
+            assert ctx._stop.wait(HANG)
+            os.kill(os.getpid(), signal.SIGINT)
+            assert given_up.wait(HANG)
+        return step.fget(ctx) if isinstance(step, property) else step(ctx, *args)
+
+    monkeypatch.setattr(Context, "fence", note)
+    monkeypatch.setattr(Context, where, property(interrupted) if isinstance(step, property) else interrupted)
+    graph = TaskGraph()
+    graph.add(nothing, "a")
+    graph.add(nothing, "b", ["a"])
+
+    assert set(graph.run().outcomes.values()) == {CANCELLED}
+
+
+def test_nothing_is_started_after_an_interrupt_that_the_scheduler_has_not_heard_of(monkeypatch):
+    """It hears of that on a helper thread, which may come later than the workers that are asked by the second one."""
+    heard, started, call_back = threading.Event(), [], Context._call_back
+
+    def late(ctx):
+        if ctx._birth.spec.id == "scheduler":
+            heard.wait(HANG)
+        call_back(ctx)
+
+    def run_late(ctx):
+        threads.spawn(lambda: late(ctx), name="late", role=threads.Role.HELPER, purpose="", owner=None)
+
+    def interrupt(name, thread):
+        os.kill(os.getpid(), signal.SIGINT)
+        assert otpy.current()._stop.wait(HANG)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    def wait():
+        while True:
+            time.sleep(0.001)
+
+    monkeypatch.setattr(Context, "_call_back", run_late)
+    graph = TaskGraph(workers=1)
+    graph.add(wait, "long")
+    graph.add(nothing, "after", ["long"])
+    graph.on_task_run(interrupt)
+    graph.on_task_start(lambda name: (started.append(name), name == "after" and heard.set()))
+    summary = graph.run()
+    heard.set()
+
+    assert dict(summary.outcomes) == {"long": CANCELLED, "after": CANCELLED}
+    assert started == ["long"]
 
 
 PROGRAM = """
