@@ -183,14 +183,11 @@ class LoopThread:
         """Let *member* out; *for_good*: nobody will replace it here."""
         with self._lock:
             self._members.pop(member, None)
-            self._let_go.pop(member, None)
-        if self._members:
-            if self._let_go:
-                self._mark()
-        elif for_good:
-            self._shut()
-        else:
-            self.loop.call_later(LINGER, self._shut)
+            was_let_go = self._let_go.pop(member, None) is not None
+        if self._let_go or was_let_go:  # also if it was the last: the next one may just come
+            self._mark()
+        if not self._members:
+            self._shut() if for_good else self.loop.call_later(LINGER, self._shut)
 
     def _mark(self) -> None:
         """Say what the thread is; one that was blocked stays what it is."""
@@ -201,7 +198,7 @@ class LoopThread:
 
     def _state(self) -> ThreadState:
         states = self._let_go.values()
-        if len(states) < len(self._members):
+        if not states or len(states) < len(self._members):
             return ThreadState.RUNNING
         return ThreadState.DETACHED if ThreadState.DETACHED in states else ThreadState.UNSTOPPED
 

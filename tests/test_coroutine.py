@@ -15,6 +15,7 @@ import pytest
 
 import otpy
 from otpy import ExitKind, SpecError, coroutine, current, dynamic_supervisor, loops, supervisor, thread, threads
+from otpy.children import coroutine as coroutines
 from otpy.reports import ChildTerminated, Progress, ShutdownError, Stalled, StartError, Unstopped
 from otpy.threads import Role, ThreadState
 from tests.helpers import HANG, ManualClock, wait_until
@@ -1424,6 +1425,73 @@ def test_detached_children_run_on(launch, stages):
     entry.ask()
     assert life.ended.wait(HANG) and other.ended.wait(HANG)
     life.thread.join(HANG)
+
+
+def test_a_loop_whose_last_stray_leaves_when_the_next_child_comes_is_no_stray(
+    launch, swallows, stages, gate, monkeypatch
+):
+    """The child comes between the two steps of that: the stray leaves, the empty loop is shut."""
+    app = launch(supervisor("app", children=[coroutine(swallows, id="a", shutdown=0.0)]))
+    swallows.wait()
+    app.terminate_child("a")
+    [entry] = loop_threads(app)
+    is_empty, shut = threading.Event(), loops.LoopThread._shut
+
+    def late(home):
+        is_empty.set()
+        gate.wait(HANG)
+        shut(home)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loops.LoopThread, "_shut", late)
+        swallows.let_go()
+        assert is_empty.wait(HANG)
+        app.start_child(coroutine(stages[0], id="b"))
+        gate.set()
+
+        assert stages[0].next().thread is entry.thread
+    assert (entry.state, entry.ask) == (ThreadState.RUNNING, None)
+
+
+def test_a_loop_whose_last_child_leaves_when_it_is_detached_is_no_stray(launch, stages, monkeypatch):
+    """The supervisor has not read yet that the child has ended."""
+    has_left, leave, detach = threading.Event(), loops.LoopThread.leave, coroutines.CoroutineChild.detach
+    monkeypatch.setattr(loops, "LINGER", HANG)
+    monkeypatch.setattr(
+        loops.LoopThread, "leave", lambda home, *args, **options: (leave(home, *args, **options), has_left.set())
+    )
+    app = launch(supervisor("app", children=[coroutine(stages[0], id="a")]))
+    life, core, [entry] = stages[0].next(), app._core(), loop_threads(app)
+
+    def late(child):
+        life.crash()
+        assert has_left.wait(HANG)
+        detach(child)
+
+    monkeypatch.setattr(coroutines.CoroutineChild, "detach", late)
+    core.detach()
+    core.done.wait(HANG, "app")
+
+    assert entry.state is ThreadState.RUNNING
+    life.loop.call_soon_threadsafe(core._shared[loops.LoopThread, False]._shut)
+    entry.thread.join(HANG)
+
+
+def test_a_loop_that_breaks_at_once_leaves_nobody_in_the_air(launch, monkeypatch):
+    """Not even the child for which it was made."""
+    begin = loops.LoopThread.begin
+
+    def begin_and_break(home, spawn):
+        begin(home, spawn)
+        home._thread.join(HANG)
+
+    def break_down(home):
+        raise RuntimeError("the loop is broken")
+
+    monkeypatch.setattr(loops.LoopThread, "begin", begin_and_break)
+    monkeypatch.setattr(loops.LoopThread, "_run", break_down)
+    with pytest.raises(otpy.StartError, match="the loop is broken"):
+        launch(supervisor("app", children=[coroutine(wait, ready=True)]), timeout=HANG)
 
 
 def test_on_stop_is_called(launch, stages):

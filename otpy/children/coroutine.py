@@ -214,8 +214,7 @@ class CoroutineStart(Value):
         """Return the loop that *child* is to run on, and that has let it in."""
         home: LoopThread | None = child.birth.shared.get(self._key)
         if self.own or home is None or not home.take(child):
-            home = self._new_home(child.birth)
-            home.take(child)
+            home = self._new_home(child)
         return home
 
     def retire(self, home: LoopThread, birth: Birth) -> None:
@@ -227,11 +226,13 @@ class CoroutineStart(Value):
     def _key(self) -> tuple[object, ...]:
         return LoopThread, self.uvloop
 
-    def _new_home(self, birth: Birth) -> LoopThread:
+    def _new_home(self, child: CoroutineChild) -> LoopThread:
+        birth = child.birth
         above = birth.path.rpartition("/")[0]
         name, path = (birth.path, birth.path) if self.own else (f"{above} (loop)", above)
         home = LoopThread(name, path, birth, uvloop=find_uvloop() if self.uvloop else None)
         home.loop.set_task_factory(_new_task)  # type: ignore[arg-type]
+        home.take(child)  # before it begins: should it break at once, it ends all that are in it
         if self.own:
             home.begin(functools.partial(birth.spawn, name=name, purpose=birth.spec.purpose or f"runs {birth.spec.id}"))
             return home
