@@ -674,3 +674,37 @@ def test_a_program_that_dies_of_sigpipe_does_not_die_of_its_children(program):
 
     assert parent.communicate(timeout=HANG)[1] == "alive\n"
     assert parent.returncode == 0
+
+
+def test_a_kill_that_comes_with_the_first_step_is_a_kill(stage, monkeypatch):
+    """The thread of the child looks whether it is still wanted just when it is killed."""
+    at_work, go_on, over, live = threading.Event(), threading.Event(), threading.Event(), callee.CalleeChild._live
+
+    def late(child):
+        at_work.set()
+        assert go_on.wait(HANG)
+        return live(child)
+
+    class Lock:
+        """Lets the child's thread go on while the one that kills waits for it."""
+
+        def __enter__(self):
+            if threading.current_thread() is threading.main_thread():
+                go_on.set()
+                assert over.wait(HANG)
+            else:
+                over.set()
+
+        def __exit__(self, *exc_info):
+            pass
+
+    monkeypatch.setattr(callee.CalleeChild, "_live", late)
+    scene = stage(process(callees.obedient, id="x"))
+    assert at_work.wait(HANG)
+    scene.child._lock = Lock()
+    scene.child.kill(1.0)
+    news = scene.hear()
+    while isinstance(news, ChildStarted):
+        news = scene.hear()
+
+    assert news.reason.kind is ExitKind.KILLED

@@ -460,9 +460,8 @@ class CalleeChild:
         self._order(remote.ASK)
 
     def kill(self, grace: float) -> bool:
-        self.running = False
         with self._lock:
-            self._is_killed = True
+            self._is_killed, self.running = True, False  # in this order: who sees the second asks for the first
             if self._body is not None:
                 self._body.kill()
         return True
