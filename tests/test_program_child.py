@@ -451,6 +451,23 @@ def test_without_a_guard_it_is_told_and_programs_run(launch, recorder, monkeypat
     assert "programs_unguarded" in capsys.readouterr().out
 
 
+def test_a_guard_that_cannot_be_replaced_costs_no_program_its_end(launch, recorder, monkeypatch, capsys):
+    """The guard has ended, and there are no descriptors for another one just when a program is started."""
+    monkeypatch.setattr(lifeline, "TOO_SOON", 0.0)
+    app = launch(dynamic_supervisor("app", intensity=0))
+    app.start_child(sh("exec sleep 1000", id="first"))
+
+    def refuse(*args):
+        raise OSError(errno.EMFILE, "too many open files")
+
+    monkeypatch.setattr(lifeline.Lifeline, "_tell", refuse)
+    monkeypatch.setattr(lifeline.Lifeline, "_begin", refuse)
+    app.start_child(sh("exit 3", restart="temporary"))
+
+    assert recorder.wait_for(ChildTerminated).reason.detail.returncode == 3
+    assert "programs_unguarded" in capsys.readouterr().out
+
+
 def test_a_detached_program_runs_on(launch):
     """It is in the account of all threads, by the thread that waits for it, and ends with the others."""
     number = mark()

@@ -112,7 +112,11 @@ class Lifeline:
         if lived < TOO_SOON:
             telemetry.complain("programs_unguarded", RuntimeError(f"the guard ended after {lived:.3f} s"))
             return
-        self._begin()
+        try:
+            self._begin()
+        except OSError as error:  # no more descriptors: that costs the guard, and not the program that is just attended
+            telemetry.complain("programs_unguarded", error)
+            return
         with contextlib.suppress(OSError):
             self._tell(b"".join(b"%d\n" % program for program in self._programs))
 
