@@ -31,7 +31,7 @@ from otpy.supervisors import SupervisorThread
 from otpy.telemetry import Telemetry
 from otpy.threads import Spawner
 from otpy.tree import Tree
-from tests.helpers import HANG
+from tests.helpers import HANG, wait_until
 
 
 def obedient(ctx):
@@ -293,7 +293,7 @@ def test_a_fenced_thread_can_say_nothing_but_its_end(stage):
     scene = stage(thread(stuck, id="x"))
     scene.hear()
     scene.child.stop()
-    assert "go.wait(HANG)" in scene.child.stack()
+    wait_until(lambda: "go.wait(HANG)" in scene.child.stack())
     scene.child.abandon()
     go.set()
 

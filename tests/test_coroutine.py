@@ -416,9 +416,10 @@ def test_its_replacement_can_be_held_back(launch, recorder, swallows):
     stage = Stage()
 
     async def first_swallows(ctx):
+        ctx.ready()  # its first deadline counts from here
         await (swallows if ctx.incarnation == 1 else stage)(ctx)
 
-    child = coroutine(first_swallows, id="a", shutdown=0.0, heartbeat=0.05, unstopped="hold")
+    child = coroutine(first_swallows, id="a", ready=True, shutdown=0.0, heartbeat=0.05, unstopped="hold")
     app = launch(supervisor("app", children=[child]))
     swallows.wait()
     recorder.wait_for(Unstopped, "app/a")
@@ -1170,7 +1171,7 @@ async def crashes(ctx, stage):
 
 def test_a_silent_child_is_replaced(launch, recorder, stages):
     """A stall of the child, not of the loop: the report has the stack of the task."""
-    app = launch(supervisor("app", children=[coroutine(silent, stages[0], heartbeat=0.05), coroutine(wait)]))
+    app = launch(supervisor("app", children=[coroutine(silent, stages[0], ready=True, heartbeat=0.05), coroutine(wait)]))
     report = recorder.wait_for(Stalled, "app/silent")
 
     assert "await asyncio.Event().wait()  # silent" in report.stack
@@ -1179,6 +1180,7 @@ def test_a_silent_child_is_replaced(launch, recorder, stages):
 
 
 async def silent(ctx, stage):
+    ctx.ready()  # its first deadline counts from here
     if ctx.incarnation == 1:
         await asyncio.Event().wait()  # silent
     ctx.check_in(allow=60.0)
@@ -1204,7 +1206,7 @@ def block(life, gate):
 
 
 def homes(app):
-    return {member._home for member in members(app)}
+    return {member._home for member in members(app)} - {None}  # one that is just started has none yet
 
 
 def tick(app, clock, blocked=0):

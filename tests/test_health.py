@@ -1,5 +1,6 @@
 """Stalls, hand-over of state, waits before restarts and detaching, in running trees."""
 
+import contextlib
 import gc
 import pathlib
 import queue
@@ -22,7 +23,7 @@ from otpy import (
 from otpy.mailbox import SystemClock
 from otpy.reports import ChildTerminated, Progress, Stalled, Unstopped
 from otpy.threads import ThreadState
-from tests.helpers import HANG, Puppet, wait_until
+from tests.helpers import HANG, ManualClock, Puppet, wait_until
 
 SOON = 0.05
 """A heartbeat in seconds, short enough to wait for."""
@@ -65,9 +66,10 @@ class TestStalls:
 
         def worker(ctx):
             reasons.put(ctx.last_exit)
+            ctx.ready()
             silent(ctx)
 
-        launch(supervisor("app", children=[thread(worker, id="a", heartbeat=SOON)]))
+        launch(supervisor("app", children=[thread(worker, id="a", ready=True, heartbeat=SOON)]))
         stalled = recorder.wait_for(Stalled, "app/a")
         ended = recorder.wait_for(ChildTerminated, "app/a")
         recorder.wait_for(Progress, "app/a", 2)
@@ -169,7 +171,8 @@ class TestStalls:
 
     def test_allow_extends_the_limit_once(self, launch, recorder):
         """The next check-in is due at the usual time again."""
-        app = launch(supervisor("app", children=[(puppet := Puppet()).spec("a", heartbeat=SOON)]))
+        clock = ManualClock()
+        app = launch(supervisor("app", children=[(puppet := Puppet()).spec("a", heartbeat=SOON)]), clock=clock)
         core = app._tree.directory["app"]
         life = puppet.next()
         ctx = life.ctx
@@ -180,6 +183,8 @@ class TestStalls:
         beat, until = ctx.pulse()
 
         assert until == beat + SOON
+        clock.advance(SOON)
+        app.count_children()  # it looks at the clock when it gets a message
         assert recorder.wait_for(Stalled, "app/a").incarnation == life.incarnation
         assert core.alive
 
@@ -252,11 +257,12 @@ class TestStalls:
     @pytest.mark.parametrize("said_with", [(), ("too late",)])
     def test_a_fenced_child_may_not_check_in(self, launch, recorder, said_with):
         """It is told so."""
-        gate, said = threading.Event(), queue.SimpleQueue()
+        gate, up, said = threading.Event(), threading.Event(), queue.SimpleQueue()
 
         def stuck(ctx):
             while not gate.is_set():
                 try:
+                    up.set()
                     gate.wait(HANG)
                 except BaseException:
                     continue
@@ -266,6 +272,7 @@ class TestStalls:
                 said.put(error)
 
         app = launch(supervisor("app", children=[thread(stuck, id="a", shutdown="brutal_kill")]))
+        assert up.wait(HANG)
         app.terminate_child("a")
         recorder.wait_for(Unstopped, "app/a")
         gate.set()
@@ -354,14 +361,14 @@ class TestState:
             states.put(ctx.state)
             if ctx.incarnation == 1:
                 ctx.check_in("saved")
-                while not gate.is_set():
-                    try:
-                        gate.wait(HANG)
-                    except BaseException:
-                        continue
+                with contextlib.suppress(BaseException):  # the one interrupt
+                    ctx.ready()
+                    gate.wait(HANG)
+                gate.wait(HANG)
+            ctx.ready()
             silent(ctx)
 
-        launch(supervisor("app", children=[thread(worker, id="a", heartbeat=SOON, shutdown=0)]))
+        launch(supervisor("app", children=[thread(worker, id="a", ready=True, heartbeat=SOON, shutdown=0)]))
         recorder.wait_for(Unstopped, "app/a")
         gate.set()
 

@@ -262,7 +262,7 @@ def test_a_child_that_swallows_the_interrupt(launch, go):
 
 def test_a_start_that_hangs_goes_through_the_ladder(recorder, stuck):
     """start_timeout, then shutdown, then the interrupt, then it is given up, and the start has failed."""
-    tree = supervisor("app", children=[thread(stuck, id="a", ready=True, start_timeout=0.01, shutdown=0.0)])
+    tree = supervisor("app", children=[thread(stuck, id="a", ready=True, start_timeout=0.5, shutdown=0.0)])
 
     with pytest.raises(StartError) as caught:
         otpy.start(tree, reports=recorder, log=False)

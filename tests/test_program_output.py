@@ -327,7 +327,8 @@ def test_programs_makes_a_supervisor_of_a_dict(launch, recorder, tmp_path):
     assert [child.id for child in tree.children] == ["web", "job"]
     assert (tree.id, tree.intensity) == ("programs", 9)
     assert tree.children[0].restart is otpy.Restart.TRANSIENT
-    wait_until(lambda: (tmp_path / "logs" / "web.stderr.log").read_text().endswith(f"\n{tmp_path}\n"))
+    log = tmp_path / "logs" / "web.stderr.log"
+    wait_until(lambda: log.exists() and log.read_text().endswith(f"\n{tmp_path}\n"))
     assert recorder.wait_for(Progress, "programs/job")
 
 

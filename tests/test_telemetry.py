@@ -94,7 +94,8 @@ def test_a_handler_that_blocks_delays_nothing_and_is_named(monkeypatch):
     puppet.next()
     quick.wait_for(reports.Progress, "app/a")
     report = app.stop()
-    assert (report.handlers, got) == (("app (reports)",), [])
+    assert got == []
+    assert "app (reports)" in report.handlers  # and perhaps others, that a slow machine has kept from ending so soon
     gate.set()
     for entry in threads.entries():
         entry.thread.join(HANG)

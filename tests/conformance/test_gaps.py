@@ -445,6 +445,7 @@ def test_gap_09_retry_superseded(launch, recorder, strategy):
 
     assert look(app) == ["a running 3", "b running 3", "d running 2"]
     assert app.snapshot().budget_left == 3
+    assert [puppet.next().incarnation for puppet in (a, b, b, d, d)] == [3, 1, 3, 1, 2]
     assert (a.starts, b.starts, d.starts) == (3, 2, 2)
 
 

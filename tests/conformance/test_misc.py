@@ -88,6 +88,8 @@ def test_tree(launch, recorder):
     assert look(app) == ["first running 2", "second running 2", "third running 2"]
     assert look(app.find("top/first")) == ["w1 running 1", "w2 running 1"]
     assert look(app.find("top/second")) == []
+    for puppet in static:
+        assert [puppet.next().incarnation for _ in range(2)] == [1, 1]  # each supervisor counts for itself
     assert [puppet.starts for puppet in (*static, dynamic)] == [2, 2, 2]
 
 

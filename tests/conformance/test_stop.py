@@ -4,6 +4,7 @@ A thread cannot be killed. What runs Python code is interrupted, and ends as kil
 and named. Both stand for OTP's kill, and where a case kills there is a test of both.
 """
 
+import contextlib
 import itertools
 import threading
 import time
@@ -29,12 +30,16 @@ def release():
 
 def deaf(ctx, release):
     """Run Python code and never look at *ctx*: only an interrupt ends it."""
+    ctx.ready()
     while not release.is_set():
         time.sleep(0.002)  # not release.wait: an interrupt in the middle of it would come out as a RuntimeError
 
 
 def stuck(ctx, release):
-    """Block where no interrupt arrives."""
+    """Block where no interrupt arrives; one that comes before changes nothing, and there is only one."""
+    with contextlib.suppress(Killed, RuntimeError):  # the second is what becomes of one in the middle of wait
+        ctx.ready()
+        release.wait()
     release.wait()
 
 
@@ -84,7 +89,7 @@ def test_sup_stop_timeout(launch, recorder, release, target, expected):
 
     Adapted: by force means that it is interrupted; if that does not stop it, it is given up and named.
     """
-    children = [Puppet().spec("a", shutdown=HANG), thread(target, release, id="b", shutdown=0.05)]
+    children = [Puppet().spec("a", shutdown=HANG), thread(target, release, id="b", ready=True, shutdown=0.05)]
     report = launch(supervisor("app", children=children)).stop()
 
     assert (report.reason, report.stopped, report.interrupted) == (ASKED_TO_STOP, ("app/a",), expected["interrupted"])
@@ -101,8 +106,8 @@ def test_sup_stop_timeout_dynamic(launch, recorder, release):
     """
     app = launch(dynamic_supervisor("app"))
     app.start_child(Puppet().spec("a", shutdown=HANG))
-    app.start_child(thread(deaf, release, id="b", shutdown=0.05))
-    app.start_child(thread(stuck, release, id="c", shutdown=0.05))
+    app.start_child(thread(deaf, release, id="b", ready=True, shutdown=0.05))
+    app.start_child(thread(stuck, release, id="c", ready=True, shutdown=0.05))
     report = app.stop()
 
     assert (report.reason, report.stopped, report.interrupted) == (ASKED_TO_STOP, ("app/a",), ("app/b",))
@@ -124,7 +129,7 @@ def test_sup_stop_brutal_kill(launch, recorder, release, target, expected):
     Adapted: by force means that it is interrupted, here while time stands still, so that no deadline can have come. If
     that does not stop it, it is given up, and reported all the same.
     """
-    children = [Puppet().spec("a", shutdown=HANG), thread(target, release, id="b", shutdown="brutal_kill")]
+    children = [Puppet().spec("a", shutdown=HANG), thread(target, release, id="b", ready=True, shutdown="brutal_kill")]
     clock = ManualClock() if target is deaf else None
     report = launch(supervisor("app", children=children), clock=clock).stop()
 
@@ -139,7 +144,9 @@ def test_sup_stop_brutal_kill_dynamic(launch, recorder, release):
     Adapted: by force means that they are interrupted. Time stands still here, so no deadline can have come.
     """
     app = launch(dynamic_supervisor("app"), clock=ManualClock())
-    paths = {app.start_child(thread(deaf, release, id=f"{n}", shutdown="brutal_kill")).path for n in range(10)}
+    paths = {
+        app.start_child(thread(deaf, release, id=f"{n}", ready=True, shutdown="brutal_kill")).path for n in range(10)
+    }
     report = app.stop()
 
     assert (report.reason, set(report.interrupted), report.stopped) == (ASKED_TO_STOP, paths, ())

@@ -173,13 +173,14 @@ def test_simple_one_for_one_shutdown(launch, recorder):
 
     def never_stops(ctx):
         ctx.on_stop(lambda: all_asked.wait(HANG))
+        ctx.ready()
         while True:
             time.sleep(0.002)
 
     app = launch(dynamic_supervisor("app"))
     for id in ("a", "b"):
         app.start_child(Puppet(when_asked=lambda life: all_asked.wait(HANG)).spec(id, shutdown=HANG))
-    app.start_child(thread(never_stops, id="c", shutdown=0.05))
+    app.start_child(thread(never_stops, id="c", ready=True, shutdown=0.05))
     report = app.stop()
 
     assert report.reason == ExitReason(ExitKind.SHUTDOWN)
