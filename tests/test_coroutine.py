@@ -1171,7 +1171,9 @@ async def crashes(ctx, stage):
 
 def test_a_silent_child_is_replaced(launch, recorder, stages):
     """A stall of the child, not of the loop: the report has the stack of the task."""
-    app = launch(supervisor("app", children=[coroutine(silent, stages[0], ready=True, heartbeat=0.05), coroutine(wait)]))
+    app = launch(
+        supervisor("app", children=[coroutine(silent, stages[0], ready=True, heartbeat=0.05), coroutine(wait)])
+    )
     report = recorder.wait_for(Stalled, "app/silent")
 
     assert "await asyncio.Event().wait()  # silent" in report.stack
