@@ -61,6 +61,7 @@ class Entry:
         ask: How to ask it to stop, where its owner does not do that any more.
         starter: The number of the thread that starts it.
         begun: Happens when it runs, or will never run.
+        ended: Happens when it has run, or will never run.
     """
 
     target: Callable[[], object]
@@ -75,6 +76,7 @@ class Entry:
     ask: Callable[[], object] | None = None
     starter: int = attrs.field(factory=threading.get_ident)
     begun: Once = attrs.field(factory=Once)
+    ended: Once = attrs.field(factory=Once)
 
     @property
     def alive(self) -> bool:
@@ -82,11 +84,16 @@ class Entry:
         return not self.begun.has_happened or self.thread.is_alive()  # in this order: it may start between the two
 
     def join(self, timeout: float) -> None:
-        """Wait *timeout* seconds for its end. A thread does not wait for itself."""
+        """Wait *timeout* seconds for its end. A thread does not wait for itself.
+
+        ``Thread.join`` comes last: where that is interrupted, CPython before 3.13 takes the thread for dead.
+        """
         deadline = time.monotonic() + timeout
         if self.thread is threading.current_thread():
             return
-        if self.begun.wait(timeout) and self.thread.is_alive():  # one that has not started cannot be joined
+        if not self.begun.wait(timeout) or not self.thread.is_alive():  # one that has not started cannot be joined
+            return
+        if self.ended.wait(max(0.0, deadline - time.monotonic())):
             self.thread.join(bounded(deadline - time.monotonic()))
 
     def run(self) -> None:
@@ -97,6 +104,7 @@ class Entry:
             self.target()
         finally:
             forget(self.thread)
+            self.ended.happen()
 
     def settle_start(self) -> bool:
         """Decide whether it runs; return False if that has been decided already: one only can take it out."""
@@ -145,6 +153,7 @@ def launch(entry: Entry) -> threading.Thread:
     except BaseException:
         if entry.settle_start():
             forget(entry.thread)
+            entry.ended.happen()
         raise
     return entry.thread
 
@@ -232,7 +241,7 @@ class Spare:
         before, self._target = self._entry, target
         del self._entry  # together they would be a cycle
         entry = Entry(target, Role.CHILD, purpose, before.owner, name)  # a new one: readers see the old or this
-        entry.thread, entry.begun = before.thread, before.begun
+        entry.thread, entry.begun, entry.ended = before.thread, before.begun, before.ended
         entry.thread.name = name
         if entry.thread in _entries:  # or it has died
             _entries[entry.thread] = entry

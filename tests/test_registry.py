@@ -7,6 +7,7 @@ import gc
 import itertools
 import os
 import queue
+import signal
 import subprocess
 import sys
 import textwrap
@@ -981,6 +982,25 @@ class TestShutdown:
 
         assert reg._calls == []
         assert reg.shutdown_requested
+
+    def test_an_interrupted_wait_takes_nobody_for_dead(self, reg, gate):
+        """As CPython before 3.13 does where a join is interrupted."""
+        reg.spawn(gate.wait, name="t")
+        waiting = threading.get_ident()
+
+        def interrupt():
+            wait_until(lambda: ", in join\n" in threads.stack_of(waiting))
+            os.kill(os.getpid(), signal.SIGINT)
+
+        other = threading.Thread(target=interrupt)
+        other.start()
+        with pytest.raises(KeyboardInterrupt):
+            reg.shutdown_all(HANG)
+        other.join()
+
+        assert reg.shutdown_all(0).timeout_names == ("t",)
+        gate.set()
+        assert reg.shutdown_all(HANG).timeout == 0
 
 
 class TestShutdownOfTrees:
