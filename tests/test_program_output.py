@@ -291,7 +291,7 @@ def test_json_is_printed_by_default(launch, capsys):
     assert json.loads(capsys.readouterr().out)["return_code"] == 3
 
 
-def test_a_json_handler_that_raises_or_blocks_harms_nothing(launch, recorder):
+def test_a_json_handler_that_raises_or_blocks_harms_nothing(launch, recorder, tmp_path):
     go, seen = threading.Event(), queue.SimpleQueue()
 
     def fail(name, text):
@@ -299,8 +299,10 @@ def test_a_json_handler_that_raises_or_blocks_harms_nothing(launch, recorder):
         go.wait(HANG)
         raise RuntimeError("a bad handler")
 
-    app = launch(alone(sh("test -e $1 || { touch $1; exit 1; }; exec sleep 1000", "/dev/null/x"), intensity=3))
+    listened_to = tmp_path / "listened to"
+    app = launch(alone(sh('until test -e "$1"; do sleep 0.01; done; exit 1', listened_to), intensity=3))
     app.subscribe(json_reports(fail))
+    listened_to.touch()
     recorder.wait_for(ChildTerminated, count=4)
     go.set()
     app.wait(HANG)
