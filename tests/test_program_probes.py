@@ -3,6 +3,7 @@
 import http.server
 import socket
 import threading
+import time
 
 import pytest
 
@@ -133,13 +134,14 @@ def test_watchdog_messages_are_check_ins(launch, recorder, tmp_path):
     code = SEND + (
         "import sys, time\n"
         "print(os.environ['WATCHDOG_USEC'], file=sys.stderr, flush=True)\n"
+        "tell(b'READY=1')\n"
         "while not os.path.exists(sys.argv[1]): tell(b'STATUS=fine\\nWATCHDOG=1'); time.sleep(0.02)\n"
         "signal.pause()"
     )
-    app = launch(supervisor("app", children=[python(code, tmp_path / "hang", heartbeat=2.5)]))
-    for _ in range(10):  # it is younger than before: there was another one
-        age = app.snapshot().children[0].heartbeat_age
-        wait_until(lambda age=age: app.snapshot().children[0].heartbeat_age < age)
+    app = launch(supervisor("app", children=[python(code, tmp_path / "hang", ready=Notify(), heartbeat=2.5)]))
+    for _ in range(10):
+        since = time.monotonic()
+        wait_until(lambda since=since: time.monotonic() - app.snapshot().children[0].heartbeat_age > since)
     (tmp_path / "hang").touch()
 
     assert "2500000" in recorder.wait_for(Stalled, "app/x").stack
