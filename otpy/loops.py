@@ -186,8 +186,12 @@ class LoopThread:
             was_let_go = self._let_go.pop(member, None) is not None
         if self._let_go or was_let_go:  # also if it was the last: the next one may just come
             self._mark()
-        if not self._members:
-            self._shut() if for_good else self.loop.call_later(LINGER, self._shut)
+        if self._members:
+            return
+        if for_good:
+            self._shut()
+        else:
+            self.loop.call_later(LINGER, self._shut)
 
     def _mark(self) -> None:
         """Say what the thread is; one that was blocked stays what it is."""

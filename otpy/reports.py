@@ -42,7 +42,8 @@ class ExitReason:
     Attributes:
         kind: One of six.
         exception: The exception object, if one ended it.
-        detail: What the kind adds: the ``Escalation`` of a supervisor that gave up, or a line for people.
+        detail: What there is besides: the ``Escalation`` of a supervisor that gave up, how a program has ended, or a
+            line for people.
     """
 
     kind: ExitKind

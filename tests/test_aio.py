@@ -157,56 +157,55 @@ def test_a_cancelled_call_finishes_by_itself(gate):
     run(main)
 
 
-def test_a_cancelled_start_leaves_no_tree(gate):
-    """It is stopped as soon as it is up."""
-    up, handles = threading.Event(), []
+class SlowStart:
+    """A tree that is not up before the gate opens; nobody must wait for it so long."""
 
-    def slow(ctx):
-        handles.append(ctx.supervisor)
-        up.set()
-        gate.wait(HANG)
+    def __init__(self, gate):
+        self.gate, self.up, self.handles = gate, threading.Event(), []
+
+    async def enter(self):
+        async with aio.start(supervisor("app", children=[thread(self._child, id="slow", ready=True)]), log=False):
+            pytest.fail("it was cancelled before")
+
+    def _child(self, ctx):
+        self.handles.append(ctx.supervisor)
+        self.up.set()
+        self.gate.wait(HANG)
         ctx.ready()
         ctx.wait_stop()
 
-    async def enter():
-        async with aio.start(supervisor("app", children=[thread(slow, ready=True)]), log=False):
-            pytest.fail("it was cancelled before")
+
+@pytest.fixture
+def slow(gate):
+    return SlowStart(gate)
+
+
+def test_a_cancelled_start_leaves_no_tree(gate, slow):
+    """It is stopped as soon as it is up."""
 
     async def main():
-        start = asyncio.create_task(enter())
-        await asyncio.to_thread(up.wait, HANG)
+        start = asyncio.create_task(slow.enter())
+        await asyncio.to_thread(slow.up.wait, HANG)
         start.cancel()
         with pytest.raises(asyncio.CancelledError):
             await start
         gate.set()
-        await asyncio.to_thread(wait_until, lambda: not handles[0].alive)
+        await asyncio.to_thread(wait_until, lambda: not slow.handles[0].alive)
 
     run(main)
 
 
-def test_a_loop_that_is_closed_leaves_no_tree(gate):
+def test_a_loop_that_is_closed_leaves_no_tree(gate, slow):
     """The same, if nobody is there any more when the tree is up."""
-    up, handles = threading.Event(), []
-
-    def slow(ctx):
-        handles.append(ctx.supervisor)
-        up.set()
-        gate.wait(HANG)
-        ctx.ready()
-        ctx.wait_stop()
-
-    async def enter():
-        async with aio.start(supervisor("app", children=[thread(slow, ready=True)]), log=False):
-            pytest.fail("it was cancelled before")
 
     async def main():
-        start = asyncio.create_task(enter())
-        await asyncio.to_thread(up.wait, HANG)
+        start = asyncio.create_task(slow.enter())
+        await asyncio.to_thread(slow.up.wait, HANG)
         start.cancel()
 
     run(main)
     gate.set()
-    wait_until(lambda: not handles[0].alive)
+    wait_until(lambda: not slow.handles[0].alive)
 
 
 def test_a_start_that_is_cancelled_when_its_answer_is_there_leaves_no_tree(monkeypatch):
@@ -231,25 +230,13 @@ def test_a_start_that_is_cancelled_when_its_answer_is_there_leaves_no_tree(monke
     run(main)
 
 
-def test_a_loop_that_ends_before_it_hears_the_answer_leaves_no_tree(gate):
+def test_a_loop_that_ends_before_it_hears_the_answer_leaves_no_tree(gate, slow):
     """It does not turn any more when the tree is up, and is closed then."""
-    up, handles = threading.Event(), []
-
-    def slow(ctx):
-        handles.append(ctx.supervisor)
-        up.set()
-        gate.wait(HANG)
-        ctx.ready()
-        ctx.wait_stop()
-
-    async def enter():
-        async with aio.start(supervisor("app", children=[thread(slow, ready=True)]), log=False):
-            pytest.fail("it was cancelled before")
 
     async def main():
-        start = asyncio.create_task(enter())
+        start = asyncio.create_task(slow.enter())
         await asyncio.sleep(0)  # it begins, and the loop does not turn any more until it is cancelled
-        assert up.wait(HANG)
+        assert slow.up.wait(HANG)
         start.cancel()
 
     loop = asyncio.new_event_loop()
@@ -257,7 +244,7 @@ def test_a_loop_that_ends_before_it_hears_the_answer_leaves_no_tree(gate):
     gate.set()
     wait_until(lambda: not [one for one in threads.entries() if one.name == "otpy.aio (start)"])
     loop.close()
-    wait_until(lambda: not handles[0].alive)
+    wait_until(lambda: not slow.handles[0].alive)
 
 
 def test_a_coroutine_child_may_stop_its_own_supervisor():
