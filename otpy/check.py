@@ -99,11 +99,15 @@ class Place:
 
 def walk(tree: ChildSpec) -> Iterator[Place]:
     """Yield every place of a tree, parents before their children, children in start order."""
-    left = [Place(path=tree.id, spec=tree)]
+    return descend(Place(path=tree.id, spec=tree))
+
+
+def descend(place: Place) -> Iterator[Place]:
+    """Yield *place* and every place below it, parents before their children, children in start order."""
+    left = [place]
     while left:
-        place = left.pop()
-        yield place
-        left += reversed(place.children)
+        yield (one := left.pop())
+        left += reversed(one.children)
 
 
 # Limits
@@ -204,12 +208,73 @@ def _seconds(seconds: float) -> str:
 def multiplied(place: Place) -> Iterator[str]:
     """Each level restarts the one below, which then begins to count anew."""
     chain = _levels(place)
-    if sum(spec.intensity > 0 for _, spec in chain) > 1 and _spends(chain[0][1]):
+    if sum(spec.intensity > 0 for _, spec in chain) < 2 or not _spends(chain[0][1]):
+        return
+    longest = min(slowest([spec for _, spec in chain]))
+    if longest > _shortest_wait(place):
         starts = math.prod(spec.intensity + 1 for _, spec in chain)
         levels = " × ".join(  # noqa: RUF001  # it is no x
             f"{spec.intensity + 1} in {path}" for path, spec in reversed(chain)
         )
-        yield f"a child here may be started {starts:,} times before {chain[-1][0]} gives up: {levels}"
+        yield (
+            f"a child here is started {starts:,} times before {chain[-1][0]} gives up, if each start follows the one "
+            f"before within {longest:.3g} s: {levels}"
+        )
+
+
+def out_of_reach(place: Place) -> Iterator[str]:
+    """A level below gives up too seldom to reach this limit, and is restarted for ever."""
+    spec = place.spec
+    found = min(_too_slow(place), default=None) if isinstance(spec, SupervisorSpec) and spec.intensity else None
+    if isinstance(spec, SupervisorSpec) and found is not None:
+        longest, below = found
+        seconds = f"that ends later than {longest:.3g} s after its start" if longest > 0 else "with this back-off"
+        yield (
+            f"the limit, {_limit(spec)}, is never reached by a child of {below} {seconds}: what gives up below is "
+            f"restarted, and the child is tried for ever"
+        )
+
+
+def _too_slow(place: Place) -> Iterator[tuple[float, str]]:
+    """Yield each supervisor below whose child can live too long for the limit of *place*, and give up all the same.
+
+    The number is how long the child may live to reach that limit. A level with the limit 0 restarts nothing: what its
+    child does, the level above sees. So at least one level in between must restart something.
+    """
+    for below in descend(place):
+        levels = _levels(below) if below is not place else []
+        paths = [path for path, _ in levels]
+        if place.path not in paths:
+            continue
+        chain = [spec for _, spec in levels[: paths.index(place.path) + 1]]
+        *lower, here = slowest(chain, _shortest_wait(below))
+        if here < min(lower) < math.inf and _spends(chain[0]) and not any(unreachable_by_backoff(below)):
+            yield here, below.path
+
+
+def slowest(chain: list[SupervisorSpec], wait: float = 0.0) -> list[float]:
+    """Return for each supervisor how long a child may live, in seconds, so that its failures reach that one's limit.
+
+    Of *chain* the first is the supervisor of the child, and each is restarted by the next when it has given up. One
+    that gives up every *c* seconds reaches the next limit if ``intensity * c <= period``.
+
+    Args:
+        wait: The shortest wait before a restart of the child.
+    """
+    longest, starts, waits = [], 1, 0.0  # what one failure costs the child: so many starts, and so long a wait
+    for spec in chain:
+        cost = waits + wait
+        count = spec.intensity
+        longest.append((spec.period / count - cost) / starts if count else math.inf)
+        starts, waits = starts * (count + 1), (count + 1) * cost
+        wait = 0.0 if spec.backoff is None else _waits(spec.backoff)[0]
+    return longest
+
+
+def _shortest_wait(place: Place) -> float:
+    """Return the shortest wait before a restart of any of its children, as far as they are known."""
+    children = _restartable(place.spec) if isinstance(place.spec, SupervisorSpec) else []
+    return min((_waits(child.backoff)[0] if child.backoff is not None else 0.0 for child in children), default=0.0)
 
 
 def _levels(place: Place | None) -> list[tuple[str, SupervisorSpec]]:
@@ -379,6 +444,7 @@ RULES: dict[str, tuple[Level, Callable[[Place], Iterator[str]]]] = {
     "TREE103": (Level.NOTE, multiplied),
     "TREE104": (Level.WARNING, default_budget),
     "TREE105": (Level.WARNING, unnoticed),
+    "TREE106": (Level.WARNING, out_of_reach),
     "TREE201": (Level.WARNING, infinite_shutdown),
     "TREE202": (Level.ERROR, sleeps_too_long),
     "TREE301": (Level.NOTE, same_names),

@@ -22,9 +22,10 @@ from otpy import (
     supervisor,
     thread,
 )
-from otpy.check import RULES, Finding, Level, check, most_restarts, stop_time, walk
+from otpy.check import RULES, Finding, Level, check, most_restarts, slowest, stop_time, walk
 from otpy.machine import SupervisorMachine
 from otpy.messages import Arm, Begin, ChildExited, ChildStarted, Due, End, Start
+from otpy.restarts import Window
 from otpy.taskgraph import TaskGraph
 from tests.machine_talk import CRASH
 
@@ -160,6 +161,10 @@ FOUND = [
     ("TREE105", "app/sub", tree(sub(*crew(1), restart="transient"))),
     ("TREE105", "app/sub", tree(sub(*crew(1), restart="temporary"))),
     ("TREE105", "app/sub", tree(dynamic_supervisor("sub", restart="transient"))),
+    ("TREE106", "app", tree(sub(*crew(1)))),
+    ("TREE106", "app", tree(dynamic_supervisor("sub"), period=19.9)),
+    ("TREE106", "app", tree(sub(*crew(1, backoff=Backoff(0.1, 30))))),
+    ("TREE106", "app/a", tree(sub(sub(*crew(1)), id="a"), intensity=0)),
     ("TREE201", "app/work", tree(thread(work, shutdown="infinity"))),
     ("TREE202", "app/sleeps_a_minute", tree(thread(sleeps_a_minute, **BREATHING))),
     ("TREE202", "app/sleeps_by_a_global", tree(thread(sleeps_by_a_global, **BREATHING))),
@@ -220,6 +225,14 @@ NEAR = [
     ("TREE105", tree(sub(*crew(1), **SIGNIFICANT), auto_shutdown="any_significant")),
     ("TREE105", tree(sub(*crew(1, restart="temporary"), restart="transient"))),
     ("TREE105", supervisor("app", children=crew(1), restart="transient")),
+    ("TREE103", tree(sub(*crew(1, backoff=PATIENT)))),
+    ("TREE106", tree(*crew(1))),
+    ("TREE106", tree(sub(*crew(1)), period=20)),
+    ("TREE106", tree(sub(*crew(1)), intensity=0)),
+    ("TREE106", tree(sub(*crew(1), intensity=0))),
+    ("TREE106", tree(sub(*crew(1), restart="transient"))),
+    ("TREE106", tree(sub(*crew(1, backoff=PATIENT)))),
+    ("TREE106", tree(sub(*crew(1, restart="temporary")))),
     ("TREE201", tree(thread(work, shutdown=86_400))),
     ("TREE201", tree(sub(*crew(1), shutdown="infinity"))),
     ("TREE202", tree(thread(sleeps_a_minute))),
@@ -303,7 +316,8 @@ def test_the_product_of_the_limits_ends_where_nobody_restarts():
 
     assert set(messages) == {"app/a", "app/a/b/c"}
     assert messages["app/a/b/c"] == (
-        "a child here may be started 6 times before app/a/b gives up: 3 in app/a/b × 2 in app/a/b/c"  # noqa: RUF001
+        "a child here is started 6 times before app/a/b gives up, if each start follows the one before within "
+        "1.25 s: 3 in app/a/b × 2 in app/a/b/c"  # noqa: RUF001
     )
 
 
@@ -410,6 +424,34 @@ def test_the_places_of_a_tree():
     spec = tree(sub(*crew(2)), thread(work))
 
     assert [place.path for place in walk(spec)] == ["app", "app/sub", "app/sub/w0", "app/sub/w1", "app/work"]
+
+
+def starts_until_the_top_gives_up(chain, lives, most=1000):
+    """How often a child is started that lives so long each time; None: more often than *most*. First is the lowest."""
+    windows, now = [Window(spec.intensity, spec.period) for spec in chain], 0.0
+    for started in range(1, most):
+        now += lives
+        for level, spec in enumerate(chain):
+            if windows[level].spend(now):
+                break
+            windows[level] = Window(spec.intensity, spec.period)  # it gave up: if it is restarted, it counts anew
+        else:
+            return started
+    return None
+
+
+@pytest.mark.parametrize(
+    "upper", [{}, {"intensity": 1}, {"period": 30}, {"intensity": 0}, {"intensity": 7, "period": 60}]
+)
+@pytest.mark.parametrize("lower", [{}, {"intensity": 1, "period": 1}, {"intensity": 5, "period": 60}])
+def test_the_rule_about_levels_is_what_windows_do(upper, lower):
+    """A child that lives a bit shorter than said ends the program after the product; one a bit longer never does."""
+    chain = [sub(*crew(1), id=id, **flags) for id, flags in (("c", lower), ("b", {}), ("a", upper))]
+    longest = min(slowest(chain))
+    product = math.prod(spec.intensity + 1 for spec in chain)
+
+    assert starts_until_the_top_gives_up(chain, longest * 0.999) == product
+    assert starts_until_the_top_gives_up(chain, longest * 1.001) is None
 
 
 def test_ten_thousand_children_are_checked_without_looking_at_each_pair():

@@ -61,6 +61,22 @@ def test_each_case_has_a_verdict(row):
     assert ":" in row.verdict or verdict != "partly"
 
 
+@pytest.mark.parametrize("row", [row for row in table() if row.tests], ids=lambda row: row.case)
+def test_a_case_is_partly_kept_exactly_if_a_test_of_it_adapts(row):
+    """A test that adapts OTP's case says "Adapted:", and then the table may not say "yes"."""
+    docstrings = written()
+    adapts = any("Adapted:" in docstrings[test] for test in row.tests)
+
+    assert row.verdict.startswith("partly:") == adapts
+
+
+def test_the_page_names_the_release_of_otp():
+    """A reader must know which suite, and which rules, the table speaks of."""
+    head = PAGE.partition("## Conformance")[2].partition("\n| case |")[0]
+
+    assert re.search(r"`supervisor_SUITE`, as it was in OTP \d+", head)
+
+
 def test_each_test_states_its_rule():
     """Each conformance test has a docstring."""
     assert [name for name, docstring in written().items() if not docstring] == []

@@ -58,7 +58,10 @@ class Mute:
 
 @pytest.mark.parametrize("shutdown", [0.0, 0.01, "brutal_kill"])
 def test_child_unlink(launch, recorder, shutdown):
-    """A child whose end is never heard of does not hang its supervisor. (No links: it is given up in the end.)"""
+    """A child whose end is never heard of does not hang its supervisor.
+
+    Adapted: there are no links; the child never says that it has ended, and is given up in the end.
+    """
     app = launch(supervisor("app", children=[ChildSpec(id="a", start=Mute, shutdown=shutdown)]))
     app.terminate_child("a")
 
@@ -161,7 +164,10 @@ def is_alive(reference):
 @pytest.mark.parametrize("strategy", ["one_for_one", "one_for_all", "rest_for_one", "dynamic"])
 @pytest.mark.parametrize(("restart", "kept"), [("permanent", True), ("transient", True), ("temporary", False)])
 def test_do_not_save_start_parameters_for_temporary_children(launch, strategy, restart, kept):
-    """What a temporary child was started with is released with it; what others were, when they are deleted."""
+    """What a temporary child was started with is released with it; what others were, when they are deleted.
+
+    Adapted: a weak reference shows that the arguments go; no memory is measured.
+    """
     is_dynamic = strategy == "dynamic"
     app = launch(dynamic_supervisor("app") if is_dynamic else supervisor("app", strategy=strategy))
     big = Big()
@@ -209,7 +215,10 @@ def test_do_not_save_child_specs_for_temporary_children(launch, strategy, restar
 
 
 def test_simple_one_for_one_scale_many_temporary_children(launch):
-    """The end of one of many dynamic children concerns no other. (No times are compared.)"""
+    """The end of one of many dynamic children concerns no other.
+
+    Adapted: the children are fewer, and no times are compared.
+    """
     puppet = Puppet()
     app = launch(dynamic_supervisor("app"))
     for number in range(MANY):
@@ -234,7 +243,10 @@ def test_temporary_bystander(launch, strategy):
 
 
 def test_simple_global_supervisor(launch):
-    """Whoever is restarted, alone or with its supervisor, has its old name again. (Names are paths.)"""
+    """A child that is restarted, alone or with its supervisor, has its old name again.
+
+    Adapted: names are paths; a supervisor is stopped where OTP kills it.
+    """
     puppet = Puppet()
     names = ["app", "app/sub", "app/sub/server"]
     sub = supervisor("sub", children=[puppet.spec("server")])
@@ -376,7 +388,10 @@ def test_order_of_children(launch, recorder):
 
 
 def test_scale_start_stop_many_children(launch):
-    """Many children start in order, and each is terminated and deleted for itself. (No times are compared.)"""
+    """Many children start in order, and each is terminated and deleted for itself.
+
+    Adapted: the children are fewer, and no times are compared.
+    """
     puppet = Puppet()
     app = launch(supervisor("app", children=[puppet.spec(str(number)) for number in range(MANY)]))
     assert look(app) == [f"{number} running 1" for number in range(MANY)]
@@ -390,7 +405,10 @@ def test_scale_start_stop_many_children(launch):
 
 
 def test_format_log_2(launch, recorder):
-    """Each report is one event in the log, with path, incarnation and reason. (Fields, and no texts of OTP's.)"""
+    """Each report is one event in the log, with path, incarnation and reason.
+
+    Adapted: the log has fields, not OTP's texts.
+    """
     puppet = Puppet()
     with capture_logs() as logs:
         app = launch(supervisor("app", intensity=1, children=[puppet.spec("a", ready=True)]), log=True)
@@ -438,7 +456,10 @@ class NameTaken(Exception):
 
 
 def test_already_started_outside_supervisor(launch):
-    """A start that fails on a foreign rival fails with the child's own error. (The names are the child's business.)"""
+    """A start that fails on a foreign rival fails with the child's own error.
+
+    Adapted: otpy registers no names; the child finds its name taken, and raises.
+    """
     taken = NameTaken(threading.current_thread())
     puppet = Puppet()
     puppet.failures.put(taken)

@@ -4,7 +4,7 @@ import pytest
 
 from otpy import ExitKind, SpecError, dynamic_supervisor, supervisor
 from otpy.reports import AutoShutdown
-from tests.conformance.tools import wait_for_look
+from tests.conformance.tools import stays_up
 from tests.helpers import HANG, Puppet
 
 ENDS = {
@@ -26,7 +26,7 @@ def test_nonsignificant_temporary(launch, mode, end):
     app = launch(supervisor("app", auto_shutdown=mode, children=children))
     ENDS[end](app, puppet.next())
 
-    wait_for_look(app, "other running 1")
+    stays_up(app, "other running 1")
 
 
 @each_mode
@@ -41,7 +41,7 @@ def test_nonsignificant_transient(launch, mode, end, after):
     app = launch(supervisor("app", auto_shutdown=mode, children=children))
     ENDS[end](app, puppet.next())
 
-    wait_for_look(app, after, "other running 1")
+    stays_up(app, after, "other running 1")
 
 
 UNDEFINED = ["a undefined 1", "b undefined 1"]
@@ -58,7 +58,7 @@ def end_in_turn(launch, mode, restart, end, looks):
     app = launch(supervisor("app", auto_shutdown=mode, children=[*significant, Puppet().spec("other")]))
     for puppet, expected in zip(puppets.values(), looks, strict=False):
         ENDS[end](app, puppet.next())
-        wait_for_look(app, *expected, "other running 1")
+        stays_up(app, *expected, "other running 1")
     for puppet in list(puppets.values())[len(looks) :][:1]:
         ENDS[end](app, puppet.next())
         assert app.wait(HANG).kind is ExitKind.SHUTDOWN
@@ -136,7 +136,7 @@ def test_significant_bystander(launch, mode, strategy, after):
     app = launch(supervisor("app", strategy=strategy, auto_shutdown=mode, children=children))
     crasher.next().crash()
 
-    wait_for_look(app, *after)
+    stays_up(app, *after)
 
 
 @pytest.mark.parametrize("restart", ["transient", "temporary"])
@@ -153,7 +153,7 @@ def test_significant_escalation(launch, recorder, restart, significant, decisive
     puppet.next().leave()
     recorder.wait_for(AutoShutdown, count=len(decisive))
     if not significant:
-        wait_for_look(app, *(["sub undefined 1"] if restart == "transient" else []), "other running 1")
+        stays_up(app, *(["sub undefined 1"] if restart == "transient" else []), "other running 1")
     app.stop()
 
     assert [report.child for report in recorder.of(AutoShutdown)] == decisive

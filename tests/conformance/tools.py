@@ -16,7 +16,7 @@ from typing import Any
 import attrs
 import pytest
 
-from otpy import ChildSpec, StartError, Supervisor, messages, thread
+from otpy import ChildSpec, Context, StartError, Supervisor, messages, thread
 from otpy.mailbox import Reply
 from tests.helpers import HANG, wait_until
 
@@ -31,6 +31,24 @@ def wait_for_look(app: Supervisor, *expected: str) -> None:
     with contextlib.suppress(AssertionError):
         wait_until(lambda: look(app) == list(expected))
     assert look(app) == list(expected)
+
+
+def stays_up(app: Supervisor, *expected: str) -> None:
+    """Assert that the children come to look like this, and that the supervisor then lives on.
+
+    The proof is a later event: one more child comes and crashes for good, before the children are looked at again.
+    """
+    wait_for_look(app, *expected)
+    release = threading.Event()
+
+    def crash_later(ctx: Context) -> None:
+        release.wait(HANG)
+        raise RuntimeError("later")
+
+    app.start_child(thread(crash_later, restart="temporary"))
+    assert look(app) == [*expected, "crash_later running 1"]
+    release.set()
+    wait_for_look(app, *expected)
 
 
 def join(path: str) -> None:
