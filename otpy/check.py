@@ -28,6 +28,7 @@ from typing import Any
 import attrs
 
 from otpy import AutoShutdown, Backoff, Budget, ChildSpec, Restart, Service, Strategy, SupervisorSpec
+from otpy.specs import INFINITY
 
 MANY = 10
 """So many children of a root are many."""
@@ -119,7 +120,13 @@ def _restartable(spec: SupervisorSpec) -> list[ChildSpec]:
 
 def _spends(spec: SupervisorSpec) -> bool:
     """Whether it has children, now or later, whose restarts count."""
-    return spec.dynamic or (spec.kind != "task_graph" and bool(_restartable(spec)))
+    has_some = spec.dynamic or (spec.kind != "task_graph" and bool(_restartable(spec)))
+    return has_some and spec.intensity != INFINITY
+
+
+def _most(spec: SupervisorSpec) -> float:
+    """Return its intensity as a number."""
+    return math.inf if spec.intensity == INFINITY else spec.intensity
 
 
 def _limit(spec: SupervisorSpec) -> str:
@@ -132,10 +139,11 @@ def unreachable_by_backoff(place: Place) -> Iterator[str]:
     if not isinstance(spec, SupervisorSpec) or spec.dynamic or not _spends(spec):
         return
     most = sum(most_restarts(child.backoff, spec.period) for child in _restartable(spec))
-    if most <= spec.intensity:
+    if most <= _most(spec):
         yield (
             f"the limit, {_limit(spec)}, can never be reached: with the waits of their back-off, the children are "
-            f"restarted at most {most:g} times in {spec.period:g} s; a child that never recovers is tried for ever"
+            f"restarted at most {most:g} times in {spec.period:g} s; a child that never recovers is tried for ever "
+            f"(if that is meant, say intensity={INFINITY!r})"
         )
 
 
@@ -170,10 +178,10 @@ def _waits(backoff: Backoff) -> list[float]:
 def unreachable_by_stops(place: Place) -> Iterator[str]:
     """Children that need their time to stop keep a group from being restarted fast enough."""
     spec = place.spec
-    if not isinstance(spec, SupervisorSpec) or not _restartable(spec):
+    if not isinstance(spec, SupervisorSpec) or spec.dynamic or not _spends(spec):
         return
     least = _least_stops(spec)
-    if spec.intensity * least > spec.period:
+    if least > 0 and _most(spec) * least > spec.period:
         yield (
             f"the limit, {_limit(spec)}, cannot be reached while the children need all their time to stop: "
             f"each restart of the group may take {_seconds(least)}"
@@ -208,13 +216,13 @@ def _seconds(seconds: float) -> str:
 def multiplied(place: Place) -> Iterator[str]:
     """Each level restarts the one below, which then begins to count anew."""
     chain = _levels(place)
-    if sum(spec.intensity > 0 for _, spec in chain) < 2 or not _spends(chain[0][1]):
+    if sum(_most(spec) > 0 for _, spec in chain) < 2 or not _spends(chain[0][1]):
         return
     longest = min(slowest([spec for _, spec in chain]))
     if longest > _shortest_wait(place):
-        starts = math.prod(spec.intensity + 1 for _, spec in chain)
+        starts = math.prod(int(_most(spec)) + 1 for _, spec in chain)
         levels = " × ".join(  # noqa: RUF001  # it is no x
-            f"{spec.intensity + 1} in {path}" for path, spec in reversed(chain)
+            f"{int(_most(spec)) + 1} in {path}" for path, spec in reversed(chain)
         )
         yield (
             f"a child here is started {starts:,} times before {chain[-1][0]} gives up, if each start follows the one "
@@ -261,10 +269,10 @@ def slowest(chain: list[SupervisorSpec], wait: float = 0.0) -> list[float]:
     Args:
         wait: The shortest wait before a restart of the child.
     """
-    longest, starts, waits = [], 1, 0.0  # what one failure costs the child: so many starts, and so long a wait
+    longest, starts, waits = [], 1.0, 0.0  # what one failure costs the child: so many starts, and so long a wait
     for spec in chain:
         cost = waits + wait
-        count = spec.intensity
+        count = _most(spec)
         longest.append((spec.period / count - cost) / starts if count else math.inf)
         starts, waits = starts * (count + 1), (count + 1) * cost
         wait = 0.0 if spec.backoff is None else _waits(spec.backoff)[0]
@@ -278,9 +286,9 @@ def _shortest_wait(place: Place) -> float:
 
 
 def _levels(place: Place | None) -> list[tuple[str, SupervisorSpec]]:
-    """Return the supervisor at *place* and those above it, as far as the end of each is restarted by the next."""
+    """Return the supervisor at *place* and those above it, as far as each gives up and is restarted by the next."""
     chain = []
-    while place is not None and isinstance(place.spec, SupervisorSpec):
+    while place is not None and isinstance(place.spec, SupervisorSpec) and place.spec.intensity != INFINITY:
         chain.append((place.path, place.spec))
         place = place.above if place.spec.restart is Restart.PERMANENT else None
     return chain

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import attrs
 
@@ -145,16 +145,16 @@ class Snapshot(Value):
 
     Attributes:
         path, strategy, auto_shutdown, intensity, period: Which supervisor, and its flags.
-        budget_left: How many restarts it would still allow now.
+        budget_left: How many restarts it would still allow now; None: any number.
         children: In start order; ``ChildInfo.snapshot`` goes on downwards.
     """
 
     path: str
     strategy: Strategy
     auto_shutdown: AutoShutdownMode
-    intensity: int
+    intensity: int | Literal["infinity"]
     period: float
-    budget_left: int
+    budget_left: int | None
     children: tuple[ChildInfo, ...]
 
 
@@ -176,7 +176,7 @@ class Escalation(Value):
     child: str
     reason: ExitReason
     restarts: int
-    intensity: int
+    intensity: int | Literal["infinity"]
     period: float
     parent: str | None
     chain: tuple[Escalation, ...] = ()

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import collections
 import random
+from typing import Literal
 
 import attrs
 
 from otpy.reports import ExitKind, ExitReason
-from otpy.specs import Backoff, Restart
+from otpy.specs import INFINITY, Backoff, Restart
 from otpy.values import Word
 
 
@@ -91,17 +92,20 @@ class Window:
     """The restarts of one supervisor within its period. One unit per restart, also per failed attempt.
 
     Laws (docs/otp.md, "The window"):
-    1. *intensity* restarts within *period* are allowed, one more is refused, before any start attempt.
+    1. *intensity* restarts within *period* are allowed, one more is refused, before any start attempt. With the
+       intensity "infinity" none is refused, and none is kept.
     2. A restart counts while ``now - then <= period``, the boundary included.
     3. Nothing but time takes a restart out of the window.
     """
 
-    def __init__(self, intensity: int, period: float) -> None:
+    def __init__(self, intensity: int | Literal["infinity"], period: float) -> None:
         self.intensity, self.period = intensity, period
         self._times: collections.deque[float] = collections.deque()
 
     def spend(self, now: float) -> bool:
         """Record a restart; False: it was one too many."""
+        if self.intensity == INFINITY:
+            return True
         self._forget(now)
         self._times.append(now)
         return len(self._times) <= self.intensity
@@ -111,8 +115,10 @@ class Window:
         self._forget(now)
         return len(self._times)
 
-    def left(self, now: float) -> int:
-        """Return how many more restarts would be allowed now."""
+    def left(self, now: float) -> int | None:
+        """Return how many more restarts would be allowed now; None: any number."""
+        if self.intensity == INFINITY:
+            return None
         return max(0, self.intensity - self.count(now))
 
     def _forget(self, now: float) -> None:

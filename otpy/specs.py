@@ -23,6 +23,10 @@ MAX_DEPTH = 100
 """How many supervisors may be nested in each other; each costs a thread, and a tree this deep is a mistake."""
 
 
+INFINITY: Literal["infinity"] = "infinity"
+"""The intensity of a supervisor that never gives up because of restarts."""
+
+
 class Strategy(Word):
     """Who is restarted together with a child that failed (OTP: restart strategy)."""
 
@@ -190,6 +194,11 @@ def _count_or_none(spec: Any, field: Any, value: Any) -> None:
         _count(spec, field, value)
 
 
+def _intensity(spec: Any, field: Any, value: Any) -> None:
+    if value != INFINITY and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
+        _refuse(spec, field, value, f"an int >= 0, or {INFINITY!r}")
+
+
 def _shutdown(spec: Any, field: Any, value: Any) -> None:
     if not isinstance(value, Budget) and (not is_number(value) or value < 0):
         _refuse(spec, field, value, f"a finite number of seconds >= 0, or one of {spelled(Budget)}")
@@ -319,16 +328,21 @@ def _member(spec: Any, field: str, child: object) -> None:
     if not isinstance(child, ChildSpec):
         raise SpecError(_where(spec), field, child, "a child spec, as thread() or supervisor() make")
     check_member(spec, child, _where(spec))
-    if child.depth >= MAX_DEPTH:
-        raise SpecError(_where(spec), "children", f"{child.depth} nested levels", f"less than {MAX_DEPTH}")
 
 
 def check_member(supervisor: SupervisorSpec, child: ChildSpec, path: str) -> None:
-    """Refuse a *child* that cannot belong to *supervisor*.
+    """Refuse a *child* that cannot belong to *supervisor*, which stands at *path*, as far as that is known.
 
     Raises:
-        SpecError: It is significant, where that could never have an effect (OTP: bad_combination).
+        SpecError: It is significant, where that could never have an effect (OTP: bad_combination); it would be
+            restarted without limit and without a wait; or supervisors would be nested too deep.
     """
+    levels = path.count("/") + 1 + child.depth
+    if levels > MAX_DEPTH:
+        raise SpecError(path, "children", f"{levels} nested levels", f"at most {MAX_DEPTH}")
+    if supervisor.intensity == INFINITY and child.restart is not Restart.TEMPORARY and child.backoff is None:
+        expected = "a Backoff, or restart='temporary': the supervisor has intensity='infinity'"
+        raise SpecError(f"{path}/{child.id}", "backoff", None, expected)
     if child.significant and supervisor.auto_shutdown is AutoShutdown.NEVER:
         raise SpecError(f"{path}/{child.id}", "significant", True, "False: the supervisor has auto_shutdown='never'")
 
@@ -340,7 +354,8 @@ class SupervisorSpec(ChildSpec):
     Attributes:
         children: The child specs in start order.
         strategy: Who is restarted together with a child that failed.
-        intensity: How many restarts are allowed within *period*; one more, and the supervisor gives up.
+        intensity: How many restarts are allowed within *period*; one more, and the supervisor gives up. "infinity": it
+            never gives up because of restarts; each child that may be restarted then has a ``backoff``.
         period: The length of the window in seconds.
         auto_shutdown: Whether the end of significant children ends the supervisor.
         on_escalation: Called with an ``Escalation`` when this supervisor gives up.
@@ -350,7 +365,7 @@ class SupervisorSpec(ChildSpec):
 
     children: tuple[ChildSpec, ...] = attrs.field(default=(), converter=_to_tuple)
     strategy: Strategy = attrs.field(default=Strategy.ONE_FOR_ONE, converter=_to_strategy, validator=_one_of(Strategy))
-    intensity: int = attrs.field(default=3, validator=_count)
+    intensity: int | Literal["infinity"] = attrs.field(default=3, validator=_intensity)
     period: float = attrs.field(default=5.0, validator=_positive)
     auto_shutdown: AutoShutdown = attrs.field(
         default=AutoShutdown.NEVER, converter=_to_auto_shutdown, validator=_one_of(AutoShutdown)

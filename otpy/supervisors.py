@@ -29,7 +29,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import FrameType
-from typing import Any, TypedDict, Unpack
+from typing import Any, Literal, TypedDict, Unpack
 
 import attrs
 
@@ -74,7 +74,7 @@ def supervisor(
     *,
     children: Iterable[ChildSpec] = (),
     strategy: Strategy | str = "one_for_one",
-    intensity: int = 3,
+    intensity: int | Literal["infinity"] = 3,
     period: float = 5.0,
     auto_shutdown: AutoShutdown | str = "never",
     on_escalation: Callable[[Escalation], object] | None = None,
@@ -86,7 +86,8 @@ def supervisor(
         id: Its name among its siblings, and the first part of every path if it is the root.
         children: Child specs, in start order; they stop in reverse.
         strategy: "one_for_one", "one_for_all" or "rest_for_one".
-        intensity: How many restarts are allowed within *period*; one more, and it gives up.
+        intensity: How many restarts are allowed within *period*; one more, and it gives up. "infinity": restarts never
+            make it give up; each child that may be restarted, a nested supervisor as well, then needs a ``backoff``.
         period: Seconds.
         auto_shutdown: "never", "any_significant" or "all_significant".
         on_escalation: Called with an ``Escalation`` when this supervisor gives up.
@@ -112,7 +113,7 @@ def supervisor(
 def dynamic_supervisor(
     id: str,
     *,
-    intensity: int = 3,
+    intensity: int | Literal["infinity"] = 3,
     period: float = 5.0,
     max_children: int | None = None,
     on_escalation: Callable[[Escalation], object] | None = None,

@@ -232,7 +232,10 @@ WRONG = {
     ): r"otpy run: needs: ModuleNotFoundError: No module named 'there_is_no_such_module' \(\S+needs\.py:1\)"
     r"; --verbose shows the traceback",
     ("run", "syntax.py"): r"otpy run: syntax\.py: SyntaxError: '\(' was never closed \(\S+syntax\.py:1\); --verbose .*",
-    ("run", "wrong.py"): r"otpy run: wrong\.py: otpy\.exceptions\.SpecError: a: intensity = -1: expected an int >= 0 "
+    (
+        "run",
+        "wrong.py",
+    ): r"otpy run: wrong\.py: otpy\.exceptions\.SpecError: a: intensity = -1: expected an int >= 0, or 'infinity' "
     r"\(\S+wrong\.py:2\); --verbose shows the traceback",
     ("check", "wrong"): r"otpy check: wrong: otpy\.exceptions\.SpecError: a: intensity = -1: .*",
     ("run", "with_trees"): r"otpy run: with_trees has no attribute 'tree'; its trees are: some, other",

@@ -154,3 +154,11 @@ def test_the_same_seed_waits_the_same():
     once, again, other = (waits(Patience(backoff, random.Random(seed)), *[0.0] * 5) for seed in (7, 7, 8))
 
     assert once == again != other
+
+
+def test_a_window_without_limit_refuses_no_restart_and_keeps_none():
+    """With the intensity "infinity" ten thousand restarts at one moment are allowed, and leave nothing behind."""
+    window = Window("infinity", 5.0)
+
+    assert all(window.spend(1.0) for _ in range(10_000))
+    assert (window.left(1.0), window.count(1.0)) == (None, 0)

@@ -63,7 +63,7 @@ CHILD_FIELDS = [
 SUPERVISOR_FIELDS = [
     *[row for row in CHILD_FIELDS if row[0] != "id"],
     ("strategy", ["all_for_one", None, "simple_one_for_one"]),
-    ("intensity", [-1, 1.5, "3", True, math.inf]),
+    ("intensity", [-1, 1.5, "3", True, math.inf, "Infinity"]),
     ("period", [0, -1, math.nan, math.inf, "5", True]),
     ("auto_shutdown", ["always", None]),
     ("on_escalation", ["page me", 3]),
@@ -278,6 +278,37 @@ def test_services():
     assert "init takes" in str(error_of(thread, Takes, id="a"))
     assert "made without arguments" in str(error_of(thread, Demands, "x", id="a"))
     assert thread(Takes, "x").ready is True
+
+
+@pytest.mark.parametrize("child", [thread(work, id="w"), thread(work, id="w", restart="transient"), supervisor("w")])
+def test_a_child_that_is_tried_for_ever_must_wait(child):
+    """intensity="infinity": each child that may be restarted needs a back-off, else it would spin."""
+    with pytest.raises(SpecError) as caught:
+        supervisor("app", intensity="infinity", children=[child])
+
+    expected = "a Backoff, or restart='temporary': the supervisor has intensity='infinity'"
+    assert str(caught.value) == f"app/w: backoff = None: expected {expected}"
+
+
+def test_what_a_supervisor_without_limit_accepts():
+    """A child with a back-off, and a temporary one: neither can spin."""
+    patient = thread(work, id="a", backoff=Backoff(1, 30))
+    spec = supervisor("app", intensity="infinity", children=[patient, thread(work, id="b", restart="temporary")])
+
+    assert spec.intensity == "infinity"
+
+
+def test_nesting_has_the_same_bound_for_a_child_that_comes_later():
+    """start_child counts the levels above as well: a root, a supervisor below it, and 99 more are one too many."""
+    deep = supervisor("s0")
+    for level in range(1, MAX_DEPTH - 1):
+        deep = supervisor(f"s{level}", children=[deep])
+    with start(supervisor("app", children=[dynamic_supervisor("sub")]), log=False) as app:
+        with pytest.raises(SpecError) as caught:
+            app.find("app/sub").start_child(deep)
+
+        assert str(caught.value) == "app/sub: children = '101 nested levels': expected at most 100"
+        assert app.find("app/sub").which_children() == ()
 
 
 def test_nesting_has_a_bound():

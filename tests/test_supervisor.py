@@ -9,6 +9,7 @@ import otpy
 from otpy import (
     AlreadyPresent,
     AlreadyStarted,
+    Backoff,
     CallTimeout,
     ChildState,
     Counts,
@@ -37,6 +38,21 @@ def idle(ctx):
 
 def never_ready(ctx):
     ctx.wait_stop()
+
+
+def test_a_supervisor_without_limit_goes_on_restarting(launch, recorder):
+    """With intensity="infinity" far more restarts than the default allows are made, and start_child asks for a wait."""
+
+    def fail(ctx):
+        raise RuntimeError("again")
+
+    app = launch(supervisor("app", intensity="infinity", children=[thread(fail, backoff=Backoff(0.001, 0.001))]))
+    recorder.wait_for(ChildTerminated, "app/fail", count=20)
+
+    assert app.snapshot().budget_left is None
+    assert app.snapshot().intensity == "infinity"
+    with pytest.raises(SpecError, match="app/idle: backoff = None: expected a Backoff"):
+        app.start_child(thread(idle))
 
 
 class TestStart:

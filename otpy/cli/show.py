@@ -50,7 +50,10 @@ def facts(place: Place) -> Iterator[str]:
     yield spec.kind
     if isinstance(spec, SupervisorSpec):
         yield spec.strategy.value
-        yield f"{spec.intensity} restart{'s' * (spec.intensity != 1)} in {spec.period:g} s"
+        if spec.intensity == "infinity":
+            yield "any number of restarts"
+        else:
+            yield f"{spec.intensity} restart{'s' * (spec.intensity != 1)} in {spec.period:g} s"
         if spec.auto_shutdown is not AutoShutdown.NEVER:
             yield f"auto_shutdown {spec.auto_shutdown.value}"
         if spec.max_children is not None:
