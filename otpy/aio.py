@@ -18,12 +18,13 @@ from typing import Any, Generic, TypeVar, Unpack
 
 import attrs
 
-from otpy import supervisors, threads
+from otpy import running, threads
 from otpy.abc import Puttable, ReportHandler
 from otpy.children.coroutine import as_awaited_here
+from otpy.handle import Supervisor
 from otpy.reports import ChildInfo, Counts, ExitReason, Snapshot, StopReport
+from otpy.running import Options
 from otpy.specs import ChildSpec, SupervisorSpec
-from otpy.supervisors import Options, Supervisor
 from otpy.threads import Role
 
 __all__ = ["AsyncSupervisor", "start"]
@@ -44,7 +45,7 @@ async def start(tree: SupervisorSpec, **options: Unpack[Options]) -> AsyncIterat
     Raises:
         SpecError, StartError: As ``otpy.start`` does.
     """
-    begin = functools.partial(supervisors.start, tree, **options)
+    begin = functools.partial(running.start, tree, **options)
     app = AsyncSupervisor(await _call("start", begin, unwanted=Supervisor.stop))
     try:
         yield app

@@ -31,7 +31,9 @@ from otpy.exceptions import (
     TreeFailed,
     WouldDeadlock,
 )
+from otpy.handle import Supervisor
 from otpy.reports import ChildInfo, ChildState, Counts, Escalation, ExitKind, ExitReason, Snapshot, StopReport
+from otpy.running import run, start
 from otpy.specs import (
     AutoShutdown,
     Backoff,
@@ -43,7 +45,7 @@ from otpy.specs import (
     Strategy,
     SupervisorSpec,
 )
-from otpy.supervisors import Supervisor, dynamic_supervisor, run, start, supervisor
+from otpy.supervisors import dynamic_supervisor, supervisor
 
 if TYPE_CHECKING:
     from otpy import aio

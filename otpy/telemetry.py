@@ -129,6 +129,11 @@ class _Subscription:
         return self.is_for_all or report.path == self.prefix or report.path.startswith(self.prefix + "/")
 
 
+def is_sink(value: object) -> bool:
+    """Return whether reports can be sent to *value*."""
+    return callable(value) or isinstance(value, Puttable)
+
+
 def handler_of(sink: ReportHandler | Puttable) -> ReportHandler:
     """Return the callable that gives a report to *sink*: itself, or the ``put`` of a queue."""
     return sink if callable(sink) else sink.put

@@ -10,8 +10,8 @@ import pytest
 
 import otpy
 from otpy import abc, reports
+from otpy.running import Options
 from otpy.specs import Common
-from otpy.supervisors import Options
 
 ROOT = Path(__file__).parent.parent
 DOCS = sorted((ROOT / "docs").glob("*.md"))

@@ -37,7 +37,10 @@ FLOORS = [
         "children.json_reports",
         "children.callee",
         "children.remote",
+        "handle",
         "supervisors",
+        "signals",
+        "running",
         "registry",
     },
     {"aio", "api", "check", "taskgraph"},
@@ -157,7 +160,7 @@ def test_the_package_loads_its_names_when_they_are_asked_for():
 import sys, otpy
 assert not any(name.startswith("otpy.") for name in sys.modules)
 assert otpy.reports.__name__ == "otpy.reports" and "otpy.api" not in sys.modules
-assert otpy.run.__module__ == "otpy.supervisors"
+assert otpy.run.__module__ == "otpy.running"
 assert "run" in vars(otpy) and set(otpy.__all__) <= set(dir(otpy))
 assert not hasattr(otpy, "superviser")
 from otpy import *
