@@ -13,10 +13,14 @@ import typing as _typing
 if _typing.TYPE_CHECKING:
     from otpy.api import *  # noqa: F403
     from otpy.api import __all__ as __all__
+
+    __version__: str
 else:
 
     def __getattr__(name: str) -> object:
         """Load a module, or find a name; from then on it is here (PEP 562)."""
+        if name == "__version__":
+            return _importlib.import_module("importlib.metadata").version("otpy")
         try:
             return _importlib.import_module(f"{__name__}.{name}")
         except ModuleNotFoundError as error:

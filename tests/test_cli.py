@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import re
@@ -158,6 +159,14 @@ def test_the_help_lists_all_commands(call):
     listed = re.findall(r"^  (\w+)  ", done.stdout.partition("Commands:")[2], re.MULTILINE)
     assert listed == otpy.list_commands(click.Context(otpy))
     assert {"demo", "run", "check", "show", "lint"} <= set(listed) <= set(COMMANDS)
+
+
+def test_it_says_its_version(call):
+    """``otpy --version`` and ``otpy.__version__`` say what was installed."""
+    version = importlib.metadata.version("otpy")
+
+    assert call("--version").stdout == f"otpy {version}\n"
+    assert importlib.import_module("otpy").__version__ == version
 
 
 def test_without_a_command_there_is_help(call):

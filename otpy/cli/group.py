@@ -71,6 +71,7 @@ def line_of(error: click.ClickException) -> str:
 
 
 @click.group(cls=Commands, invoke_without_command=True)
+@click.version_option(package_name="otpy", message="%(prog)s %(version)s")
 @click.pass_context
 def otpy(ctx: click.Context) -> None:
     """Erlang/OTP's supervision trees for Python programs made of threads.
