@@ -24,7 +24,12 @@ Where OTP blocks, we keep what can be observed and let messages in:
 
 * A crash during a group restart makes a new plan that contains the rest of the old one, and spends a unit. OTP would
   finish the pointless start first; here nobody waits for it.
-* During boot, crashes of children that are already up are kept for later, as OTP's mailbox would.
+* When a group restart overtakes a start call, the plan makes that start, in its turn, and
+  what comes of it answers the call. OTP would serve the call before or after the restart.
+* When a significant child ends while others are being started, it is open whether the
+  supervisor ends with it. That is decided when it is known what has come of them.
+* During boot, crashes of children that are already up are kept for later, as OTP's
+  mailbox would. OTP answers no question meanwhile; we do, and say that they are down.
 * A failed start in a plan ends the plan; the child is RESTARTING, and a Retry goes to the end of the queue, so that
   calls and a shutdown come first (docs/otp.md, "Failed restarts"). Whoever takes the child out of RESTARTING cancels
   the retry.
@@ -36,9 +41,11 @@ Where we go beyond OTP:
 * A child that does not check in (``heartbeat``) is stopped, and its end is judged as a crash. Its one timer is set to
   the time by which it must check in; when that runs out, it is set anew, or the child has stalled. So a check-in costs
   nothing here.
+* A limit of a start, a stop or a heartbeat that a pause of the whole program has hit
+  begins anew, once (pauses.py).
 * Detaching is an end that stops nobody.
 
-What this file must not know: threads, queues, kinds of children, wall-clock time.
+What this file must not know: threads, queues, kinds of children, debuggers, wall-clock time.
 
 Not proud of: a slot has several fields that matter in one state only (``why``, ``killed``, ``failure``, ``wanted``,
 ``due``).
@@ -54,7 +61,7 @@ from typing import Any
 import attrs
 
 from otpy import exceptions, reports
-from otpy.exceptions import NotAlive, NotFound, Refusal, SpecError, WouldDeadlock, is_a
+from otpy.exceptions import NotAlive, NotFound, Refusal, SpecError, WouldDeadlock
 from otpy.messages import (
     SUPERVISOR,
     Abandon,
@@ -91,6 +98,7 @@ from otpy.messages import (
     Up,
     WhichChildren,
 )
+from otpy.pauses import PAUSE, Pauses, patience
 from otpy.reports import Cause, ChildInfo, ChildState, Counts, Escalation, ExitKind, ExitReason, R, Snapshot
 from otpy.restarts import VERDICTS, Fate, Patience, Window, is_acceptable
 from otpy.specs import (
@@ -149,13 +157,15 @@ class Slot:
 
     Attributes:
         id, path, spec: Which child.
+        heartbeat: Within how many seconds it must check in; None: it need not.
         ref: Its key in ``_live`` while it runs, stops, or waits for a retry.
+        since: Since when it starts, runs, or stops on this rung of the ladder.
         why, killed: While STOPPING: what for, and whether it has been interrupted.
         failure: While STOPPING because it was LATE or has STALLED, or RESTARTING: what to say of that.
         due: While RESTARTING: when it is started, or None if there is a Retry in the queue.
         detach: While STOPPING, of a supervisor: whether it lets its workers run on.
         wanted: While UNSTOPPED: a plan wanted to start it, and goes on when it has ended.
-        asked: The call that waits for its start.
+        starters: The calls that wait for its start.
         leavers: The terminate_child calls that wait for its end.
         waiting: The calls that wait until it has stopped, to be looked at again.
     """
@@ -164,6 +174,7 @@ class Slot:
     path: str
     spec: ChildSpec
     patience: Patience
+    heartbeat: float | None
     handover: Handover = attrs.field(factory=Handover)
     state: ChildState = UNDEFINED
     ref: int = 0
@@ -179,23 +190,44 @@ class Slot:
     detach: bool = False
     wanted: bool = False
     cause: Cause = Cause.INIT
-    asked: StartChild | RestartChild | None = None
+    starters: tuple[StartChild | RestartChild, ...] = ()
     leavers: list[TerminateChild] = attrs.field(factory=list)
     waiting: list[Call] = attrs.field(factory=list)
 
 
 @attrs.define(eq=False, repr=False)
 class Plan:
-    """Stop these, then start those. *width* is how many may stop at the same time."""
+    """Stop these, forget the temporary ones among them, then start those.
+
+    Attributes:
+        stops, bystanders, starts: What is left of each step.
+        width: How many may stop at the same time.
+        awaiting: The children that the plan waits for.
+        hastened: The child whose wait restart_child has ended. If the plan fails before
+            it is up, so does the call.
+    """
 
     stops: collections.OrderedDict[str, None]
-    starts: collections.deque[str]
-    width: float = 1
+    bystanders: tuple[str, ...]
+    starts: collections.OrderedDict[str, None]
+    width: float
     awaiting: set[str] = attrs.field(factory=set)
+    hastened: Slot | None = None
 
 
-def _plan(stops: Iterable[str], starts: Iterable[str], width: float = 1) -> Plan:
-    return Plan(collections.OrderedDict.fromkeys(stops), collections.deque(starts), width)
+def _plan(stops: Iterable[str], starts: Iterable[str], width: float = 1, bystanders: Iterable[str] = ()) -> Plan:
+    ordered = collections.OrderedDict.fromkeys
+    return Plan(ordered(stops), tuple(bystanders), ordered(starts), width)
+
+
+def _is_new(slot: Slot) -> bool:
+    """Whether start_child has added it, and it has not been up yet."""
+    return any(isinstance(call, StartChild) for call in slot.starters)
+
+
+def _holds_up(slot: Slot) -> bool:
+    """Whether the rest of its group is down until it is started again."""
+    return slot.state is RESTARTING or (slot.state is UNSTOPPED and (slot.wanted or slot.why is LATE))
 
 
 REFUSALS: dict[type[Call], dict[ChildState, type[Refusal]]] = {
@@ -226,10 +258,17 @@ class SupervisorMachine:
     """One supervisor's state and rules. Only one thread may use it; see the head of this file."""
 
     def __init__(
-        self, spec: SupervisorSpec, path: str, grace: float = INTERRUPT_GRACE, rng: random.Random | None = None
+        self,
+        spec: SupervisorSpec,
+        path: str,
+        grace: float = INTERRUPT_GRACE,
+        rng: random.Random | None = None,
+        *,
+        heartbeats: bool = True,
     ) -> None:
-        self.spec, self.path, self.grace = spec, path, grace
+        self.spec, self.path, self.grace, self.heartbeats = spec, path, grace, heartbeats
         self._rng = rng or random.Random(path)
+        self._pauses = Pauses()
         self.phase = BOOTING
         self.outcome = ASKED_TO_STOP
         self.window = Window(spec.intensity, spec.period)
@@ -239,21 +278,22 @@ class SupervisorMachine:
         self._waiting: collections.deque[Call] = collections.deque()
         self._callers: dict[str, list[Call]] = {}
         self._early: list[tuple[Slot, ExitReason]] = []
+        self._open_end: reports.AutoShutdown | None = None
         self._hurried = self._detaching = False
         self._deadline = float("inf")
-        self._ending_since = 0.0
+        self._budget = self._limited_since = self._ending_since = 0.0
         self._ended: list[tuple[str, bool]] = []
         self._let_gone: list[str] = []
         self._last_ref = SUPERVISOR
-        self._now = 0.0
+        self._before = self._now = 0.0
         self._out: list[Action] = []
 
     def receive(self, message: object, now: float) -> list[Action]:
         """Handle *message* at the monotonic time *now* and return what is to be done, in order."""
-        self._now, self._out = now, []
+        self._before, self._now, self._out = self._now, now, []
         clause = CLAUSES.get(type(message), SupervisorMachine._on_stray)
         clause(self, message)
-        if self._plan is not None or self._waiting:
+        if self._plan is not None or self._waiting or self._open_end is not None:
             self._move_on()
         return self._out
 
@@ -267,8 +307,8 @@ class SupervisorMachine:
         if slot is None or slot.state is not STARTING:
             return  # given up, or a stop overtook the start
         slot.state, slot.since, slot.thread = RUNNING, self._now, message.thread
-        if slot.spec.heartbeat is not None:
-            self._do(Arm(slot.ref, self._now + slot.spec.heartbeat))
+        if slot.heartbeat is not None:
+            self._do(Arm(slot.ref, self._now + slot.heartbeat))
         elif slot.spec.start_timeout is not None:
             self._do(Disarm(slot.ref))
         self._tell(reports.Progress, slot, cause=slot.cause)
@@ -290,7 +330,7 @@ class SupervisorMachine:
 
     def _comes_down(self, slot: Slot) -> None:
         slot.patience.was_up(self._now - slot.since)
-        if slot.spec.heartbeat is not None:
+        if slot.heartbeat is not None:
             self._do(Disarm(slot.ref))
 
     def _bury(self, slot: Slot, reason: ExitReason) -> None:
@@ -318,7 +358,7 @@ class SupervisorMachine:
         elif verdict.fate is Fate.RESTART:
             self._restart_when_due(slot, reason)
         else:
-            self._release(slot, verdict.fate)
+            self._rests(slot)
             self._check_auto_shutdown(slot)
 
     def _absorb(self, slot: Slot, reason: ExitReason) -> None:
@@ -326,7 +366,7 @@ class SupervisorMachine:
         self._check_end(slot, reason)
         self._account(slot)
         slot.state = UNDEFINED
-        self._refuse_start(slot, reason)
+        self._rests(slot, reason)
 
     def _has_stopped(self, slot: Slot, reason: ExitReason) -> None:
         self._do(Disarm(slot.ref))
@@ -341,14 +381,12 @@ class SupervisorMachine:
         """An unstopped child that was held for has ended at last."""
         slot.state = UNDEFINED
         wanted, slot.wanted = slot.wanted, False
-        if self._plan is not None and slot.id in self._plan.starts:
-            return  # it will be started in its turn
         if slot.why in AFTERMATH:
             AFTERMATH[slot.why](self, slot, slot.failure)
         elif wanted:
             self._begin_group(slot)
         else:
-            self._release(slot, Fate.KEEP)
+            self._rests(slot)  # a plan that is to start it will find it down
 
     def _check_end(self, slot: Slot, reason: ExitReason) -> None:
         """Report a child that was told to stop and ended otherwise than it should."""
@@ -380,14 +418,36 @@ class SupervisorMachine:
         if self.spec.strategy is Strategy.ONE_FOR_ONE:
             self._start(slot, self._cause(slot))
         else:
-            self._plan = _plan(*self._take_over(slot))
+            self._plan = self._take_over(slot)
 
-    def _take_over(self, slot: Slot) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Take the group around *slot* out of whatever its members wait for; return who stops and who starts."""
-        stops, starts = self._group(slot)
-        for id in starts:
+    def _take_over(self, slot: Slot, *, starts: bool = True) -> Plan:
+        """Take the group around *slot* out of whatever its members wait for; return the plan that restarts it.
+
+        What the plan that is under way has still to do with others stays to be done.
+
+        Args:
+            starts: Whether the group starts now; if not, it waits with *slot*.
+        """
+        first, members = self._group(slot)
+        for id in members:
             self._overtake(self.slots[id])
-        return stops, starts
+        plan = _plan(
+            first, members if starts else (), bystanders=[id for id in first if self._is_temporary(self.slots[id])]
+        )
+        if self._plan is not None:
+            self._take_along(self._plan, plan, set(members))
+        return plan
+
+    def _take_along(self, old: Plan, plan: Plan, members: set[str]) -> None:
+        """Let *plan* do what *old* has still to do with those that are no *members*."""
+        plan.awaiting = old.awaiting - members
+        plan.stops.update((id, None) for id in old.stops if id not in members)
+        plan.bystanders += tuple(id for id in old.bystanders if id not in members)
+        if others := old.starts.keys() - members:
+            wanted = others | plan.starts.keys()
+            plan.starts = collections.OrderedDict.fromkeys(id for id in self.slots if id in wanted)
+        if old.hastened is not None and old.hastened.id not in members:
+            plan.hastened = old.hastened
 
     def _group(self, slot: Slot) -> tuple[tuple[str, ...], tuple[str, ...]]:
         return restart_group(self.spec.strategy, self.slots, slot.id)
@@ -410,13 +470,14 @@ class SupervisorMachine:
         slot.state, slot.failure = RESTARTING, reason
         self._enlist(slot)
         self._do(Again(slot.ref))
-        self._break_off(slot)
+        self._break_off(slot, reason)
 
     def _wait(self, slot: Slot, reason: ExitReason, seconds: float) -> None:
         """Leave the child RESTARTING until it is due, and its group down with it."""
-        stops, starts = self._take_over(slot)
-        self._plan = _plan(stops, ())
-        self._refuse_starts(starts)
+        hastened = self._plan.hastened if self._plan is not None else None
+        self._plan = self._take_over(slot, starts=False)
+        if hastened is not None and self._plan.hastened is None:
+            self._refuse_start(hastened, reason)
         slot.state, slot.failure, slot.due = RESTARTING, reason, self._now + seconds
         self._enlist(slot)
         self._do(Arm(slot.ref, slot.due))
@@ -441,19 +502,17 @@ class SupervisorMachine:
             del self._live[slot.ref]
             slot.state = UNDEFINED
 
-    def _break_off(self, slot: Slot) -> None:
-        """Drop the plan that waits for *slot*: what it has not started yet stays down."""
+    def _break_off(self, slot: Slot, reason: ExitReason) -> None:
+        """Drop the plan that waits for *slot*: the rest waits for the next start of that."""
         if self._plan is not None and slot.id in self._plan.awaiting:
-            self._drop(self._plan)
-
-    def _drop(self, plan: Plan) -> None:
-        self._plan = None
-        self._refuse_starts(plan.starts)
+            if self._plan.hastened is not None:
+                self._refuse_start(self._plan.hastened, reason)
+            self._plan = None
 
     # Starts
 
     def _start(self, slot: Slot, cause: Cause) -> None:
-        slot.state, slot.cause, slot.incarnation = STARTING, cause, slot.incarnation + 1
+        slot.state, slot.cause, slot.incarnation, slot.since = STARTING, cause, slot.incarnation + 1, self._now
         slot.restarts += cause is Cause.RESTART
         self._enlist(slot)
         self._do(Start(slot.ref, slot.spec, slot.incarnation, slot.last_exit, slot.handover))
@@ -469,17 +528,18 @@ class SupervisorMachine:
         """The child ended before it was up."""
         if slot.spec.start_timeout is not None:
             self._do(Disarm(slot.ref))
-        if self._is_doomed(slot):
-            self._absorb(slot, reason)
-        elif reason.is_ignore:
+        if reason.is_ignore:
+            self._account(slot)
             self._decline(slot)
+        elif self._is_doomed(slot):
+            self._absorb(slot, reason)
         else:
             self._start_failed(slot, reason)
 
     def _start_failed(self, slot: Slot, reason: ExitReason) -> None:
         slot.state = UNDEFINED
-        if slot.asked is not None:
-            self._refuse_start(slot, reason)
+        if slot.starters:
+            self._rests(slot, reason)
         elif self.phase is BOOTING:
             self._tell(reports.StartError, slot, reason=reason)
             self._end(self._not_started(slot, reason))
@@ -490,47 +550,47 @@ class SupervisorMachine:
 
     def _not_started(self, slot: Slot, reason: ExitReason) -> ExitReason:
         """Return the reason of a supervisor that did not come up (OTP: {shutdown, {failed_to_start_child, …}})."""
-        return ExitReason(ExitKind.SHUTDOWN, self._start_error(slot, reason), f"{slot.id} did not start")
-
-    def _start_error(self, slot: Slot, reason: ExitReason) -> exceptions.StartError:
-        """Return the error of the child that failed, however deep: a supervisor hands on what it got from below."""
-        if is_a(reason.exception, exceptions.StartError):
-            return reason.exception  # type: ignore[return-value]
-        error = exceptions.StartError(slot.path, reason)
-        error.__cause__ = reason.exception
-        return error
+        return ExitReason(ExitKind.SHUTDOWN, reports.start_error(slot.path, reason), f"{slot.id} did not start")
 
     def _decline(self, slot: Slot) -> None:
         """The child said Ignore: nothing runs, nothing counts, and a temporary one is not kept."""
         slot.state = UNDEFINED
-        self._release(slot, Fate.KEEP)
         self._answer_start(slot)
+        self._rests(slot)
         self._settled(slot)
 
     def _answer_start(self, slot: Slot) -> None:
-        if slot.asked is not None:
-            self._answer(slot.asked, self._info(slot))
-            slot.asked = None
+        starters, slot.starters = slot.starters, ()
+        for call in starters:
+            self._answer(call, self._info(slot))
 
     def _refuse_start(self, slot: Slot, reason: ExitReason) -> None:
-        """A call's start failed: tell the caller, and nobody else; a new child is not kept."""
-        asked, slot.asked = slot.asked, None
-        if asked is not None:
-            self._refuse(asked, self._start_error(slot, reason))
-            self._release(slot, Fate.FORGET if isinstance(asked, StartChild) else Fate.KEEP)
+        """Tell those who asked for the start, and nobody else."""
+        starters, slot.starters = slot.starters, ()
+        for call in starters:
+            self._refuse(call, reports.start_error(slot.path, reason))
 
-    def _refuse_starts(self, ids: Iterable[str]) -> None:
-        """Answer the calls for starts that no plan is going to make any more."""
-        for slot in [self.slots[id] for id in ids if id in self.slots]:
-            if slot.state is UNDEFINED:
-                self._refuse_start(slot, ASKED_TO_STOP)
+    def _rests(self, slot: Slot, reason: ExitReason = ASKED_TO_STOP) -> None:
+        """Refuse the start of a child that is down, and drop its spec if that goes with it.
+
+        The one place where specs are dropped: of temporary children, of dynamic ones, and
+        of new ones whose start is refused. While the supervisor ends, none is.
+        """
+        goes = self.phase is not ENDING and (self.spec.dynamic or self._is_temporary(slot) or _is_new(slot))
+        if slot.starters:
+            self._refuse_start(slot, reason)
+        if goes:
+            self.slots.pop(slot.id, None)
+
+    def _is_temporary(self, slot: Slot) -> bool:
+        return slot.spec.restart is Restart.TEMPORARY
 
     # Stops: the ladder. Ask, interrupt, give up.
 
     def _stop(self, slot: Slot, why: Why) -> None:
         if slot.state is RUNNING:
             slot.patience.was_up(self._now - slot.since)
-        slot.state, slot.why, slot.killed = STOPPING, why, False
+        slot.state, slot.why, slot.killed, slot.since = STOPPING, why, False, self._now
         if self._detaching or slot.detach:
             self._let_go(slot)
             return
@@ -545,7 +605,7 @@ class SupervisorMachine:
             self._do(Arm(slot.ref, self._now + slot.spec.shutdown))
 
     def _kill(self, slot: Slot) -> None:
-        slot.killed = True
+        slot.killed, slot.since = True, self._now
         if slot.spec.type is ChildType.SUPERVISOR:
             self._do(Kill(slot.ref, self.grace))  # it hurries, and never blocks: its end is certain, so no timer
             self._do(Disarm(slot.ref))
@@ -573,22 +633,24 @@ class SupervisorMachine:
         del self._live[slot.ref]
         if slot.spec.unstopped is OnUnstopped.ESCALATE and self.phase is UP:
             self._give_up(slot, UNSTOPPABLE)  # first: then nothing is started that would have to be stopped again
+        if slot.spec.unstopped is OnUnstopped.HOLD and slot.why is GROUP and _is_new(slot):
+            self._rests(slot, UNSTOPPABLE)  # or its group would start it beside itself
         self._gone(slot)
 
     def _can_hold(self, slot: Slot) -> bool:
         """Whether there is a spec to hold a start of: not if it goes with this child."""
-        goes = isinstance(slot.asked, StartChild) or (slot.leavers and self._is_fleeting(slot))
+        goes = _is_new(slot) or (slot.leavers and (self.spec.dynamic or self._is_temporary(slot)))
         return slot.spec.unstopped is OnUnstopped.HOLD and self.phase is UP and not goes
 
     def _hold(self, slot: Slot) -> None:
         """Whoever waited for the end need not wait longer; only a start waits until the thread has really ended."""
-        slot.state = UNSTOPPED
-        if slot.asked is not None or slot.leavers:
+        slot.state, failure = UNSTOPPED, slot.failure if slot.why is LATE else UNSTOPPABLE
+        if slot.starters or slot.leavers:
             slot.why = CALLED  # nobody retries a call
-        self._refuse_start(slot, slot.failure)
+        self._refuse_start(slot, failure)
         self._answer_leavers(slot)
         if slot.why is LATE:
-            self._break_off(slot)
+            self._break_off(slot, failure)
         self._settled(slot)
 
     def _gone(self, slot: Slot) -> None:
@@ -597,9 +659,9 @@ class SupervisorMachine:
         if self._has_failed(slot):
             AFTERMATH[slot.why](self, slot, slot.failure)
             return
-        self._refuse_start(slot, ASKED_TO_STOP)
+        if slot.why is not GROUP or slot.leavers or self.phase is ENDING:  # or else its plan decides
+            self._rests(slot)
         if slot.leavers:
-            self._release(slot, Fate.KEEP)
             self._answer_leavers(slot)
         self._settled(slot)
 
@@ -613,28 +675,61 @@ class SupervisorMachine:
         slot.leavers.clear()
 
     def _on_due(self, message: Due) -> None:
-        if message.ref == SUPERVISOR:
-            self._hurry()
-            return
         slot = self._live.get(message.ref)
-        if slot is None:
+        self._look_for_pause(message, slot)
+        if message.ref == SUPERVISOR:
+            self._budget_is_spent()
+        elif slot is None:
             return
-        if slot.state is STOPPING:
-            self._abandon(slot) if slot.killed else self._kill(slot)
+        elif slot.state is STOPPING:
+            self._has_not_ended(slot, message)
         elif not self._is_doomed(slot):
             DUES[slot.state](self, slot, message)
 
+    def _look_for_pause(self, message: Due, slot: Slot | None) -> None:
+        """Note a pause of the whole program if the timer is read so late (pauses.py)."""
+        beats = slot.heartbeat if slot is not None and slot.state is RUNNING else None
+        least = PAUSE if beats is None else patience(beats)
+        if message.at is not None and self._now - message.at >= least:
+            self._pauses.note(self._before, self._now)
+
+    def _begins_anew(self, ref: int, since: float, limit: float) -> bool:
+        """Set the timer of *ref* anew if a pause has hit its *limit*; False: it has had its time."""
+        pause = self._pauses.after(since)
+        if pause is None or pause.end + limit <= self._now:
+            return False
+        self._do(Arm(ref, pause.end + limit))
+        return True
+
+    def _has_not_ended(self, slot: Slot, message: Due) -> None:
+        limit = self.grace if slot.killed else slot.spec.shutdown
+        if message.at is None or isinstance(limit, Budget) or not self._begins_anew(slot.ref, slot.since, limit):
+            self._abandon(slot) if slot.killed else self._kill(slot)
+        elif self._hurried:
+            self._deadline = self._now + self.grace  # so that it can be shortened
+
     def _late(self, slot: Slot, message: Due) -> None:
-        late = TimeoutError(f"not ready after {slot.spec.start_timeout} s")
+        assert slot.spec.start_timeout is not None, "a child that starts has a timer for its start only"
+        if self._begins_anew(slot.ref, slot.since, slot.spec.start_timeout):
+            return
+        late = TimeoutError(f"not ready after {slot.spec.start_timeout} s{message.hint and f': {message.hint}'}")
         slot.failure = ExitReason(ExitKind.KILLED, late)
         self._stop(slot, LATE)
 
     # Stalls: silence is no news of a child, so a timer has to bring it
 
     def _silent(self, slot: Slot, message: Due) -> None:
-        assert message.silent_until is not None, "a child that is up has a timer for its heartbeat only"
-        if message.silent_until > self._now:
-            self._do(Arm(slot.ref, message.silent_until))
+        until, heartbeat = message.silent_until, slot.heartbeat
+        assert until is not None, "a child that is up has a timer for its heartbeat only"
+        assert heartbeat is not None, "the same"
+        since = until - heartbeat if message.silent_since is None else message.silent_since
+        pause = self._pauses.after(since)
+        if pause is not None:  # its end counts as a check-in, and leaves of what was allowed for once what is left
+            until = max(until, pause.end + max(heartbeat, until - max(since, pause.start)))
+        if until > self._now:
+            self._do(Arm(slot.ref, until))
+        elif message.is_debugged:
+            self._do(Arm(slot.ref, self._now + heartbeat))
         else:
             self._stall(slot)
 
@@ -663,7 +758,6 @@ class SupervisorMachine:
         self._escalate(slot.path, slot.incarnation, reason)
 
     def _escalate(self, child: str, incarnation: int, reason: ExitReason) -> None:
-        below = reason.detail if isinstance(reason.detail, Escalation) else None
         escalation = Escalation(
             path=self.path,
             child=child,
@@ -672,9 +766,8 @@ class SupervisorMachine:
             intensity=self.spec.intensity,
             period=self.spec.period,
             parent=self.path.rpartition("/")[0] or None,
-            chain=(*below.chain, below) if below else (),
         )
-        outcome = ExitReason(ExitKind.LIMIT_REACHED, reason.exception, escalation)
+        outcome = ExitReason(ExitKind.LIMIT_REACHED, reason.raised, escalation)
         self._do(Tell(reports.LimitReached(path=self.path, reason=reason, escalation=escalation)))
         self._do(Escalate(escalation))
         self._end(outcome)
@@ -686,23 +779,40 @@ class SupervisorMachine:
 
     def _check_auto_shutdown(self, slot: Slot) -> None:
         """Called after the own end of a child that is not restarted (docs/otp.md, "Significant children")."""
-        if slot.spec.significant and self._significant_end_matters():
-            self._do(Tell(reports.AutoShutdown(path=self.path, child=slot.path, reason=slot.last_exit)))
-            self._end(ExitReason(ExitKind.SHUTDOWN, detail="auto_shutdown"))
+        if slot.spec.significant:
+            self._open_end = reports.AutoShutdown(path=self.path, child=slot.path, reason=slot.last_exit)
+            self._judge_open_end()
 
-    def _significant_end_matters(self) -> bool:
-        if self.spec.auto_shutdown is AutoShutdown.ALL_SIGNIFICANT:
-            return not any(self._is_up_or_coming(slot) for slot in self.slots.values() if slot.spec.significant)
-        return self.spec.auto_shutdown is AutoShutdown.ANY_SIGNIFICANT
+    def _judge_open_end(self) -> None:
+        """End with the significant child that has ended, or go on, or leave it open.
+
+        It is open while nothing is left of the significant children but starts. OTP is
+        blocked by these, and reads of the end when they are over.
+        """
+        left = [slot for slot in self.slots.values() if slot.spec.significant and self._is_up_or_coming(slot)]
+        if self._open_end is None:
+            return
+        if not left or self.spec.auto_shutdown is AutoShutdown.ANY_SIGNIFICANT:
+            self._do(Tell(self._open_end))
+            self._end(ExitReason(ExitKind.SHUTDOWN, detail="auto_shutdown"))
+        elif any(slot.state in (RUNNING, RESTARTING) and not self._is_doomed(slot) for slot in left):
+            self._open_end = None
 
     def _is_up_or_coming(self, slot: Slot) -> bool:
-        """Whether it runs, or a group restart that is under way, or waits, is going to start it."""
-        restarting = [one for one in self.slots.values() if one.state is RESTARTING]
-        return (
-            slot.state is not UNDEFINED
-            or (self._plan is not None and slot.id in self._plan.starts)
-            or any(slot.id in self._group(one)[1] for one in restarting)
-        )
+        """Whether it runs, or will be started again: the one place where this is asked."""
+        if slot.state in UP_OR_COMING and not self._is_doomed(slot):
+            return True
+        if slot.state in (STOPPING, UNSTOPPED) and self._has_failed(slot):
+            return True  # what comes of that is decided when it has ended
+        return self._is_coming(slot)
+
+    def _is_coming(self, slot: Slot) -> bool:
+        """Whether a plan that is under way, or a restart that waits, is going to start it."""
+        if self._is_temporary(slot) and not slot.starters:
+            return False
+        if self._plan is not None and slot.id in self._plan.starts:
+            return True
+        return any(slot.id in self._group(one)[1] for one in self.slots.values() if _holds_up(one))
 
     def _on_stop_supervisor(self, message: StopSupervisor) -> None:
         if message.detach and self.phase in (BOOTING, UP):
@@ -715,7 +825,7 @@ class SupervisorMachine:
         """Stop all children in reverse start order, dynamic ones all at once; then End."""
         if self.phase in (ENDING, ENDED):
             return
-        self.phase, self.outcome, self._ending_since = ENDING, outcome, self._now
+        self.phase, self.outcome, self._ending_since, self._open_end = ENDING, outcome, self._now, None
         self._plan = _plan(reversed(self.slots), (), width=float("inf") if self.spec.dynamic else 1)
         for slot in self.slots.values():
             self._overtake(slot)
@@ -723,7 +833,9 @@ class SupervisorMachine:
         for slot, reason in self._early:
             self._bury(slot, reason)  # nobody is restarted any more: these ends are absorbed
         self._early.clear()
-        self._refuse_starts(self.slots)
+        for slot in self.slots.values():
+            if slot.state is UNDEFINED:
+                self._refuse_start(slot, ASKED_TO_STOP)
         self._refuse_all_calls()
 
     def _limit(self, within: float, grace: float | None) -> None:
@@ -736,9 +848,16 @@ class SupervisorMachine:
             return  # a stop can only be shortened
         self._deadline = at + self.grace
         if at > self._now:
+            self._budget, self._limited_since = at - self._now, self._now
             self._do(Arm(SUPERVISOR, at))
         else:
             self._do(Disarm(SUPERVISOR))
+            self._hurry()
+
+    def _budget_is_spent(self) -> None:
+        if self._begins_anew(SUPERVISOR, self._limited_since, self._budget):
+            self._deadline = self._now + self._budget + self.grace
+        else:
             self._hurry()
 
     def _hurry(self) -> None:
@@ -804,7 +923,7 @@ class SupervisorMachine:
         self._start_for(call, self.slots[call.id])
 
     def _start_for(self, call: StartChild | RestartChild, slot: Slot) -> None:
-        slot.asked = call
+        slot.starters = (*slot.starters, call)
         self._start(slot, Cause.CALL)
 
     def _may_be_hastened(self, call: Call, slot: Slot) -> bool:
@@ -816,13 +935,18 @@ class SupervisorMachine:
             self._start_for(call, slot)
             return
         self._call_off(slot)
-        slot.asked = call
+        slot.starters = (*slot.starters, call)
         self._begin_group(slot)  # the rest of it is down because of this child
+        if self._plan is not None:
+            self._plan.hastened = slot
 
     def _terminate(self, call: TerminateChild, slot: Slot) -> None:
         if call.inside == call.id and slot.state in ACTIVE and not call.detach:
             self._refuse(call, WouldDeadlock(slot.path))
-        elif slot.state in ACTIVE:
+            return
+        if slot.spec.significant:
+            self._open_end = None  # terminate_child never ends the supervisor
+        if slot.state in ACTIVE:
             slot.leavers.append(call)
             slot.detach = call.detach and slot.spec.type is ChildType.SUPERVISOR
             if slot.state is not STOPPING:
@@ -833,16 +957,21 @@ class SupervisorMachine:
 
     def _cancel(self, slot: Slot) -> None:
         """Terminate a child that does not run: whatever was going to start it does not."""
-        slot.wanted, slot.why = False, CALLED
+        waiters = [self.slots[id] for id in self._group(slot)[1]] if _holds_up(slot) else []
         if slot.due is not None:  # the rest of its group is down because of this child only
-            stops, starts = self._take_over(slot)
-            self._plan = _plan(stops, (id for id in starts if id != slot.id))
+            self._plan = self._take_over(slot)
+            del self._plan.starts[slot.id]
         self._call_off(slot)
+        slot.wanted, slot.why = False, CALLED
         if slot.state is UNDEFINED:
-            self._release(slot, Fate.KEEP)
+            self._rests(slot)
+        called = [one.id for one in waiters if one.starters and one.state is UNDEFINED and not self._is_coming(one)]
+        if called:  # the others stay down, but what was called for does not depend on this child
+            self._plan = _plan((), called)
 
     def _delete(self, call: DeleteChild, slot: Slot) -> None:
-        self._release(slot, Fate.FORGET)
+        self._refuse_start(slot, ASKED_TO_STOP)
+        del self.slots[slot.id]
         self._answer(call, None)
 
     def _on_get_childspec(self, call: GetChildSpec) -> None:
@@ -856,7 +985,7 @@ class SupervisorMachine:
         types = [slot.spec.type for slot in self.slots.values()]
         counts = Counts(
             specs=len(types),
-            active=sum(slot.state in ACTIVE for slot in self.slots.values()),
+            active=sum(self._shown(slot)[0] in ACTIVE for slot in self.slots.values()),
             supervisors=types.count(ChildType.SUPERVISOR),
             workers=types.count(ChildType.WORKER),
         )
@@ -887,8 +1016,9 @@ class SupervisorMachine:
         for calls in (self._waiting, *((slot.waiting, slot.leavers) if slot is not None else ())):
             if call in calls:
                 calls.remove(call)
-        if slot is not None and slot.asked is not None and slot.asked is call:
-            slot.asked = attrs.evolve(slot.asked, reply=None, inside=None)
+        if slot is not None and call in slot.starters:
+            nobodys = attrs.evolve(call, reply=None, inside=None)
+            slot.starters = tuple(nobodys if one is call else one for one in slot.starters)
 
     def _refuse_all_calls(self) -> None:
         waiting = [*self._waiting, *(call for slot in self.slots.values() for call in slot.waiting)]
@@ -900,8 +1030,8 @@ class SupervisorMachine:
 
     def unanswered(self) -> list[Any]:
         """Return the replies that somebody still waits for."""
-        about = (call for slot in self.slots.values() for call in (*slot.waiting, *slot.leavers, slot.asked))
-        return [call.reply for call in (*self._waiting, *about) if call is not None and call.reply is not None]
+        about = (call for slot in self.slots.values() for call in (*slot.waiting, *slot.leavers, *slot.starters))
+        return [call.reply for call in (*self._waiting, *about) if call.reply is not None]
 
     def _on_stray(self, message: object) -> None:
         self._do(Tell(reports.StrayMessage(path=self.path, item=message)))
@@ -910,10 +1040,15 @@ class SupervisorMachine:
 
     def _move_on(self) -> None:
         """Move the plan and the waiting calls on until nothing moves any more."""
-        while self._plan is not None or self._waiting:
-            if self._plan is None:
+        while True:
+            if self._open_end is not None:
+                self._judge_open_end()
+            if self._plan is not None:
+                if not self._step(self._plan):
+                    return
+            elif self._waiting:
                 self._serve(self._waiting.popleft())
-            elif not self._step(self._plan):
+            else:
                 return
 
     def _step(self, plan: Plan) -> bool:
@@ -922,6 +1057,8 @@ class SupervisorMachine:
             self._stop_next(plan)
         elif plan.awaiting:
             return False
+        elif plan.bystanders:
+            self._forget_bystanders(plan)
         elif plan.starts:
             self._start_next(plan)
         else:
@@ -937,28 +1074,31 @@ class SupervisorMachine:
         if slot.state in UP_OR_COMING:
             self._stop(slot, GROUP)
 
+    def _forget_bystanders(self, plan: Plan) -> None:
+        """Forget the temporary children that were stopped with the group (OTP: del_child).
+
+        Not those that were just being started for a call: that is served after the restart.
+        """
+        bystanders, plan.bystanders = plan.bystanders, ()
+        for slot in [self.slots[id] for id in bystanders if id in self.slots]:
+            if slot.state is UNDEFINED and not slot.starters:
+                self._rests(slot)
+
     def _start_next(self, plan: Plan) -> None:
-        slot = self.slots.get(plan.starts.popleft())
+        slot = self.slots.get(plan.starts.popitem(last=False)[0])
         if slot is None:
             return
-        if slot.spec.restart is Restart.TEMPORARY and self.phase is UP:
-            self._drop_bystander(slot)
-        elif slot.state is UNDEFINED:
+        if slot.state is UNDEFINED:
             plan.awaiting.add(slot.id)
             self._start(slot, self._cause(slot))
-        elif slot.state is UNSTOPPED:
+        elif slot.state is UNSTOPPED and not self._is_temporary(slot):
             slot.wanted = True
-            self._drop(plan)
+            self._plan = None  # it goes on when that has ended
 
     def _cause(self, slot: Slot) -> Cause:
-        if slot.asked is not None:
+        if slot.starters:
             return Cause.CALL
         return Cause.INIT if self.phase is BOOTING else Cause.RESTART
-
-    def _drop_bystander(self, slot: Slot) -> None:
-        """A temporary child that was stopped in a group restart does not come back (OTP: del_child)."""
-        if slot.state is UNDEFINED:
-            self._release(slot, Fate.FORGET)
 
     def _finish(self) -> None:
         self._plan = None
@@ -996,7 +1136,8 @@ class SupervisorMachine:
                 del self._callers[call.inside]
 
     def _slot(self, spec: ChildSpec) -> Slot:
-        return Slot(spec.id, f"{self.path}/{spec.id}", spec, Patience(spec.backoff, self._rng))
+        heartbeat = spec.heartbeat if self.heartbeats else None
+        return Slot(spec.id, f"{self.path}/{spec.id}", spec, Patience(spec.backoff, self._rng), heartbeat)
 
     def _report(self, kind: Callable[..., R], slot: Slot, **more: object) -> R:
         return kind(path=slot.path, incarnation=slot.incarnation, thread=slot.thread, **more)
@@ -1007,15 +1148,6 @@ class SupervisorMachine:
     def _is_doomed(self, slot: Slot) -> bool:
         """Whether the plan was about to stop it anyway."""
         return self._plan is not None and slot.id in self._plan.stops
-
-    def _release(self, slot: Slot, fate: Fate) -> None:
-        """Drop the spec of a child that is not running, where its kind of spec does not outlive it."""
-        if fate is Fate.FORGET or self._is_fleeting(slot):
-            self.slots.pop(slot.id, None)
-
-    def _is_fleeting(self, slot: Slot) -> bool:
-        """Whether its spec goes when it stops."""
-        return self.spec.dynamic or slot.spec.restart is Restart.TEMPORARY
 
     def _settled(self, slot: Slot) -> None:
         """The child has come to rest: the plan need not wait for it any more."""
@@ -1029,19 +1161,27 @@ class SupervisorMachine:
         return tuple(self._info(slot, beats) for slot in self.slots.values())
 
     def _info(self, slot: Slot, beats: Mapping[int, float] = NO_BEATS) -> ChildInfo:
-        is_up, beat = slot.state is RUNNING, beats.get(slot.ref)
+        state, last_exit = self._shown(slot)
+        is_up, beat = state is RUNNING, beats.get(slot.ref)
         return ChildInfo(
             id=slot.id,
             path=slot.path,
             type=slot.spec.type,
-            state=slot.state,
+            state=state,
             incarnation=slot.incarnation,
             restarts=slot.restarts,
             age=self._now - slot.since if is_up else None,
-            last_exit=slot.last_exit,
+            last_exit=last_exit,
             due=self._due(slot) if slot.state is RESTARTING else None,
             heartbeat_age=self._now - beat if is_up and beat is not None else None,
         )
+
+    def _shown(self, slot: Slot) -> tuple[ChildState, ExitReason | None]:
+        """Return the state and the last exit of a child; one that has ended during boot is down, though not judged."""
+        for one, reason in self._early:
+            if one is slot:
+                return UNDEFINED, reason
+        return slot.state, slot.last_exit
 
     def _due(self, slot: Slot) -> float:
         return max(0.0, slot.due - self._now) if slot.due is not None else 0.0

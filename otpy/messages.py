@@ -62,11 +62,13 @@ class StopSupervisor(Message):
         within: Seconds for the whole subtree; None: as long as the specs allow; 0: interrupt at once.
         grace: How many of them are for what has been interrupted; None: INTERRUPT_GRACE, or half of a short *within*.
         detach: Stop nobody: let the workers run on.
+        signal: The name of the signal that asks for it; "": none does.
     """
 
     within: float | None = None
     grace: float | None = None
     detach: bool = False
+    signal: str = ""
 
 
 @value
@@ -112,10 +114,18 @@ class Due(Message):
 
     Attributes:
         silent_until: Until when a child with a heartbeat may be silent, as of its last check-in.
+        hint: What a child that is not ready waits for, if that can be seen; for people.
+        silent_since: When that was; None: one heartbeat before.
+        at: For when the timer was set; None: there was none, what is due is due now.
+        is_debugged: Whether a debugger is attached; looked at when the child is silent.
     """
 
     ref: int
     silent_until: float | None = None
+    silent_since: float | None = attrs.field(default=None, eq=False)
+    at: float | None = attrs.field(default=None, eq=False)
+    is_debugged: bool = attrs.field(default=False, eq=False)
+    hint: str = attrs.field(default="", eq=False)
 
 
 @value

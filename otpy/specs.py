@@ -1,7 +1,7 @@
 """What a tree is declared with: frozen values, validated field by field when they are made.
 
 Laws:
-1. A spec that exists is valid. Whoever holds one need not check it again.
+1. A spec that exists is valid. Whoever holds one need not check it again. Its texts and numbers are plain ones.
 2. One validator per field; each names path, field, value and what would be right.
 3. Specs know no kind of child: ``start`` is the callable that makes a running one, and the kind's own file provides it.
 """
@@ -16,6 +16,7 @@ from typing import Any, Literal, TypedDict
 
 import attrs
 
+from otpy.arguments import check_call, check_function, check_handler
 from otpy.exceptions import SpecError
 from otpy.values import Value, Word
 
@@ -73,6 +74,20 @@ class ChildType(Word):
     SUPERVISOR = "supervisor"
 
 
+def plain(value: Any) -> Any:
+    """Return *value*; or, if its class is derived from str, int or float, an equal object of that class itself.
+
+    A derived class may have a ``__hash__``, an ``__eq__`` or a ``__radd__`` that blocks or raises, and the values of a
+    spec are used on supervisors' threads.
+    """
+    kind = next((kind for kind in PLAIN if isinstance(value, kind)), None)
+    return value if kind is None or type(value) in (kind, bool) else PLAIN[kind](value)
+
+
+PLAIN: dict[type, Callable[[Any], Any]] = {str: str.__str__, int: int.__int__, float: float.__float__}
+"""How to get a plain object from one of a derived class, without running code of that."""
+
+
 # Converters turn the spelling of a choice into the choice, and leave what is no spelling to the validator.
 
 
@@ -93,7 +108,7 @@ def _to_auto_shutdown(value: AutoShutdown | str) -> AutoShutdown:
 
 
 def _to_shutdown(value: float | Budget | str) -> float | Budget:
-    return _choice(Budget, value)  # type: ignore[no-any-return]
+    return _choice(Budget, plain(value))  # type: ignore[no-any-return]
 
 
 def _to_unstopped(value: OnUnstopped | str) -> OnUnstopped:
@@ -154,9 +169,20 @@ def _callable(spec: Any, field: Any, value: Any) -> None:
         _refuse(spec, field, value, "a callable")
 
 
-def _callable_or_none(spec: Any, field: Any, value: object) -> None:
-    if value is not None and not callable(value):
-        _refuse(spec, field, value, "a callable or None")
+def _on_escalation(spec: Any, field: Any, value: Any) -> None:
+    if value is not None:
+        expected = "a callable that takes an Escalation, or None"
+        check_handler(_where(spec), field.name, value, ("escalation",), expected)
+
+
+def _snapshot(spec: Any, field: Any, value: Any) -> None:
+    """Unlike a handler it may be a class: ``dict`` makes copies."""
+    if value is None or value is copy.deepcopy:
+        return
+    expected = "a callable that takes the state and returns a copy, or None"
+    if not isinstance(value, type):
+        check_function(_where(spec), field.name, value, expected, "it is called where the child checks in")
+    check_call(_where(spec), field.name, value, ("state",), expected)
 
 
 def _positive(spec: Any, field: Any, value: Any) -> None:
@@ -237,11 +263,11 @@ class Backoff(Value):
         reset_after: Seconds.
     """
 
-    initial: float = attrs.field(validator=_positive)
-    maximum: float = attrs.field(validator=_maximum)
-    factor: float = attrs.field(default=2.0, validator=_factor)
-    jitter: float = attrs.field(default=0.1, validator=_fraction)
-    reset_after: float = attrs.field(default=60.0, validator=_not_negative)
+    initial: float = attrs.field(converter=plain, validator=_positive)
+    maximum: float = attrs.field(converter=plain, validator=_maximum)
+    factor: float = attrs.field(default=2.0, converter=plain, validator=_factor)
+    jitter: float = attrs.field(default=0.1, converter=plain, validator=_fraction)
+    reset_after: float = attrs.field(default=60.0, converter=plain, validator=_not_negative)
 
 
 def _backoff(spec: Any, field: Any, value: object) -> None:
@@ -277,7 +303,7 @@ class ChildSpec(Value):
         purpose: A line for people.
     """
 
-    id: str = attrs.field(validator=_id)
+    id: str = attrs.field(converter=plain, validator=_id)
     start: Callable[[Any], Any] = attrs.field(validator=_callable)
     restart: Restart = attrs.field(default=Restart.PERMANENT, converter=_to_restart, validator=_one_of(Restart))
     shutdown: float | Budget = attrs.field(
@@ -286,14 +312,14 @@ class ChildSpec(Value):
     interrupt: bool = attrs.field(default=True, validator=_bool)
     significant: bool = attrs.field(default=False, validator=_significant)
     ready: bool = attrs.field(default=False, validator=_bool)
-    start_timeout: float | None = attrs.field(default=None, validator=_positive_or_none)
-    heartbeat: float | None = attrs.field(default=None, validator=_positive_or_none)
+    start_timeout: float | None = attrs.field(default=None, converter=plain, validator=_positive_or_none)
+    heartbeat: float | None = attrs.field(default=None, converter=plain, validator=_positive_or_none)
     backoff: Backoff | None = attrs.field(default=None, validator=_backoff)
-    snapshot: Callable[[Any], Any] | None = attrs.field(default=copy.deepcopy, validator=_callable_or_none)
+    snapshot: Callable[[Any], Any] | None = attrs.field(default=copy.deepcopy, validator=_snapshot)
     unstopped: OnUnstopped = attrs.field(
         default=OnUnstopped.REPLACE, converter=_to_unstopped, validator=_one_of(OnUnstopped)
     )
-    purpose: str = attrs.field(default="", validator=_text)
+    purpose: str = attrs.field(default="", converter=plain, validator=_text)
 
     @property
     def type(self) -> ChildType:
@@ -365,14 +391,14 @@ class SupervisorSpec(ChildSpec):
 
     children: tuple[ChildSpec, ...] = attrs.field(default=(), converter=_to_tuple)
     strategy: Strategy = attrs.field(default=Strategy.ONE_FOR_ONE, converter=_to_strategy, validator=_one_of(Strategy))
-    intensity: int | Literal["infinity"] = attrs.field(default=3, validator=_intensity)
-    period: float = attrs.field(default=5.0, validator=_positive)
+    intensity: int | Literal["infinity"] = attrs.field(default=3, converter=plain, validator=_intensity)
+    period: float = attrs.field(default=5.0, converter=plain, validator=_positive)
     auto_shutdown: AutoShutdown = attrs.field(
         default=AutoShutdown.NEVER, converter=_to_auto_shutdown, validator=_one_of(AutoShutdown)
     )
-    on_escalation: Callable[[Any], object] | None = attrs.field(default=None, validator=_callable_or_none)
+    on_escalation: Callable[[Any], object] | None = attrs.field(default=None, validator=_on_escalation)
     dynamic: bool = attrs.field(default=False, validator=_bool)
-    max_children: int | None = attrs.field(default=None, validator=_count_or_none)
+    max_children: int | None = attrs.field(default=None, converter=plain, validator=_count_or_none)
 
     def __attrs_post_init__(self) -> None:
         # After the flags: what children may be depends on them.

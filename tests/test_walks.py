@@ -1,13 +1,16 @@
-"""The walks, and the proof that they can fail. OTPY_SEED=n replays one life; OTPY_WALKS=n sets how many are lived."""
+"""The walks and the look at small supervisors, and the proof that they can fail.
+
+OTPY_SEED=n replays one life; OTPY_WALKS=n sets how many are lived.
+"""
 
 import os
 
 import pytest
 
-from tests import planted, walks
+from tests import exhaustive, planted, walks
 
 FIRST = int(os.environ.get("OTPY_SEED", "0"))
-COUNT = 1 if "OTPY_SEED" in os.environ else int(os.environ.get("OTPY_WALKS", "4000"))
+COUNT = 1 if "OTPY_SEED" in os.environ else int(os.environ.get("OTPY_WALKS", "2500"))
 PATIENCE = 3000
 """How many lives may pass before a planted bug shows; most show within a hundred."""
 
@@ -20,10 +23,18 @@ def test_lives_keep_the_invariants():
     assert lived == COUNT
 
 
-def lives_until_caught():
+@pytest.mark.parametrize("case", exhaustive.QUICK, ids=str)
+def test_small_supervisors_keep_their_rules(case):
+    """Whatever happens to them, up to a depth, in whatever order. ``nox -s look`` goes
+    deeper, and looks at all.
+    """
+    assert exhaustive.look(case, exhaustive.QUICK[case]) > 200
+
+
+def lives_until_caught(*, is_dense):
     for seed in range(PATIENCE):
         try:
-            walks.live(seed)
+            walks.live(seed, is_dense=is_dense)
         except walks.Broken as broken:
             return seed + 1, str(broken).splitlines()[0].partition(": ")[2]
     return None
@@ -34,4 +45,14 @@ def test_a_planted_bug_is_caught(plant, monkeypatch):
     """Each of these bugs breaks an invariant within a few lives."""
     plant(monkeypatch)
 
-    assert lives_until_caught() is not None
+    assert lives_until_caught(is_dense=True if plant in planted.SMALL else None) is not None
+
+
+@pytest.mark.parametrize("plant", planted.SMALL, ids=lambda plant: plant.__name__)
+def test_a_planted_bug_is_seen_in_a_small_supervisor(plant, monkeypatch):
+    """Each of these bugs shows in one of the small cases."""
+    plant(monkeypatch)
+    [case] = [case for case in exhaustive.QUICK if str(case) == planted.SMALL[plant]]
+
+    with pytest.raises(exhaustive.Broken):
+        exhaustive.look(case, exhaustive.QUICK[case])

@@ -25,18 +25,24 @@ import attrs
 
 from otpy import exceptions, messages, reports
 from otpy.abc import Birth, Deliver
-from otpy.machine import ACTIVE, INTERRUPT_GRACE, Phase
+from otpy.machine import ACTIVE, ASKED_TO_STOP, INTERRUPT_GRACE, Phase
 from otpy.mailbox import Reply
 from otpy.messages import ChildExited, ChildStarted, StopSupervisor
 from otpy.reports import ChildState, ExitKind, ExitReason
-from otpy.specs import AutoShutdown, Backoff, Budget, ChildSpec, Restart, Strategy, SupervisorSpec
+from otpy.specs import AutoShutdown, Backoff, Budget, ChildSpec, ChildType, Restart, Strategy, SupervisorSpec
 from otpy.strategy import restart_group
 from otpy.supervisors import SupervisorThread
 from otpy.threads import Spawner
 from otpy.tree import Tree
+from tests.oracle import Oracle, comes
 
 MOST_TURNS = 20_000
 """A life that takes more turns than this goes in a circle."""
+
+PAUSE = 20.0
+"""How long the whole program is suspended, now and then: longer than any child may be
+silent, or has to stop.
+"""
 
 MOST_LINES = 5_000
 """After so many lines of its story nobody checks in any more, so that a life with heartbeats comes to its end."""
@@ -169,9 +175,9 @@ class Actor:
 
     def end(self, reason: ExitReason) -> None:
         if not self.ended:
-            self.ended, self.reason = True, reason
+            self.ended, self.reason = True, attrs.evolve(reason)  # one of its own: that tells whose end a report is
             self.world.note_end(self)
-            self.deliver(ChildExited(self.birth.ref, reason))
+            self.deliver(ChildExited(self.birth.ref, self.reason))
 
 
 CRASHED = ExitReason(ExitKind.CRASHED, ValueError("crash"))
@@ -218,12 +224,14 @@ class Chronicle:
     excused: set[str] = attrs.field(factory=set)
     has_given_up: bool = False
     slack: float = 0.0
+    oracle: Oracle | None = None
+    dismissed: dict[str, int] = attrs.field(factory=dict)
 
 
 class World:
     """One tree, its actors, its time, and what everybody may be sure of."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, *, is_dense: bool | None = None) -> None:
         self.random = random.Random(seed)
         self.now = 0.0
         self.story: list[str] = []
@@ -232,6 +240,7 @@ class World:
         self._numbers = itertools.count()
         self._ids = itertools.count()
         self._replies: list[Reply] = []
+        self._starts: list[tuple[int, Chronicle, Any]] = []
         self._on_stage: dict[str, Actor] = {}
         self._cast: dict[tuple[str, int], Actor] = {}
         self._supervisors: dict[str, Chronicle] = {}
@@ -240,8 +249,13 @@ class World:
         self._failed: dict[object, float] = {}
         self._detached: list[Actor] = []
         self._broken: Broken | None = None
+        self._pauses: list[float] = []
         self.has_health = self.chance(0.5)
-        spec = self._any_supervisor("root", depth=self.random.randint(0, 2))
+        self.is_dense = (
+            self.chance(0.4) if is_dense is None else is_dense
+        )  # few children, and much happens while something else is going on
+        self.has_significant = self.chance(0.4)
+        spec = self._any_supervisor("root", depth=0 if self.is_dense else self.random.randint(0, 2))
         self.tree = Tree(spec.id, self, max_unstopped=self.pick(0, 2, 100), seed=seed)
         self.tree.telemetry = NoTelemetry(self)  # type: ignore[assignment]
         self.tree.launch = self._launch
@@ -268,40 +282,52 @@ class World:
         return self.random.choice(choices)
 
     def delay(self) -> float:
-        return self.pick(0.0, 0.0, 0.01, 0.3, 1.0, 4.0)
+        return self.pick(0.0, 0.01, 0.3, 1.0) if self.is_dense else self.pick(0.0, 0.0, 0.01, 0.3, 1.0, 4.0)
 
     def any_reason(self) -> ExitReason:
         return self.random.choice(REASONS)
 
     def _any_supervisor(self, id: str, depth: int) -> SupervisorSpec:
         auto = self.pick(AutoShutdown.NEVER, AutoShutdown.NEVER, *AutoShutdown)
+        if self.has_significant and self.chance(0.8):
+            auto = self.pick(AutoShutdown.ALL_SIGNIFICANT, AutoShutdown.ALL_SIGNIFICANT, AutoShutdown.ANY_SIGNIFICANT)
         dynamic = self.chance(0.2)
-        children = [] if dynamic else [self._any_child(f"c{n}", depth, auto) for n in range(self.random.randint(0, 4))]
+        children = [] if dynamic else [self._any_child(f"c{n}", depth, auto) for n in range(self._any_size())]
         return SupervisorSpec(
             id=id,
             start=SupervisorThread,
             children=children,
             dynamic=dynamic,
             max_children=self.pick(None, 2) if dynamic else None,
-            strategy=Strategy.ONE_FOR_ONE if dynamic else self.pick(*Strategy),
-            intensity=self.pick(0, 1, 3, 10, 30),
+            strategy=Strategy.ONE_FOR_ONE if dynamic else self._any_strategy(),
+            intensity=self.pick(0, 1, 3, 10, 30) if not self.is_dense else 30,
             period=self.pick(0.5, 5.0, 100.0),
             auto_shutdown=AutoShutdown.NEVER if dynamic else auto,
             restart=self.pick(Restart.PERMANENT, Restart.PERMANENT, *Restart),
             shutdown=self.pick(Budget.INFINITY, Budget.INFINITY, 1.0, Budget.BRUTAL_KILL),
         )
 
+    def _any_size(self) -> int:
+        return self.random.randint(2, 3) if self.is_dense else self.random.randint(0, 4)
+
+    def _any_strategy(self) -> Strategy:
+        if self.is_dense and self.has_significant and self.chance(0.5):
+            return Strategy.REST_FOR_ONE  # only there may a significant child leave while another one is stopped
+        return self.pick(*Strategy)
+
     def _any_child(self, id: str, depth: int, auto: AutoShutdown) -> ChildSpec:
         if depth and self.chance(0.4):
             return self._any_supervisor(id, depth - 1)
         restart = self.pick(Restart.PERMANENT, Restart.PERMANENT, *Restart)
+        if self.has_significant and self.chance(0.7):
+            restart = self.pick(Restart.TRANSIENT, Restart.TEMPORARY)
         may_be_significant = auto is not AutoShutdown.NEVER and restart is not Restart.PERMANENT
         return ChildSpec(
             id=id,
             start=lambda birth: Actor(self, birth),
             restart=restart,
             shutdown=self.pick(0.0, 1.0, 5.0, Budget.INFINITY, Budget.BRUTAL_KILL),
-            significant=may_be_significant and self.chance(0.5),
+            significant=may_be_significant and self.chance(0.8 if self.has_significant else 0.5),
             ready=self.chance(0.5),
             start_timeout=self.pick(None, 0.5),
             interrupt=self.chance(0.8),
@@ -347,10 +373,46 @@ class World:
     def _stir(self) -> None:
         """All is quiet: let a child die, or a caller call."""
         if self._on_stage and self.chance(0.7):
-            self._on_stage[self.random.choice(sorted(self._on_stage))].end(self.any_reason())
+            self._one_dies()
             self.now += self.pick(0.0, 0.0, 0.1, 2.0, 5.0)
         else:
             self._meddle()
+
+    def _pause(self) -> None:
+        """Suspend the program: what should have happened meanwhile comes after it, in
+        any order.
+        """
+        if self._pauses and self.now < self._pauses[-1] + PAUSE:
+            return  # a second one so soon excuses nobody, if the first one has been noticed, which is not known here
+        self.now += PAUSE
+        self._pauses.append(self.now)
+        self.say("pause")
+
+    def _from(self, began: float) -> float:
+        """Return from when on a limit counts that has begun then: the end of the first
+        pause after that, if any.
+        """
+        return next((end for end in self._pauses if end > began), began)
+
+    def _overlap(self) -> None:
+        """Let several things come in a row that concern the children of one supervisor."""
+        core = self.random.choice([one.core for one in self._supervisors.values()])
+        for _ in range(self.pick(1, 2, 2, 3)):
+            actors = [actor for path, actor in self._on_stage.items() if path.rpartition("/")[0] == core.path]
+            important = [actor for actor in actors if actor.birth.spec.significant]
+            match self.pick("leaves", "crashes", "dies", "call", "call"):
+                case "leaves" if important:
+                    self.random.choice(important).end(RETURNED)
+                case "crashes" if actors:
+                    self.random.choice([actor for actor in actors if actor not in important] or actors).end(CRASHED)
+                case "dies" if actors:
+                    self.random.choice(actors).end(self.any_reason())
+                case _ if core.alive:
+                    self._call(core)
+
+    def _one_dies(self) -> None:
+        if self._on_stage:
+            self._on_stage[self.random.choice(sorted(self._on_stage))].end(self.any_reason())
 
     def _run_out(self, until: float) -> None:
         """Let everything happen that will, up to a time."""
@@ -362,6 +424,10 @@ class World:
     def _one_step(self, meddling: float = 0.05, until: float = math.inf) -> bool:
         if self.chance(meddling):
             self._meddle()
+        if self.is_dense and meddling and self.chance(0.25):
+            self._overlap()
+        if meddling and self.chance(0.005):
+            self._pause()
         ready = [one.core for one in self._supervisors.values() if self._has_work(one.core)]
         if ready and self.chance(0.9):
             self._turn(self.random.choice(ready))
@@ -399,14 +465,29 @@ class World:
         else:
             self._check_empty(core)
 
-    def _launch(self, main: Callable[[], None], path: str) -> None:
+    def _launch(self, main: Callable[[], None], path: str, if_lost: Callable[[], None]) -> None:
         core = self.tree.directory[path]
         before = self._supervisors.get(path)
         self.check(before is None or not before.core.alive, f"{path} runs twice")
         if before is not None:
             self._check_deaths(before)
-        self._supervisors[path] = Chronicle(core)
+        self._supervisors[path] = Chronicle(core, oracle=Oracle(self.check))
+        self._overhear(self._supervisors[path])
         self.say(f"launch {path}")
+
+    def _overhear(self, chronicle: Chronicle) -> None:
+        """Have the oracle look at all that the machine is told and answers."""
+        machine, oracle = chronicle.core.machine, chronicle.oracle
+        receive = machine.receive
+
+        def receive_and_look(message: object, now: float) -> list[messages.Action]:
+            assert oracle is not None
+            oracle.before(machine, message)
+            actions = receive(message, now)
+            oracle.after(machine, actions)
+            return actions
+
+        machine.receive = receive_and_look  # type: ignore[method-assign]
 
     # What callers do
 
@@ -422,12 +503,27 @@ class World:
             self._post(core, StopSupervisor(self.pick(None, 0.0, 1.0)))
         elif self.chance(0.01):
             self._post(core, StopSupervisor(detach=True))
+        elif self.chance(0.03):
+            self._set_two_against_each_other(core)
         else:
             self._call(core)
 
+    def _set_two_against_each_other(self, core: SupervisorThread) -> None:
+        running = [slot.id for slot in core.machine.slots.values() if slot.state is ChildState.RUNNING]
+        if len(running) > 1:
+            one, other = self.random.sample(running, 2)
+            for id, by in ((one, other), (other, one)):
+                self._replies.append(reply := Reply())
+                self._supervisors[core.path].excused.add(id)
+                self._supervisors[core.path].dismissed[id] = len(self._replies)
+                self._post(core, messages.TerminateChild(reply=reply, id=id, inside=by))
+
     def _call(self, core: SupervisorThread) -> None:
-        ids = [*core.machine.slots, f"n{next(self._ids)}"]
-        id, reply = self.random.choice(ids), Reply()
+        ids = [*core.machine.slots]
+        if len(ids) < 4 or not self.is_dense:
+            ids.append(f"n{next(self._ids)}")
+        busy = [slot.id for slot in core.machine.slots.values() if slot.state is ChildState.STOPPING]
+        id, reply = self.random.choice(busy if busy and self.is_dense and self.chance(0.5) else ids), Reply()
         auto = core.machine.spec.auto_shutdown
         spec = self._any_child(id, 0, auto)
         calls: tuple[messages.Call, ...] = (
@@ -442,9 +538,14 @@ class World:
             messages.CountChildren(reply=reply),
             messages.TakeSnapshot(reply=reply),
         )
-        call = self.random.choice(calls)
+        call = self.random.choice(calls[:6] if id in busy else calls)  # those wait for its end
+        chronicle = self._supervisors[core.path]
         if isinstance(call, messages.TerminateChild | messages.RestartChild | messages.StartChild):
-            self._supervisors[core.path].excused.add(id)
+            chronicle.excused.add(id)
+        if isinstance(call, messages.RestartChild | messages.StartChild):
+            self._starts.append((len(self._replies), chronicle, call))
+        if isinstance(call, messages.TerminateChild | messages.DeleteChild):
+            chronicle.dismissed[id] = len(self._replies)
         self._replies.append(reply)
         self._post(core, call)
 
@@ -545,7 +646,7 @@ class World:
         """A child is interrupted only when its time is over, or the supervisor's."""
         shutdown, machine = actor.birth.spec.shutdown, self._of(actor.path).core.machine
         budget = shutdown if isinstance(shutdown, float) else math.inf
-        in_time = self.now - actor.asked_at >= budget - 1e-9
+        in_time = self.now - self._from(actor.asked_at) >= budget - 1e-9
         self.say(f"kill {actor.path}")
         self.check(in_time or machine._hurried or shutdown is Budget.BRUTAL_KILL, f"{actor.path} was killed too early")
 
@@ -581,7 +682,9 @@ class World:
 
     def _note_stall(self, report: reports.Stalled) -> None:
         actor = self._cast[report.path, report.incarnation]
-        self.check(self.now >= actor.silent_until, f"{report.path} stalled at {actor.silent_until:.3f} and not before")
+        since, heartbeat = self._from(actor.beat), actor.birth.spec.heartbeat or 0.0
+        due = actor.silent_until if since == actor.beat else since + heartbeat
+        self.check(self.now >= due, f"{report.path} stalled at {due:.3f} and not before")
         self.check(actor.is_up and not actor.asked, f"{report.path} has no reason to check in")
 
     def _note_death(self, report: Any) -> None:
@@ -622,11 +725,11 @@ class World:
         self.check(not chronicle.has_given_up, f"{report.path} gave up twice")
         chronicle.has_given_up = True
         spec, reason = chronicle.core.machine.spec, report.escalation.reason
-        period = spec.period + chronicle.slack
+        period = spec.period + chronicle.slack + PAUSE * len(self._pauses)  # the next attempt may come after one
         units = [at for at in chronicle.terminated + chronicle.failed if self.now - at <= period]
         forced = reason.is_fatal or reason.kind is ExitKind.KILLED
         self.check(forced or len(units) > spec.intensity, f"{report.path} gave up after {len(units)} restarts only")
-        below = reason.detail
+        below = report.reason.detail
         if isinstance(below, reports.Escalation):
             self.check(report.escalation.chain == (*below.chain, below), f"{report.path}: a broken chain")
 
@@ -645,17 +748,16 @@ class World:
             self.check(
                 (slot.state is ChildState.UNDEFINED) == (slot.ref not in machine._live), f"{core.path}/{slot.id}: ref"
             )
-            comes = machine._plan is not None and slot.id in machine._plan.starts
-            self.check(
-                slot.asked is None or comes or slot.state in (ChildState.STARTING, ChildState.STOPPING),
-                f"{slot.id}: asked",
-            )
+            is_busy = slot.state in (ChildState.STARTING, ChildState.STOPPING)
+            self.check(not slot.starters or is_busy or comes(machine, slot), f"{slot.id}: starters")
             self.check(not slot.leavers or slot.state is ChildState.STOPPING, f"{slot.id}: leavers")
             self.check(not slot.waiting or slot.state is ChildState.STOPPING, f"{slot.id}: waiting")
         self.check(not machine._waiting or machine._plan is not None, f"{core.path}: calls wait for nothing")
         self.check(machine.phase is Phase.UP or machine._plan is not None, f"{core.path}: no plan")
         if machine.phase is Phase.UP and machine._plan is None:
             self._check_nobody_is_forgotten(core)
+            self._check_nothing_is_kept(core)
+        self._check_starts()
         self._check_timers(core)
         for id in machine._plan.awaiting if machine._plan else ():
             state = machine.slots[id].state
@@ -678,8 +780,14 @@ class World:
     def _check_heartbeat(self, core: SupervisorThread, slot: Any) -> None:
         doomed = core.machine._plan is not None and slot.id in core.machine._plan.stops
         actor = self._cast[f"{core.path}/{slot.id}", slot.incarnation]
-        at = core.timers._armed.get(slot.ref, (math.inf,))[0]
-        self.check(doomed or at <= max(self.now, actor.silent_until) + 1e-9, f"{actor.path} may be silent for ever")
+        at, due = core.timers._armed.get(slot.ref, (math.inf,))[0], actor.silent_until
+        if (since := self._from(actor.beat)) != actor.beat:
+            due = since + max(slot.heartbeat, actor.silent_until - actor.beat)
+        elif self._pauses and self._pauses[-1] < self.now:
+            due += 2 * slot.heartbeat  # the timer was set when the pause ended, and what it has allowed before is more
+        self.check(
+            doomed or at <= max(self.now, due) + 1e-9, f"{actor.path} may be silent until {at:.3f}, not {due:.3f}"
+        )
 
     def _check_group_waits(self, core: SupervisorThread, waiting: Any) -> None:
         """While a child waits, the rest of its group is down, but for what a caller has started."""
@@ -701,6 +809,36 @@ class World:
             if slot.state is ChildState.UNDEFINED and slot.spec.restart is Restart.PERMANENT and slot.id not in excused:
                 declined = slot.last_exit is not None and slot.last_exit.is_ignore
                 self.check(declined, f"{core.path}/{slot.id} was forgotten")
+
+    def _check_nothing_is_kept(self, core: SupervisorThread) -> None:
+        """At rest there is no spec of a child that has gone, if its kind of spec goes
+        with it.
+        """
+        for slot in core.machine.slots.values():
+            goes = core.machine.spec.dynamic or slot.spec.restart is Restart.TEMPORARY
+            is_kept = slot.state is ChildState.UNDEFINED and not slot.starters
+            self.check(not (goes and is_kept), f"{core.path}/{slot.id} has gone, and its spec is kept")
+
+    def _check_starts(self) -> None:
+        """No start call fails because of something else that came, but for the end of
+        its child or supervisor.
+        """
+        given = [start for start in self._starts if start[2].reply.is_given]
+        self._starts = [start for start in self._starts if start not in given]
+        for number, chronicle, call in given:
+            error, machine = call.reply._error, chronicle.core.machine
+            if not isinstance(error, exceptions.StartError) or machine.phase is not Phase.UP:
+                continue
+            path, slot = f"{machine.path}/{call.id}", machine.slots.get(call.id)
+            is_worker = (
+                slot is None or slot.spec.type is ChildType.WORKER
+            )  # a supervisor may have been stopped by itself
+            if error.detail is ASKED_TO_STOP and is_worker:
+                self.check(chronicle.dismissed.get(call.id, -1) > number, f"{path}: overtaken, its start has failed")
+            self.check(error.path != path or not error.detail.is_ignore, f"{path} has declined, and its start failed")
+            if isinstance(call, messages.StartChild):
+                is_kept = slot is not None and slot.spec is call.spec
+                self.check(not is_kept, f"{path} did not start, and its spec is kept")
 
     def _check_empty(self, core: SupervisorThread) -> None:
         left = [path for path in self._on_stage if path.startswith(core.path + "/")]
@@ -727,9 +865,13 @@ class World:
         self.check(not unanswered, f"{len(unanswered)} calls were never answered")
 
 
-def live(seed: int) -> World:
-    """Live the life of *seed*; raise Broken, with the seed and the story, if an invariant does not hold."""
-    world = World(seed)
+def live(seed: int, *, is_dense: bool | None = None) -> World:
+    """Live the life of *seed*; raise Broken, with the seed and the story, if an invariant does not hold.
+
+    Args:
+        is_dense: Whether there are few children, and much happens at the same time; None: as the dice fall.
+    """
+    world = World(seed, is_dense=is_dense)
     try:
         world.live()
     except Broken as broken:

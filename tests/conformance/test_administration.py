@@ -251,7 +251,7 @@ def test_child_specs_map(launch, auto_shutdown, restart, significant):
         ("intensity", 1.5),
         ("intensity", True),
         ("intensity", math.inf),
-        ("intensity", "infinity"),
+        ("intensity", "unlimited"),
         ("period", 0),
         ("period", -1.0),
         ("period", math.inf),
