@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
@@ -11,6 +10,7 @@ import attrs
 from otpy.messages import Handover, Message
 from otpy.reports import ExitReason, Report
 from otpy.specs import ChildSpec
+from otpy.threads import Thread
 
 ReportHandler = Callable[[Report], object]
 """What gets the reports. It runs on a thread of its own; what it raises is logged."""
@@ -48,16 +48,19 @@ class Birth:
         last_exit: Why the incarnation before ended, None if there was none; also None when this one has ended, or
             each would keep the one before alive.
         handover: What the incarnations before have left; to be read only.
-        spawn: Starts a thread for it: ``spawn(target, name=…, purpose=…)``; may raise RuntimeError.
+        spawn: Starts a thread for it: ``spawn(target, name=…, purpose=…, if_lost=…)``; may raise RuntimeError. The
+            supervisor's thread calls *if_lost* if the thread ends in another way than by returning from *target*.
         supervisor: The handle of its supervisor, None at the root.
         tree: What all supervisors of the running tree share.
         shared: What the children of its supervisor share; only the supervisor's thread may touch it. What they need
-            together, such as an event loop, goes there under a key of their kind, and when that supervisor goes, so
-            does this.
+            together, such as an event loop, goes there under a key of their kind. When that supervisor ends, it
+            calls ``close()`` of each, which must neither block nor raise.
         remind: Has a function called on the supervisor's thread: ``remind(seconds, function)``. May be called on any
             thread. The function must not block or raise; if the supervisor ends before, it is not called.
         soon: Has a function called before the supervisor's thread waits again: ``soon(function)``, for what can be done
             for many children at once. May be called on that thread only. The function must not block or raise.
+        returns_in: Returns in how many seconds the supervisor will start a child of this id again, None if it does not
+            wait for that: ``returns_in(id)``. May be called on the supervisor's thread only.
     """
 
     ref: int
@@ -66,12 +69,13 @@ class Birth:
     incarnation: int
     last_exit: ExitReason | None
     handover: Handover
-    spawn: Callable[..., threading.Thread]
+    spawn: Callable[..., Thread]
     supervisor: Any
     tree: Any
     shared: dict[object, Any] = attrs.field(factory=dict)
     remind: Callable[[float, Callable[[], object]], object] = lambda seconds, function: None
     soon: Callable[[Callable[[], object]], object] = lambda function: function()
+    returns_in: Callable[[str], float | None] = lambda id: None
 
 
 class Child(Protocol):

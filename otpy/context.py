@@ -15,17 +15,22 @@ import copy
 import functools
 import sys
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Any
 
 from otpy import telemetry, threads
 from otpy.abc import Birth, Deliver
+from otpy.arguments import check_result, why_no_handler
 from otpy.exceptions import Fenced, NotFound, show
 from otpy.mailbox import Once
 from otpy.messages import ChildStarted
 from otpy.reports import ExitReason
 from otpy.specs import is_number
 from otpy.threads import Role
+
+RETRY = 0.1
+"""After so many seconds a thread is asked for again that the system has refused."""
 
 UNCHANGED: Any = object()
 PLAIN = frozenset({bool, bytes, complex, float, int, str, type(None)})
@@ -48,6 +53,7 @@ class Context:
         "_callbacks",
         "_deliver",
         "_fenced",
+        "_gate",
         "_is_ready",
         "_monotonic",
         "_saved",
@@ -64,6 +70,7 @@ class Context:
         self._is_ready = not birth.spec.ready
         self._fenced = False
         self._thread: int | None = None
+        self._gate: Once | None = None
         self._saved = birth.handover.state
         self._monotonic = birth.tree.clock.monotonic
         self._beat: float | tuple[float, float] = self._monotonic()  # or with what is allowed once, in one store
@@ -155,14 +162,16 @@ class Context:
         whole life, not one callback per item of work.
 
         Raises:
-            TypeError: *callback* cannot be called.
+            TypeError: *callback* cannot be called without arguments, or is an async function.
         """
         self._use()
-        if not callable(callback):
-            raise TypeError(f"callback = {callback!r}: expected a callable")
+        if why := why_no_handler(callback, (), "a callable that takes no arguments"):
+            raise TypeError(f"callback = {show(callback)}: expected {why}")
         self._callbacks.append(callback)
         if not self.running:  # asked before or since: ask() may have found the list empty
             self._call_back()
+        elif threads.STARTS_NONE_LATE and self._gate is None:
+            self._prepare()
 
     def ready(self) -> None:
         """Say that the start is complete; for a child with ``ready=True``. Calling it again does nothing."""
@@ -188,6 +197,11 @@ class Context:
         self._thread = threading.get_ident()
         _current.set(self)
 
+    @property
+    def _is_over_here(self) -> bool:
+        """Whether its child has been given up, and this is not the child's own thread."""
+        return self._fenced and self._thread != threading.get_ident()
+
     def hangs_on(self, tree: object, path: str) -> str | None:
         """Return the child of the supervisor *path* through which this child hangs in its tree.
 
@@ -197,6 +211,12 @@ class Context:
         if birth.tree is not tree or not self._is_held_up() or not birth.path.startswith(path + "/"):
             return None
         return birth.path[len(path) + 1 :].partition("/")[0]
+
+    @property
+    def _is_elsewhere(self) -> bool:
+        """Whether this process is a fork: the child runs in the other one."""
+        is_foreign: bool = self._birth.tree.is_foreign
+        return is_foreign
 
     def _is_held_up(self) -> bool:
         """Whether a call that is made here keeps the child from ending or from starting."""
@@ -209,6 +229,8 @@ class Context:
             self._stop.happen()
             if self._callbacks:
                 self._call_back()
+        else:
+            self._stop.happen()  # once more: an exception may have hit the thread that asked first
 
     def fence(self) -> None:
         """Make this context useless."""
@@ -234,7 +256,10 @@ class Context:
         snapshot = self._birth.spec.snapshot
         if snapshot is None or (snapshot is copy.deepcopy and type(value) in PLAIN):
             return value
-        return snapshot(value)
+        copied = snapshot(value)
+        if snapshot is not copy.deepcopy:
+            check_result(snapshot, copied)
+        return copied
 
     def _check_in_with(self, state: Any, allow: float | None) -> None:
         self._use()
@@ -256,14 +281,38 @@ class Context:
             raise Fenced(self._birth.path)
         return self._birth
 
+    def _prepare(self) -> None:
+        """Start the helper thread already now: at the interpreter's end it could not start.
+
+        It waits for the stop, for the end of the thread that calls this, which is the
+        child's, or for the end of this object.
+        """
+        gate = self._gate = Once()
+        itself = weakref.ref(self, lambda _: gate.happen())
+
+        def wait() -> None:
+            gate.wait(None)
+            ctx = itself()
+            if ctx is not None and not ctx.running:
+                ctx._drain()
+
+        threads.when_ended(threading.current_thread(), gate.happen)
+        self._birth.tree.telemetry.helpers.run(wait, f"{self._birth.path} (on_stop)", Role.HELPER)
+
     def _call_back(self) -> None:
         birth = self._birth
-        try:
-            threads.spawn(
-                self._drain, name=f"{birth.path} (on_stop)", role=Role.HELPER, purpose="calls on_stop", owner=birth.tree
-            )
-        except RuntimeError:  # no more threads, or the interpreter exits
-            birth.tree.telemetry.run_soon(lambda _: self._drain())
+        if self._gate is not None and not self._gate.has_happened:
+            self._gate.happen()
+        elif not (helpers := birth.tree.telemetry.helpers).run(self._drain, f"{birth.path} (on_stop)", Role.HELPER):
+            if helpers.is_closed:  # the child was let go, and its tree has no thread any more
+                contextvars.copy_context().run(self._drain)
+            else:
+                birth.remind(RETRY, self._retry)
+
+    def _retry(self) -> None:
+        """Ask for a thread again: others may have ended meanwhile. On the supervisor's."""
+        if not self._birth.tree.telemetry.helpers.retry():
+            self._birth.remind(RETRY, self._retry)
 
     def _drain(self) -> None:
         _current.set(self)
@@ -276,7 +325,7 @@ class Context:
 
     def _call(self, callback: Callable[[], object]) -> None:
         try:
-            callback()
+            check_result(callback, callback())
         except BaseException as error:
             telemetry.complain("on_stop_failed", error, path=self._birth.path)
 
@@ -294,11 +343,14 @@ FAR_SIDE = "otpy.children.remote"
 def current() -> Context:
     """Return the context of the child whose code is running.
 
+    A thread that a child has started, and that has inherited its context variables, is the child's code until the child
+    has been given up.
+
     Raises:
         NotFound: This is not the code of a child.
     """
     far_side: Any = sys.modules.get(FAR_SIDE)
     ctx: Context | None = _current.get(far_side and far_side.here)  # a whole process may be a child
-    if ctx is None:
+    if ctx is None or (isinstance(ctx, Context) and (ctx._is_over_here or ctx._is_elsewhere)):
         raise NotFound("<current>", "no child's code is running here")
     return ctx

@@ -3,12 +3,15 @@
 Laws:
 1. Orders are obeyed in the order in which they were given. All that a supervisor gives before it waits again cost one
    wake-up of the loop: each is a system call, and gives the interpreter away.
-2. A loop lives while it has members. The last one that was told to stop takes it along. One that ended by itself will
-   probably be replaced, so the loop waits for that, LINGER seconds.
+2. A loop lives while it has members. The last one that was told to stop takes it along. After one that has ended by
+   itself the loop lives on while the supervisor is going to start that child again, however long its back-off is.
 3. A loop that does not come back to its selector within LOOP_PATIENCE is found out. An idle one is not woken for that.
+   Time in which the whole program could not run does not count (pauses.py), nor does
+   time under a debugger.
 4. A blocked loop is given up as a whole: reported with its stack, marked as unstopped, left by its members. Should it
    wake up later, its tasks are cancelled, and it is closed.
-5. Whatever is raised in a loop, its members do not hang in the air: each has an end.
+5. Whatever is raised in a loop, its members do not hang in the air: each has an end. What fails in a callback of ours
+   reaches ``call_exception_handler``, and then each member looks whether its own callbacks have been lost.
 
 Theory of operation. The supervisor's thread makes a loop, lets members in (``take``), and gives orders; all else
 happens on the loop's own thread. The race between the two, the next member comes while the last one leaves, is settled
@@ -26,22 +29,23 @@ import collections
 import contextlib
 import contextvars
 import importlib
+import inspect
 import selectors
+import sys
 import threading
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any, Protocol
 
-from otpy import telemetry, threads
+from otpy import debugger, telemetry, threads
 from otpy.abc import Birth
+from otpy.pauses import PAUSE
 from otpy.reports import CRASHED, KILLED, STALLED, ExitReason, Stalled, Unstopped, stamped
 from otpy.threads import ThreadState
+from otpy.workers import Work, Workers
 
 LOOP_PATIENCE = 5.0
 """How long a loop may work without a look at its selector, in seconds; then it counts as blocked."""
-
-LINGER = 0.05
-"""How long an empty loop waits for the replacement of a member that has ended by itself, in seconds."""
 
 BATCH = 256
 """How many orders may wait for the end of the supervisor's turn, so that they cost one wake-up of the loop."""
@@ -54,6 +58,7 @@ BUSY = 0.1
 
 BLOCKED = ExitReason(STALLED, detail="its event loop was blocked")
 CLOSED = ExitReason(KILLED, detail="its event loop was closed")
+LOST = ExitReason(CRASHED, detail="the thread of its event loop ended without a word")
 
 
 class Member(Protocol):
@@ -75,6 +80,9 @@ class Member(Protocol):
     def owns(self, task: asyncio.Task[Any] | None) -> bool:
         """Whether it has started *task*; called on any thread."""
 
+    def look(self) -> None:
+        """Go on where a callback of its own was lost, if one was. Called on the loop."""
+
 
 class LoopThread:
     """An event loop and its thread.
@@ -86,31 +94,48 @@ class LoopThread:
         context: What its own callbacks run in: one for all, or each task would keep another one.
     """
 
-    def __init__(self, name: str, path: str, birth: Birth, *, uvloop: ModuleType | None) -> None:
+    def __init__(
+        self,
+        name: str,
+        path: str,
+        birth: Birth,
+        *,
+        is_shared: bool,
+        uvloop: ModuleType | None,
+        note: Callable[[Work], object],
+    ) -> None:
         self.name, self.path = name, path
+        self._returns_in = birth.returns_in if is_shared else None
         self._tree, self._remind, self._soon = birth.tree, birth.remind, birth.soon
         self._monotonic = birth.tree.clock.monotonic
         self._lock = threading.Lock()  # guards whether it is shut, together with the members
         self._members: dict[Member, None] = {}
         self._let_go: dict[Member, ThreadState] = {}
+        self._awaited: dict[str, None] = {}  # the ids of those that have ended by themselves, and may come back
         self._orders: collections.deque[Callable[[], object]] = collections.deque()
-        self._is_rung = self._will_ring = self._is_shut = self._is_watched = False
+        self._is_rung = self._will_ring = self._is_shut = self._is_closing = self._is_watched = False
         self._has_to_be_asked = uvloop is not None
         self._busy_since: float | None = None
+        self._look_at = 0.0
+        self._excused: float | None = None
         self._thread: threading.Thread | None = None
         self.context = contextvars.Context()
         self.loop: asyncio.AbstractEventLoop = (
             asyncio.SelectorEventLoop(_Selector(self)) if uvloop is None else uvloop.new_event_loop()
         )
+        self._workers = Workers(f"{path} (to_thread)", note)
+        self._workers.serve(self.loop)
+        self._complain = self.loop.call_exception_handler
+        self.loop.call_exception_handler = self._hear_complaint  # type: ignore[method-assign]
 
-    def begin(self, spawn: Callable[[Callable[[], None]], threading.Thread]) -> None:
+    def begin(self, spawn: Callable[..., threading.Thread]) -> None:
         """Start the thread.
 
         Raises:
             RuntimeError: The system has no more threads to give, or the interpreter exits.
         """
         try:
-            self._thread = spawn(self._main)
+            self._thread = spawn(self._main, if_lost=self._is_lost)
         except BaseException:
             self.loop.close()
             raise
@@ -125,6 +150,7 @@ class LoopThread:
             if self._is_shut:
                 return False
             self._members[member] = None
+            self._awaited.pop(member.birth.spec.id, None)
         if self._let_go:
             self._mark()
         return True
@@ -153,7 +179,8 @@ class LoopThread:
     def order(self, act: Callable[[], object]) -> None:
         """Have *act* called on the loop, together with the other orders of this supervisor's turn.
 
-        The race is with ``_obey``: each looks again after its own step.
+        What a method of a member raises there is the crash of that member. The race is with ``_obey``: each looks again
+        after its own step.
         """
         self._orders.append(act)
         if self._is_rung:
@@ -171,27 +198,74 @@ class LoopThread:
             with contextlib.suppress(RuntimeError):  # it is closed: there is nobody left to obey
                 self.loop.call_soon_threadsafe(self._obey)
 
+    def close(self) -> None:
+        """End when the members have ended: their supervisor ends, and starts none of them again."""
+        with self._lock:
+            self._is_closing = True
+        self.order(self._shut)
+
+    def _consider(self) -> None:
+        """End, unless the supervisor is going to start one of those again that have ended by themselves."""
+        assert self._returns_in is not None, "nobody comes back to a loop that is not shared"
+        returns = {id: self._returns_in(id) for id in list(self._awaited)}
+        waits = [wait for wait in returns.values() if wait is not None]
+        if waits:
+            self._remind(max(waits), self._consider)
+            return
+        for id in returns:
+            self._awaited.pop(id, None)
+        self.order(self._shut)
+
     # On the loop's thread
 
     def _obey(self) -> None:
         """Obey all that was ordered so far; what comes meanwhile rings again, or a flood would starve the tasks."""
         self._is_rung = False
         for _ in range(len(self._orders)):
-            self._orders.popleft()()
+            act = self._orders[0]  # it stays there until it is obeyed: what is popped first can be lost
+            try:
+                act()
+            except BaseException as error:
+                member: Any = getattr(act, "__self__", None)
+                if member not in self._members:
+                    raise
+                member.end(ExitReason(CRASHED, error))
+                self.leave(member, for_good=False)
+            self._orders.popleft()
+
+    def _hear_complaint(self, context: dict[str, Any]) -> None:
+        """Something has failed in the loop: perhaps a callback of a member, which has to go on where that was."""
+        self._look_after_members()
+        self._complain(context)
+
+    def _look_after_members(self) -> None:
+        if self._orders:
+            self.loop.call_soon(self._obey, context=self.context)
+        for member in list(self._members):
+            self.loop.call_soon(member.look, context=self.context)
+        self.loop.call_soon(self._settle, context=self.context)
 
     def leave(self, member: Member, *, for_good: bool) -> None:
         """Let *member* out; *for_good*: nobody will replace it here."""
         with self._lock:
             self._members.pop(member, None)
             was_let_go = self._let_go.pop(member, None) is not None
+            if not for_good and self._returns_in is not None:
+                self._awaited[member.birth.spec.id] = None
         if self._let_go or was_let_go:  # also if it was the last: the next one may just come
             self._mark()
+        self._settle()
+
+    def _settle(self) -> None:
+        """End if nobody is left, or have the supervisor say whether somebody comes back."""
+        with self._lock:
+            is_awaited = bool(self._awaited) and not self._is_closing
         if self._members:
             return
-        if for_good:
-            self._shut()
+        if is_awaited:
+            self._remind(0.0, self._consider)  # by then the supervisor has read how the last one has ended
         else:
-            self.loop.call_later(LINGER, self._shut)
+            self._shut()
 
     def _mark(self) -> None:
         """Say what the thread is; one that was blocked stays what it is."""
@@ -215,9 +289,14 @@ class LoopThread:
     def _shut(self) -> None:
         with self._lock:
             if self._members or self._is_shut:
-                return
+                return  # a second stop would interrupt the clean-up that follows the first
             self._is_shut = True
         self.loop.stop()
+
+    def _is_lost(self) -> None:
+        """The thread has ended, and nobody has said so."""
+        self._bar()
+        self._end_all(LOST)
 
     def _main(self) -> None:
         try:
@@ -238,6 +317,7 @@ class LoopThread:
             self.loop.run_forever()
         except (SystemExit, KeyboardInterrupt) as error:
             telemetry.complain("raised_in_loop", error, loop=self.name)
+            self._look_after_members()
 
     def _bar(self) -> list[Member]:
         """Let nobody in any more; return who is in."""
@@ -250,13 +330,15 @@ class LoopThread:
             self.loop.run_until_complete(self._clean_up())
         except BaseException as error:
             telemetry.complain("loop_not_clean", error, loop=self.name)
+        self._workers.close()
         self.loop.close()
+        del self.loop.call_exception_handler  # it and this hold each other
         self._end_all(CLOSED)
 
     async def _clean_up(self) -> None:
         left = _others()
         for task in left:
-            task.cancel()
+            cancel(task)
         await _end_of(left)
         async with asyncio.timeout(CLEAN_UP):
             await self.loop.shutdown_asyncgens()
@@ -280,7 +362,7 @@ class LoopThread:
         self._busy_since = None
 
     def _watch(self, seconds: float) -> None:
-        self._is_watched = True
+        self._is_watched, self._look_at = True, self._monotonic() + seconds
         self._remind(seconds, self._look)
 
     def _look(self) -> None:
@@ -291,8 +373,17 @@ class LoopThread:
             self._is_well()
         elif (left := since + LOOP_PATIENCE - self._monotonic()) > 0:
             self._watch(left)
+        elif self._is_excused(since):
+            self._watch(LOOP_PATIENCE)
         else:
             self._give_up()
+
+    def _is_excused(self, since: float) -> bool:
+        """Whether it could not run either, which counts once, or stalls do not matter now."""
+        if self._monotonic() - self._look_at >= PAUSE and self._excused != since:
+            self._excused = since
+            return True
+        return not self._tree.heartbeats or debugger.is_attached()
 
     def _is_well(self) -> None:
         if self._has_to_be_asked:
@@ -353,6 +444,39 @@ class _Selector(selectors.DefaultSelector):
         events = super().select(timeout)
         self._watched.works()
         return events
+
+
+WAIT_FOR = asyncio.wait_for.__code__ if sys.version_info < (3, 12) else None
+"""``wait_for`` of CPython 3.11 forgets a cancellation that arrives when what it waits for is done."""
+
+TRIES = 1000
+"""How often a task is cancelled that loses its cancellations there. Each costs it a turn of its loop."""
+
+
+def cancel(task: asyncio.Task[Any], tries: int = TRIES) -> None:
+    """Cancel *task*, and once more if that is lost in ``asyncio.wait_for``. On the loop of the task.
+
+    A cancellation is lost if what was waited for is done afterwards, but not cancelled: ``wait_for`` has returned it.
+    """
+    waited_for = _waited_for(task) if WAIT_FOR is not None else None
+    task.cancel()
+    if waited_for is not None and tries:
+        task.get_loop().call_soon(_cancel_again, task, waited_for, tries - 1)  # it has run until then
+
+
+def _cancel_again(task: asyncio.Task[Any], waited_for: asyncio.Future[Any], tries: int) -> None:
+    if waited_for.done() and not waited_for.cancelled() and not task.done():
+        cancel(task, tries)
+
+
+def _waited_for(task: asyncio.Task[Any]) -> asyncio.Future[Any] | None:
+    """Return what ``wait_for`` waits for, if that is what *task* is doing."""
+    waiting: Any = task.get_coro()
+    while inspect.iscoroutine(inner := getattr(waiting, "cr_await", None)):
+        waiting = inner
+    frame = getattr(waiting, "cr_frame", None)
+    found = frame.f_locals.get("fut") if frame is not None and frame.f_code is WAIT_FOR else None
+    return found if isinstance(found, asyncio.Future) else None
 
 
 def find_uvloop() -> ModuleType | None:

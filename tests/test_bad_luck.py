@@ -24,7 +24,7 @@ from otpy import (
     threads,
 )
 from otpy.messages import ChildStarted, Due, StopSupervisor
-from otpy.reports import ChildTerminated, Progress, StrayMessage, Unstopped
+from otpy.reports import ChildTerminated, Progress, ShutdownError, StrayMessage, Unstopped
 from otpy.reports import StartError as StartErrorReport
 from tests.helpers import HANG, Puppet, wait_until
 
@@ -130,7 +130,7 @@ class TestNoThreads:
         app.stop()
         scarce.left = None
 
-        assert calls == ["app (escalations)"]
+        assert calls == ["app (reserve)"]
 
     def test_for_a_subscriber(self, launch, scarce):
         """The caller hears of it."""
@@ -437,7 +437,7 @@ def test_old_crashes_need_no_garbage_collector(launch):
     try:
         launch(supervisor("app", children=[thread(child)], intensity=100), reports=None)
         assert up.wait(HANG)
-        assert alive() == [len(crashes) - 1]  # ctx.last_exit of the child that lives
+        wait_until(lambda: alive() == [len(crashes) - 1])  # ctx.last_exit of the child that lives
     finally:
         gc.enable()
 
@@ -617,13 +617,17 @@ def stuck(ctx, gate):
 
 
 class TestOddKinds:
-    def test_one_whose_kill_raises(self):
-        """The supervisor breaks, says so, and is gone; nobody waits for ever."""
-        app = otpy.start(supervisor("app", children=[ChildSpec(id="x", start=Odd, shutdown=0)]), log=False)
-        with pytest.raises(otpy.NotAlive):
-            app.terminate_child("x")
+    def test_one_whose_kill_raises(self, launch, recorder):
+        """That is its crash: the supervisor and the siblings live on."""
+        children = [thread(idle, id="a"), ChildSpec(id="x", start=Odd, shutdown=0)]
+        app = launch(supervisor("app", children=children))
+        app.terminate_child("x")
 
-        assert app.wait(HANG).kind is ExitKind.CRASHED
+        assert isinstance(recorder.wait_for(ShutdownError, "app/x").reason.exception, OSError)
+        assert [(one.id, one.incarnation, one.state.value) for one in app.which_children()] == [
+            ("a", 1, "running"),
+            ("x", 1, "undefined"),
+        ]
 
     def test_one_that_cannot_be_hashed(self, launch, recorder, monkeypatch):
         """It can be given up."""
@@ -634,13 +638,14 @@ class TestOddKinds:
         assert recorder.wait_for(Unstopped, "app/x").stack == ""
         assert app.alive
 
-    def test_one_that_breaks_in_the_middle_of_its_orders(self, monkeypatch):
+    def test_one_that_breaks_in_the_middle_of_its_orders(self, launch, monkeypatch):
         """The answers that were still to be given are given."""
         monkeypatch.setattr(Odd, "kill", lambda self, grace: False)
         monkeypatch.setattr(Odd, "abandon", None)
-        app = otpy.start(supervisor("app", children=[ChildSpec(id="x", start=Odd, shutdown=0)]), log=False)
-        with pytest.raises(otpy.NotAlive):
-            app.terminate_child("x")
+        app = launch(supervisor("app", children=[ChildSpec(id="x", start=Odd, shutdown=0)]))
+        app.terminate_child("x")
+
+        assert app.which_children()[0].state is ChildState.UNDEFINED
 
     def test_code_from_a_loader_that_raises(self, launch, recorder):
         """Its stack cannot be shown; that hurts nobody."""
@@ -710,7 +715,7 @@ def test_no_signal_handler_is_left_behind_by_a_start_that_fails(monkeypatch):
 
     before = signal.getsignal(signal.SIGINT)
     monkeypatch.setattr("socket.socketpair", no_descriptors)
-    with pytest.raises(OSError, match="too many"):
+    with pytest.raises(otpy.StartError, match="too many"):
         otpy.start(supervisor("app"), log=False)
 
     assert signal.getsignal(signal.SIGINT) is before

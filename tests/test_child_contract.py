@@ -31,7 +31,7 @@ from otpy.supervisors import SupervisorThread
 from otpy.telemetry import Telemetry
 from otpy.threads import Spawner
 from otpy.tree import Tree
-from tests.helpers import HANG, wait_until
+from tests.helpers import HANG, close, wait_until
 
 
 def obedient(ctx):
@@ -105,7 +105,7 @@ async def swallowing(ctx):
 
 SAYS_READY = """
 import os, signal, socket
-socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).sendto(b"READY=1", chr(0) + os.environ["NOTIFY_SOCKET"][1:])
+socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).sendto(b"READY=1", os.environ["NOTIFY_SOCKET"])
 signal.pause()
 """
 CRASHES = (sys.executable, "-c", "raise ValueError('first line')")
@@ -202,7 +202,9 @@ def stage():
 
     yield set_up
     for one in stages:
-        one.tree.close()
+        for shared in one.child.birth.shared.values():
+            shared.close()
+        close(one.tree)
 
 
 @pytest.mark.parametrize("spec", OBEDIENT.values(), ids=OBEDIENT)

@@ -1140,6 +1140,35 @@ def test_an_async_generator_that_does_not_end_is_left(launch, monkeypatch, capsy
     assert "loop_not_clean" in capsys.readouterr().out
 
 
+def test_a_second_order_to_end_does_not_interrupt_the_clean_up(launch, monkeypatch, capsys):
+    """A loop may be told twice that nobody comes back; its clean-up, which follows the first time, goes to its end."""
+    homes, steps, up = [], [], threading.Event()
+    begin = loops.LoopThread.begin
+    monkeypatch.setattr(loops.LoopThread, "begin", lambda home, spawn: (homes.append(home), begin(home, spawn))[1])
+
+    async def linger():
+        try:
+            up.set()
+            await asyncio.Event().wait()
+        finally:
+            homes[0]._shut()
+            for step in range(5):
+                await asyncio.sleep(0)
+                steps.append(step)
+
+    async def work(ctx):
+        task = asyncio.ensure_future(linger())
+        await ctx.wait_stop()
+        assert not task.done()
+
+    app = launch(supervisor("app", children=[coroutine(work)]))
+    assert up.wait(HANG)
+    app.stop()
+
+    assert steps == [0, 1, 2, 3, 4]
+    assert "loop_not_clean" not in capsys.readouterr().out
+
+
 def test_crashes_leave_no_cycles(launch, stages):
     """What has ended goes at once, without the garbage collector."""
     launch(supervisor("app", intensity=99, children=[coroutine(crashes, stages[0]), coroutine(wait)]))
@@ -1460,7 +1489,6 @@ def test_a_loop_whose_last_stray_leaves_when_the_next_child_comes_is_no_stray(
 def test_a_loop_whose_last_child_leaves_when_it_is_detached_is_no_stray(launch, stages, monkeypatch):
     """The supervisor has not read yet that the child has ended."""
     has_left, leave, detach = threading.Event(), loops.LoopThread.leave, coroutines.CoroutineChild.detach
-    monkeypatch.setattr(loops, "LINGER", HANG)
     monkeypatch.setattr(
         loops.LoopThread, "leave", lambda home, *args, **options: (leave(home, *args, **options), has_left.set())
     )
@@ -1477,7 +1505,6 @@ def test_a_loop_whose_last_child_leaves_when_it_is_detached_is_no_stray(launch, 
     core.done.wait(HANG, "app")
 
     assert entry.state is ThreadState.RUNNING
-    life.loop.call_soon_threadsafe(core._shared[loops.LoopThread, False]._shut)
     entry.thread.join(HANG)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 import otpy
 from otpy import ExitKind, StartError, supervisor, thread
-from otpy.children.thread import Gate, raise_in
+from otpy.children.interrupt import Gate, raise_in
 from otpy.reports import LimitReached, Progress, ShutdownError, Unstopped
 from tests.helpers import HANG, Puppet, wait_until
 
@@ -270,11 +270,15 @@ def test_a_start_that_hangs_goes_through_the_ladder(recorder, stuck):
     assert recorder.wait_for(Unstopped, "app/a").incarnation == 1
 
 
+def at_once(idents):
+    return {one for one in idents if otpy.children.interrupt.raise_in(one, otpy.Killed)}
+
+
 class TestGate:
     def test_an_interrupt_before_the_gate_is_open_is_raised_there(self):
         """The child never runs user code."""
         gate = Gate()
-        assert gate.interrupt() is True
+        assert Gate.interrupt([gate], at_once) == [gate]
 
         with pytest.raises(otpy.Killed):
             gate.open()
@@ -285,7 +289,7 @@ class TestGate:
         gate.open()
         gate.close()
 
-        assert gate.interrupt() is True
+        assert Gate.interrupt([gate], at_once) == [gate]
         assert gate._is_hit is False
 
     def test_an_interrupt_that_is_on_its_way_is_taken_back(self):
@@ -310,8 +314,8 @@ class TestGate:
             target = threading.Thread(target=body)
             target.start()
             opened.wait(HANG)
-            gate.interrupt()
-            gate.interrupt()
+            Gate.interrupt([gate], at_once)
+            Gate.interrupt([gate], at_once)
             target.join(HANG)
 
             assert ended in (["end"], ["hit", "end"])
@@ -325,12 +329,12 @@ class TestGate:
             sent.append(ident)
             return len(sent) < 3 or real(ident, exception)
 
-        monkeypatch.setattr(otpy.children.thread, "raise_in", lose_two)
+        monkeypatch.setattr(otpy.children.interrupt, "raise_in", lose_two)
         gate, ended = Gate(), []
 
         def body():
             gate.open()
-            gate.interrupt()
+            Gate.interrupt([gate], at_once)
             gate.close()
             ended.append("end")
 
@@ -357,7 +361,7 @@ class TestGate:
 
 def test_a_python_without_interrupts(launch, monkeypatch, go):
     """Then there is no second rung, and no grace to wait for."""
-    monkeypatch.setattr(Gate, "interrupt", lambda self: False)
+    monkeypatch.delattr("ctypes.pythonapi")
     app = launch(supervisor("app", children=[thread(lambda ctx: go.wait(), id="a", shutdown=0.0)]))
     report = app.stop()
 
@@ -367,7 +371,7 @@ def test_a_python_without_interrupts(launch, monkeypatch, go):
 def test_an_interrupt_that_is_sent_while_the_gate_closes(monkeypatch):
     """Whoever closes waits for whoever is just sending; it hits before the gate is closed, or never."""
     sending, closed, hits = threading.Event(), threading.Event(), []
-    real = otpy.children.thread.raise_in
+    real = otpy.children.interrupt.raise_in
 
     def slow(ident, exception):
         if not sending.is_set():
@@ -375,7 +379,7 @@ def test_an_interrupt_that_is_sent_while_the_gate_closes(monkeypatch):
             closed.wait(0.2)  # always in vain: the gate cannot close meanwhile
         return real(ident, exception)
 
-    monkeypatch.setattr(otpy.children.thread, "raise_in", slow)
+    monkeypatch.setattr(otpy.children.interrupt, "raise_in", slow)
     gate, opened = Gate(), threading.Event()
 
     def body():
@@ -395,7 +399,7 @@ def test_an_interrupt_that_is_sent_while_the_gate_closes(monkeypatch):
     target = threading.Thread(target=body)
     target.start()
     opened.wait(HANG)
-    gate.interrupt()
+    Gate.interrupt([gate], at_once)
     target.join(HANG)
 
     assert "after" not in hits

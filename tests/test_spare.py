@@ -6,7 +6,7 @@ import time
 import pytest
 
 from otpy import ChildState, registry, supervisor, thread, threads
-from otpy.children.thread import raise_in
+from otpy.children.interrupt import raise_in
 from otpy.supervisors import CALM
 from otpy.threads import Role, Spawner
 from tests.helpers import HANG, Puppet, wait_until
@@ -44,7 +44,7 @@ def test_there_is_none_before_the_first_restart(launch, puppet):
     app.which_children()
 
     roles = sorted(entry.role.value for entry in threads.entries(app._tree))
-    assert roles == ["child", "helper", "supervisor"]
+    assert roles == ["child", "handler", "supervisor"]
 
 
 def test_the_next_replacement_runs_in_it(app, puppet):

@@ -5,9 +5,11 @@ Laws:
    woken if it waits in ``ctx.sleep`` or ``ctx.wait_stop``. So this happens on the loop, between two of its steps.
 2. CancelledError after a stop is SHUTDOWN, after a kill KILLED. A cancellation that nobody asked for is a crash.
 3. A child ends together with the tasks that it has started: those left are cancelled, and have CLEAN_UP seconds, or
-   until the child is killed.
-4. The end is told once, by whoever takes ``_mouth`` first: the task's callback, also if the task was cancelled before
-   its first step; or the loop, if that breaks, is blocked, or is closed.
+   until the child is killed. It also ends together with what it has given to threads.
+   Its end waits for that, within its ``shutdown``; what goes on then is unstopped.
+4. The end is told once, by the first that finds ``_mouth``: the task's callback, also if the task was cancelled before
+   its first step; or the loop, if that breaks, is blocked, or is closed. If an exception hits the lines that tell it,
+   the loop has them called again (``look``).
 """
 
 from __future__ import annotations
@@ -16,7 +18,6 @@ import asyncio
 import contextlib
 import contextvars
 import functools
-import inspect
 import threading
 import traceback
 from collections.abc import Callable, Coroutine, Iterator
@@ -27,16 +28,19 @@ import attrs
 
 from otpy import telemetry, threads
 from otpy.abc import Birth, Deliver
-from otpy.children.thread import ASKED_AND_ENDED, check_call, forget, name_of, path_of, reason_of
+from otpy.arguments import check_call, is_async
+from otpy.children.interrupt import WRAPPERS
+from otpy.children.thread import ASKED_AND_ENDED, forget, name_of, path_of, reason_of
 from otpy.context import Context, current
-from otpy.exceptions import NotFound, SpecError, is_a
-from otpy.loops import BLOCKED, CLEAN_UP, LoopThread, find_uvloop
+from otpy.exceptions import NotFound, SpecError, is_a, set_traceback, traceback_object
+from otpy.loops import BLOCKED, CLEAN_UP, CLOSED, LoopThread, cancel, find_uvloop
 from otpy.mailbox import Once
 from otpy.messages import ChildExited, ChildStarted
-from otpy.reports import CRASHED, KILLED, ExitReason
-from otpy.specs import ChildSpec, Common, check_common
+from otpy.reports import CRASHED, KILLED, ExitReason, Unstopped, stamped
+from otpy.specs import Budget, ChildSpec, Common, check_common
 from otpy.threads import Role, ThreadState
 from otpy.values import Value
+from otpy.workers import Work
 
 T = TypeVar("T")
 
@@ -81,7 +85,7 @@ def coroutine(
 
 
 def _check(path: str, target: Any, args: tuple[Any, ...], loop: Any, uvloop: Any) -> None:
-    if not any(map(inspect.iscoroutinefunction, (target, getattr(target, "__call__", None)))):  # noqa: B004
+    if not is_async(target):
         raise SpecError(path, "target", target, "an async function")
     check_call(path, "target", target, ("ctx", *args), "an async function that takes (ctx, *args)")
     if loop not in LOOPS:
@@ -97,12 +101,14 @@ NOBODY_WAITS = Once()
 class AsyncContext(Context):
     """What a coroutine child sees of its tree: a ``Context`` whose waits are awaited."""
 
-    __slots__ = ("_naps", "tasks")
+    __slots__ = ("_naps", "tasks", "when_idle", "works")
 
     def __init__(self, birth: Birth, deliver: Deliver) -> None:
         super().__init__(birth, deliver, NOBODY_WAITS)
         self._naps: dict[asyncio.Future[None], asyncio.Task[Any] | None] = {}
         self.tasks: dict[asyncio.Task[Any], None] = {}
+        self.works: dict[Work, None] | None = None  # most children give nothing to threads
+        self.when_idle: Callable[[], object] | None = None
 
     async def sleep(self, seconds: float) -> None:  # type: ignore[override]
         """Sleep, or return early when asked to stop.
@@ -154,6 +160,24 @@ class AsyncContext(Context):
     def starts_in(self, task: asyncio.Task[Any] | None) -> bool:
         """Whether the child cannot become ready while *task*, which is running here, waits."""
         return not self._is_ready and self._thread == threading.get_ident() and task not in self.tasks
+
+    def note(self, work: Work) -> None:
+        """Note that this child has given *work* to a thread.
+
+        The race is between the loop's thread, which waits for all works, and a worker that
+        ends the last one. The loop sets ``when_idle``, then looks at the works again. The
+        worker takes its work out, then looks at ``when_idle``. One of them sees the other.
+        """
+        if self.works is None:
+            self.works = {}
+        self.works[work] = None
+        work.future.add_done_callback(lambda _: self._is_done(work))
+
+    def _is_done(self, work: Work) -> None:
+        if self.works is not None:
+            self.works.pop(work, None)
+        if not self.works and self.when_idle is not None:
+            self.when_idle()
 
     def _is_held_up(self) -> bool:
         return super()._is_held_up() or _is_for_a_start.get()
@@ -230,7 +254,8 @@ class CoroutineStart(Value):
         birth = child.birth
         above = birth.path.rpartition("/")[0]
         name, path = (birth.path, birth.path) if self.own else (f"{above} (loop)", above)
-        home = LoopThread(name, path, birth, uvloop=find_uvloop() if self.uvloop else None)
+        uvloop = find_uvloop() if self.uvloop else None
+        home = LoopThread(name, path, birth, is_shared=not self.own, uvloop=uvloop, note=_note_work)
         home.loop.set_task_factory(_new_task)  # type: ignore[arg-type]
         home.take(child)  # before it begins: should it break at once, it ends all that are in it
         if self.own:
@@ -254,6 +279,14 @@ def _new_task(loop: asyncio.AbstractEventLoop, coro: Coroutine[Any, Any, Any], *
             ctx.tasks[task] = None
             task.add_done_callback(ctx.tasks.pop)
     return task
+
+
+def _note_work(work: Work) -> None:
+    """Note whose *work* it is, as for a task."""
+    with contextlib.suppress(NotFound):
+        ctx = current()
+        if isinstance(ctx, AsyncContext):
+            ctx.note(work)
 
 
 @attrs.define(eq=False, repr=False)
@@ -286,6 +319,7 @@ class CoroutineChild:
         try:
             self._home = self.how.home_of(self)
         except (RuntimeError, MemoryError, OSError) as error:  # no more threads, or no descriptors for a loop
+            threads.reserve.spend(error)
             self.end(ExitReason(CRASHED, error))
             return
         self._home.order(self._begin)
@@ -310,6 +344,9 @@ class CoroutineChild:
         self._ctx.ask()
         self._ctx.fence()
         self._home.let_go(self, ThreadState.UNSTOPPED)
+        for work in list(self._ctx.works or ()):
+            work.leave()
+        self._home.order(self._be_left)
 
     def detach(self) -> None:
         if self._home is not None:
@@ -326,7 +363,9 @@ class CoroutineChild:
         home, task = self._home, self._task
         if home is None or not self.alive:
             return ""
-        return home.stack() if task is None or home.is_busy or _is_running(task) else stack_of(task)
+        if (task is None or task.done()) and (works := list(self._ctx.works or ())):
+            return "".join(work.stack() for work in works)
+        return home.stack() if task is None or task.done() or home.is_busy or _is_running(task) else stack_of(task)
 
     @property
     def alive(self) -> bool:
@@ -343,12 +382,12 @@ class CoroutineChild:
     # On any thread
 
     def end(self, reason: ExitReason) -> None:
-        try:
-            deliver = self._mouth
-            del self._mouth  # whoever comes second cannot
-        except AttributeError:
-            return  # somebody else was faster
-        deliver(ChildExited(self.birth.ref, reason))
+        deliver: Deliver | None = getattr(self, "_mouth", None)
+        if deliver is None:
+            return  # it has been told
+        deliver(ChildExited(self.birth.ref, reason))  # first: an exception after that loses nothing
+        with contextlib.suppress(AttributeError):  # told twice at once: the second is about a number of the past
+            del self._mouth
 
     def owns(self, task: asyncio.Task[Any] | None) -> bool:
         return task is not None and (task is self._task or task in self._ctx.tasks)
@@ -357,6 +396,8 @@ class CoroutineChild:
 
     def _begin(self) -> None:
         assert self._home is not None, "it has ordered this"
+        if self._task is not None:
+            return  # this order was obeyed, and the loop was hit before it had noted that
         if self.alive:  # or it was given up before, with a loop that did not get so far
             self._task = asyncio.Task(self._live(), loop=self._home.loop, name=self.birth.path)
             self._task.add_done_callback(self._task_is_done, context=self._home.context)
@@ -376,7 +417,7 @@ class CoroutineChild:
     def _hear(self) -> None:
         self._ctx.ask()
         if self._task is not None and not self._ctx.wake(self._task):
-            self._task.cancel()
+            cancel(self._task)
 
     def _be_killed(self) -> None:
         """Cancel it, at once or once more; not in the turn in which it has heard of the stop: two would be one."""
@@ -387,19 +428,17 @@ class CoroutineChild:
             self._home.loop.call_soon(self._cancel)
 
     def _cancel(self) -> None:
-        task = self._task or self._sweeper
+        task = self._sweeper or self._task
         if task is not None and not self._is_killed:
             self._is_killed = True
-            task.cancel()
+            cancel(task)
 
     def _task_is_done(self, task: asyncio.Task[BaseException | None]) -> None:
-        error = asyncio.CancelledError() if task.cancelled() else task.result()
-        self._task = None  # the two hold each other, and the error
         if self._ctx.tasks and self._home is not None:
             self._sweeper = self._home.loop.create_task(self._sweep())
-            self._sweeper.add_done_callback(functools.partial(self._has_swept, error), context=self._home.context)
+            self._sweeper.add_done_callback(self._has_swept, context=self._home.context)
         else:
-            self._finish(error)
+            self._await_works(task)
 
     async def _sweep(self) -> None:
         """End the tasks that are left, and those that they start meanwhile."""
@@ -407,27 +446,89 @@ class CoroutineChild:
             async with asyncio.timeout(CLEAN_UP):
                 while left := list(self._ctx.tasks):
                     for task in left:
-                        task.cancel()
+                        cancel(task)
                     await asyncio.wait(left)
 
-    def _has_swept(self, error: BaseException | None, sweeper: asyncio.Task[None]) -> None:
+    def _has_swept(self, sweeper: asyncio.Task[None]) -> None:
         """Go on, also if a kill has cancelled the sweeper, perhaps before its first step."""
-        self._sweeper = None
         left = list(self._ctx.tasks)
         if sweeper.cancelled():
             for task in left:
-                task.cancel()
+                cancel(task)
         elif left:
             names = [task.get_name() for task in left]
             telemetry.logger().error("tasks_left", path=self.birth.path, tasks=names)
-        self._finish(error)
+        if self._task is not None:
+            self._await_works(self._task)
 
-    def _finish(self, error: BaseException | None) -> None:
+    def _await_works(self, task: asyncio.Task[BaseException | None]) -> None:
+        """End when what was given to threads has ended.
+
+        If the child was asked to stop, the ladder decides how long that may take.
+        """
+        home = self._home
+        if self._ctx.when_idle is not None:
+            return  # it is waited for
+        if not self._ctx.works or home is None:
+            self._finish(task)
+            return
+
+        def on_a_worker() -> None:
+            try:
+                home.loop.call_soon_threadsafe(self._works_are_over, task, context=home.context)
+            except RuntimeError:  # it is closed: this child was given up long ago
+                self.end(CLOSED)
+
+        self._ctx.when_idle = on_a_worker
+        if not self._ctx.works:
+            self._works_are_over(task)
+        elif not self._is_asked and (limit := _seconds(self.birth.spec.shutdown)) is not None:
+            home.loop.call_later(limit, self._leave_works, task, context=home.context)
+
+    def _works_are_over(self, task: asyncio.Task[BaseException | None]) -> None:
+        if self._ctx.when_idle is not None:
+            self._ctx.when_idle = None
+            self._finish(task)
+
+    def _leave_works(self, task: asyncio.Task[BaseException | None]) -> None:
+        """The child has ended by itself, and its time is over."""
+        birth, home = self.birth, self._home
+        if self._ctx.when_idle is None or self._is_asked or home is None:
+            return
+        for work in list(self._ctx.works or ()):
+            work.leave()
+            name = f"{home.path} (to_thread)"
+            report = Unstopped(path=birth.path, incarnation=birth.incarnation, thread=name, stack=work.stack())
+            birth.tree.telemetry.tell(stamped(report, birth.tree.clock.wall()))
+            birth.remind(0.0, functools.partial(birth.tree.left_behind, work, report))
+        self._works_are_over(task)
+
+    def _be_left(self) -> None:
+        """Leave the loop, if only a thread that does not come back is waited for."""
+        if self._ctx.when_idle is not None and self._home is not None:
+            self._ctx.when_idle = functools.partial(self.end, CLOSED)
+            self._home.leave(self, for_good=True)
+            if not self._ctx.works:
+                self.end(CLOSED)
+
+    def _finish(self, task: asyncio.Task[BaseException | None]) -> None:
+        error = _raised_in(task)
+        threads.reserve.spend(error)
         past, self.birth.last_exit = self.birth.last_exit, None
         self.end(self._reason(error))
-        forget(past)
+        forget(past, self.birth)
         if self._home is not None:
             self._home.leave(self, for_good=self._is_asked)
+        self._task = self._sweeper = None  # it and the task hold each other, and the error
+
+    def look(self) -> None:
+        task, sweeper = self._task, self._sweeper
+        if task is None or not task.done():
+            return
+        if sweeper is None:
+            self._task_is_done(task)
+        elif sweeper.done():
+            self._has_swept(sweeper)
 
     def _reason(self, error: BaseException | None) -> ExitReason:
         if self._is_asked:
@@ -437,14 +538,29 @@ class CoroutineChild:
         return reason_of(error, self._ctx)
 
 
-TRACEBACK: Any = vars(BaseException)["__traceback__"]
-"""To get and set it without any code of the exception's class."""
+def _seconds(shutdown: float | Budget) -> float | None:
+    """Return how long threads may work on after the child's own end; None: no limit."""
+    if isinstance(shutdown, Budget):
+        return 0.0 if shutdown is Budget.BRUTAL_KILL else None
+    return shutdown
+
+
+WRAPPERS.add(CoroutineChild._live.__code__)
 
 
 def _leave_out_this_frame(error: BaseException) -> None:
     """Take the outermost frame out of the traceback: it is ours, and would keep the child as long as the crash."""
-    traceback = TRACEBACK.__get__(error)
-    TRACEBACK.__set__(error, traceback.tb_next or traceback)
+    found = traceback_object(error)
+    if found is not None:
+        set_traceback(error, found.tb_next or found)
+
+
+def _raised_in(task: asyncio.Task[BaseException | None]) -> BaseException | None:
+    """Return what ended *task*: what ``_live`` returned, or what has hit it outside of its ``try``."""
+    if task.cancelled():
+        return asyncio.CancelledError()
+    raised = task.exception()
+    return task.result() if raised is None else raised
 
 
 def _is_running(task: asyncio.Task[Any]) -> bool:

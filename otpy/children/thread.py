@@ -1,25 +1,38 @@
 """Children that are threads.
 
-A thread cannot be killed, only interrupted: CPython can be told to raise an exception inside it, which happens the next
-time that it runs Python code. That must not happen outside the user's code, where it would swallow the exit report, nor
-after the thread has ended, when its number may belong to another thread. ``Gate`` sees to both.
+A thread cannot be killed, only interrupted; interrupt.py says when and how.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes  # here and not where it is used: an interrupt in the middle of its import would lock all imports
 import inspect
-import threading
+import opcode
+import sys
 from collections.abc import Callable
+from types import FrameType
 from typing import Any, Protocol, Unpack
 
 import attrs
 
 from otpy import threads
 from otpy.abc import Birth, Deliver
+from otpy.arguments import USE_COROUTINE, check_call, check_function, check_method, check_result
+from otpy.children.interrupt import WRAPPERS, Gate, Interrupts, can_interrupt
 from otpy.context import Context
-from otpy.exceptions import Fenced, Ignore, Killed, Shutdown, SpecError, forget_locals, is_a
+from otpy.exceptions import (
+    Fatal,
+    Fenced,
+    Ignore,
+    Killed,
+    Sealed,
+    Shutdown,
+    SpecError,
+    forget_locals,
+    is_sealed,
+    meaning_of,
+    means_success,
+)
 from otpy.messages import ChildExited, ChildStarted
 from otpy.reports import CRASHED, KILLED, NORMAL, SHUTDOWN, ExitKind, ExitReason
 from otpy.specs import ChildSpec, Common, check_common
@@ -77,10 +90,10 @@ def _is_service(target: object) -> bool:
 
 
 def _check(path: str, target: Any, args: tuple[Any, ...]) -> None:
-    check_function(path, "target", target, "a callable or a subclass of Service")
     if _is_service(target):
         _check_service(path, target, args)
     else:
+        check_function(path, "target", target, "a callable or a subclass of Service")
         check_call(path, "target", target, ("ctx", *args), "a callable that takes (ctx, *args)")
 
 
@@ -88,7 +101,9 @@ def _check_service(path: str, target: type[Service], args: tuple[Any, ...]) -> N
     if target.run is Service.run:
         raise SpecError(path, "target", target, "a Service with a run method")
     check_call(path, "target", target, (), "a Service that can be made without arguments; init gets them")
-    check_call(path, "target", target.init, ("self", *args), "a Service whose init takes (*args)")
+    check_method(path, "target", target, "init", args, expected="a Service whose init takes (*args)")
+    for name, given in (("run", ()), ("stop", ()), ("terminate", ("reason",))):
+        check_method(path, "target", target, name, given, expected="a Service with run(), stop(), terminate(reason)")
 
 
 # What other builders do in the same way
@@ -105,24 +120,6 @@ def path_of(id: str, builder: str) -> str:
     return id if isinstance(id, str) and id else f"<{builder}>"
 
 
-def check_function(path: str, field: str, value: Any, expected: str) -> None:
-    """Refuse a *value* that cannot be called, or that would only return something to be run."""
-    if not callable(value):
-        raise SpecError(path, field, value, expected)
-    if inspect.iscoroutinefunction(value) or inspect.isgeneratorfunction(value) or inspect.isasyncgenfunction(value):
-        raise SpecError(path, field, value, "a plain function: calling this one would run nothing")
-
-
-def check_call(path: str, field: str, value: Callable[..., object], args: tuple[Any, ...], expected: str) -> None:
-    """Refuse a *value* that does not take *args*."""
-    try:
-        inspect.signature(value).bind(*args)
-    except TypeError as error:
-        raise SpecError(path, field, value, f"{expected} ({error})") from None
-    except ValueError:
-        pass  # a builtin that does not tell its signature
-
-
 @attrs.frozen(repr=False, eq=False)
 class ThreadStart(Value):
     """Makes a thread child; the ``start`` of its spec."""
@@ -134,88 +131,28 @@ class ThreadStart(Value):
         return ThreadChild(birth, self.serve if _is_service(self.target) else self.run)
 
     def run(self, ctx: Context) -> None:
-        self.target(ctx, *self.args)
+        check_result(self.target, self.target(ctx, *self.args), USE_COROUTINE)
 
     def serve(self, ctx: Context) -> None:
         _run_service(self.target, self.args, ctx)  # type: ignore[arg-type]
 
 
+NO_ASYNC_METHODS = "the methods of a Service are called, not awaited"
+
+
 def _run_service(kind: type[Service], args: tuple[Any, ...], ctx: Context) -> None:
-    service = kind()
+    service: Any = kind()
     service.ctx = ctx
-    service.init(*args)
+    check_result(service.init, service.init(*args), NO_ASYNC_METHODS)
     if kind.stop is not Service.stop:
         ctx.on_stop(service.stop)
     ctx.ready()
     try:
-        service.run()
+        check_result(service.run, service.run(), NO_ASYNC_METHODS)
     except BaseException as error:
         service.terminate(reason_of(error, ctx))
         raise
     service.terminate(reason_of(None, ctx))
-
-
-class Gate:
-    """Lets at most one ``Killed`` into a thread, and only between ``open`` and ``close``.
-
-    ``close`` may itself be hit by the one that is on its way; so may everything between the user's last line and it.
-    Whoever calls it must expect that. Nothing can hit after it. If a lock is left locked by such a hit, nobody minds:
-    the only other one to take it is ``interrupt``, which has been there.
-    """
-
-    __slots__ = ("_ident", "_is_hit", "_is_shut", "_lock")
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._ident = 0
-        self._is_shut = self._is_hit = False
-
-    def open(self) -> None:
-        """Let an interrupt in from now on; raise it here if it came too early."""
-        with self._lock:
-            self._ident = threading.get_ident()
-            if self._is_shut:
-                raise Killed
-
-    def interrupt(self) -> bool:
-        """Raise ``Killed`` in the thread, once; False: this Python cannot."""
-        if self._is_shut:
-            return True
-        with self._lock:
-            if not self._is_shut:
-                self._is_shut = True
-                self._is_hit = bool(self._ident)
-                return not self._is_hit or raise_in(self._ident, Killed)
-        return True
-
-    def close(self) -> None:
-        """Keep interrupts out, and meet the one that has been sent, if it has not arrived yet."""
-        with self._lock:  # also when it is shut already: the one who shut it may be just about to send
-            self._is_shut = True
-        if self._is_hit:
-            self._meet()
-
-    def _meet(self) -> None:
-        """Leave no interrupt on its way.
-
-        Whether the one that was sent has arrived is not known: the child may have swallowed it. So send another one,
-        which takes its place, until one arrives: it may hit a finalizer that the garbage collector runs here just now,
-        and then nobody hears of it. To take it back instead would leave the interpreter's flag for it set, and slow
-        down every thread (CPython 3.11 and 3.12; under a tracer 3.11 then hangs).
-        """
-        try:
-            while raise_in(threading.get_ident(), Killed):
-                pass
-        except Killed:
-            pass
-
-
-def raise_in(ident: int, exception: type[BaseException]) -> bool:
-    """Have *exception* raised in the thread *ident* when it next runs Python code; False: it cannot be done."""
-    if not hasattr(ctypes, "pythonapi"):  # not CPython
-        return False
-    hits: int = ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(ident), ctypes.py_object(exception))
-    return hits > 0
 
 
 @attrs.define(eq=False, repr=False)
@@ -226,15 +163,17 @@ class ThreadChild:
     life: Callable[[Context], None]
     _gate: Gate = attrs.field(factory=Gate, init=False)
     _ctx: Context = attrs.field(init=False)
-    _thread: threading.Thread | None = attrs.field(default=None, init=False)
+    _thread: threads.Thread | None = attrs.field(default=None, init=False)
     _deliver: Deliver = attrs.field(init=False)
 
     def start(self, deliver: Deliver) -> None:
         birth, spec = self.birth, self.birth.spec
         self._deliver, self._ctx = deliver, Context(birth, deliver)
+        purpose = spec.purpose or f"runs {spec.id}"
         try:
-            self._thread = birth.spawn(self._main, name=birth.path, purpose=spec.purpose or f"runs {spec.id}")
+            self._thread = birth.spawn(self._main, name=birth.path, purpose=purpose, if_lost=self._is_lost)
         except (RuntimeError, MemoryError) as error:  # can't start new thread
+            threads.reserve.spend(error)
             deliver(ChildExited(birth.ref, ExitReason(CRASHED, error)))
         else:
             if not spec.ready:
@@ -245,7 +184,13 @@ class ThreadChild:
 
     def kill(self, grace: float) -> bool:
         self._ctx.ask()
-        return self._gate.interrupt()
+        is_possible = can_interrupt()
+        if is_possible:
+            shared, birth = self.birth.shared, self.birth
+            if Interrupts not in shared:
+                shared[Interrupts] = Interrupts(birth.remind, birth.soon)
+            shared[Interrupts].add(self._gate)
+        return is_possible
 
     def abandon(self) -> None:
         self._ctx.ask()
@@ -274,15 +219,21 @@ class ThreadChild:
         return self._thread is not None and self._thread.is_alive()
 
     def _main(self) -> None:
+        """Live, and say why it ended.
+
+        An exception may come at any of these lines: another thread raises it here, or memory is gone. What comes before
+        the end is told is caught here, and the end is told then, or once more: the second time it is about a number
+        that is no longer current. What comes even later ends the thread, and then its witness tells.
+        """
+        error: BaseException | None = None
         try:
             error = self._live()
             self._gate.close()
-        except Killed as late:  # it came between the user's last line and the closing of the gate
-            error = late
-        past, self.birth.last_exit = self.birth.last_exit, None
-        self._deliver(ChildExited(self.birth.ref, reason_of(error, self._ctx)))
-        forget(past)
-        del error, past  # their tracebacks hold this frame: they would be cycles, and wait for the garbage collector
+            self._end(error)
+        except BaseException as late:
+            self._end(late if error is None else error)
+        finally:
+            del error  # its traceback holds this frame: that would be a cycle, and wait for the garbage collector
 
     def _live(self) -> BaseException | None:
         try:
@@ -293,30 +244,98 @@ class ThreadChild:
             return error
         return None
 
+    def _end(self, error: BaseException | None) -> None:
+        threads.reserve.spend(error)
+        past, self.birth.last_exit = self.birth.last_exit, None
+        self._deliver(ChildExited(self.birth.ref, reason_of(error, self._ctx)))
+        forget(past, self.birth)
 
-def forget(past: ExitReason | None) -> None:
+    def _is_lost(self) -> None:
+        """Tell of the end of a thread that has not told of it; on the supervisor's thread."""
+        self.birth.last_exit = None
+        self._deliver(ChildExited(self.birth.ref, LOST))
+
+
+LOST = ExitReason(CRASHED, detail="its thread ended without a word")
+
+WRAPPERS.add(ThreadChild._live.__code__)
+
+SUSPENDS = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR | inspect.CO_ITERABLE_COROUTINE
+
+
+def forget(past: ExitReason | None, birth: Birth) -> None:
     """Let go of the crash before this one, now that this one has been told.
 
     The frames of a crash hold the child, its context, and whatever it has made of ``ctx.last_exit``. So each crash
     would keep the one before alive, with all its locals, for ever. And these shall go here, not on the supervisor's
     thread; after the exit has been told: what they do when they go may take long.
     """
-    if past is not None:
+    if past is not None and not is_sealed(past.raised):  # that one has no frames here
         with WHATEVER_HAPPENS:
-            forget_locals(past.exception)
+            forget_locals(past.raised, EarlierLives(birth).ran)  # type: ignore[arg-type]
 
 
-WORDS: tuple[tuple[type[BaseException], ExitKind], ...] = (
-    # what a child raised, and nobody had asked it to stop: how it ended; whatever is not here is CRASHED
-    (Killed, KILLED),
-    (Fenced, KILLED),
-    (Shutdown, SHUTDOWN),
-    (Ignore, NORMAL),
-)
+class EarlierLives:
+    """Knows the frames in which earlier incarnations of a child ran: those that were called by our wrapper.
+
+    Nothing else may be emptied. A part of the program that has raised the same exception has put its own frames into
+    the traceback, and a coroutine whose frame is cleared while it waits ends.
+    """
+
+    def __init__(self, birth: Birth) -> None:
+        self._birth = birth
+        self._known: dict[FrameType, bool] = {}
+
+    def ran(self, frame: FrameType) -> bool:
+        """Whether *frame* belongs to an earlier incarnation, and runs no more."""
+        way: list[FrameType] = []
+        above: FrameType | None = frame
+        while above is not None and above not in self._known and above.f_code not in WRAPPERS:
+            way.append(above)
+            above = above.f_back
+        if above is None:
+            verdict = bool(way) and _has_run_out(way[-1])
+        elif above in self._known:
+            verdict = self._known[above]
+        else:
+            verdict = self._known[above] = self._is_earlier(above.f_locals.get("self"))
+        self._known.update(dict.fromkeys(way, verdict))
+        return verdict
+
+    def _is_earlier(self, child: Any) -> bool:
+        birth = child.birth if child is not None else self._birth  # None: that frame has been emptied
+        return birth.handover is self._birth.handover and birth.incarnation < self._birth.incarnation
+
+
+def _has_run_out(frame: FrameType) -> bool:
+    """Whether *frame* is that of a coroutine that has ended.
+
+    CPython 3.11, 3.14 and later forget what has called a coroutine when it ends. One that waits is at the instruction
+    that yields, and has its frame (``f_generator``).
+    """
+    if (3, 12) <= sys.version_info < (3, 14) or not frame.f_code.co_flags & SUSPENDS:
+        return False
+    if sys.version_info >= (3, 14):
+        return frame.f_generator is None
+    return frame.f_code.co_code[frame.f_lasti] not in YIELDS
+
+
+YIELDS = {opcode.opmap[name] for name in ("YIELD_VALUE", "RETURN_GENERATOR") if name in opcode.opmap}
+
+WORDS: dict[type[BaseException] | None, ExitKind] = {
+    # what a child's exception means (exceptions.meaning_of): how the child ended, if it
+    # had not been asked to stop
+    Killed: KILLED,
+    Fenced: KILLED,
+    Fatal: CRASHED,
+    Shutdown: SHUTDOWN,
+    Ignore: NORMAL,
+    None: CRASHED,
+}
 
 ASKED_AND_ENDED = ExitReason(SHUTDOWN)
 
-WHATEVER_HAPPENS = contextlib.suppress(Exception)
+WHATEVER_HAPPENS = contextlib.suppress(BaseException)
 
 
 class Ended(Protocol):
@@ -331,19 +350,13 @@ class Ended(Protocol):
         """Whether its start was complete."""
 
 
-def reason_of(error: BaseException | None, ctx: Ended) -> ExitReason:
+def reason_of(error: BaseException | Sealed | None, ctx: Ended) -> ExitReason:
     """Return the exit reason of a child that returned, or raised *error*. Runs no code of the exception's."""
-    if is_a(error, SystemExit) and _means_success(vars(SystemExit)["code"].__get__(error)):
+    if means_success(error):
         error = None
-    if not ctx.running and not is_a(error, Killed, Fenced):
+    meaning = meaning_of(error)
+    if not ctx.running and meaning not in (Killed, Fenced):
         return ExitReason(SHUTDOWN, error) if error is not None else ASKED_AND_ENDED
     if error is None:
         return ExitReason(NORMAL, detail=None if ctx.is_ready else "it returned before it was ready")
-    for kind, means in WORDS:
-        if issubclass(type(error), kind):
-            return ExitReason(means, error)
-    return ExitReason(CRASHED, error)
-
-
-def _means_success(code: object) -> bool:
-    return code is None or (type(code) is int and code == 0)
+    return ExitReason(WORDS[meaning], error)
