@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 import functools
 from collections.abc import AsyncIterator, Callable
-from typing import Any, Generic, TypeVar, Unpack
+from typing import Any, TypeVar, Unpack
 
 import attrs
 
@@ -36,8 +36,10 @@ T = TypeVar("T")
 async def start(tree: SupervisorSpec, **options: Unpack[Options]) -> AsyncIterator[AsyncSupervisor]:
     """Run a tree as long as a block runs.
 
-    Write ``async with otpy.aio.start(tree) as app:``. The block begins when all of the tree is up, and when it is left,
-    the tree is stopped. If this is cancelled while the tree starts, the tree is stopped as soon as it is up.
+    Write ``async with otpy.aio.start(tree) as app:``. The block begins when all of the
+    tree is up, and when it is left, the tree is stopped. If this is cancelled while the
+    tree starts, a stop overtakes the start. If it is cancelled while the tree stops,
+    the stop goes on.
 
     Args:
         tree, **options: As for ``otpy.start``.
@@ -45,12 +47,20 @@ async def start(tree: SupervisorSpec, **options: Unpack[Options]) -> AsyncIterat
     Raises:
         SpecError, StartError: As ``otpy.start`` does.
     """
-    begin = functools.partial(running.start, tree, **options)
-    app = AsyncSupervisor(await _call("start", begin, unwanted=Supervisor.stop))
+    launch = running.Launch(tree, options)
+    begin = functools.partial(running.attempt, launch, running.Launch.start)
+    app, is_up = AsyncSupervisor(launch.handle), False
     try:
-        yield app
-    finally:
-        await app.stop()
+        try:  # first: CPython does not guard the line of a ``try`` inside another one
+            await _call("start", begin, give_up=launch.call_off)
+            is_up = True
+            yield app
+        finally:
+            if is_up:
+                await app.stop()
+    except BaseException:  # at any line, perhaps before the stop was ordered
+        launch.call_off()
+        raise
 
 
 @attrs.frozen(eq=False)
@@ -146,61 +156,37 @@ _CALLS = object()
 """The owner of the helper threads. It is no tree: they may wait for the end of one."""
 
 
-async def _call(what: str, function: Callable[[], T], unwanted: Callable[[T], object] | None = None) -> T:
-    """Call *function* on a thread of its own; *unwanted* gets the result if nobody awaits it any more."""
-    loop = asyncio.get_running_loop()
-    call: _Call[T] = _Call(loop, loop.create_future(), function, unwanted)
-    _spawn(what, call.run)
-    try:
-        return await call.future
-    except (asyncio.CancelledError, GeneratorExit):
-        call.give_up()
-        raise
+def _nothing() -> None:
+    pass
 
 
-def _spawn(what: str, target: Callable[[], object]) -> None:
-    threads.spawn(target, name=f"otpy.aio ({what})", role=Role.HELPER, purpose="waits for async code", owner=_CALLS)
+async def _call(what: str, function: Callable[[], T], give_up: Callable[[], object] = _nothing) -> T:
+    """Call *function* on a thread of its own, and await the answer.
 
-
-@attrs.define(eq=False)
-class _Call(Generic[T]):
-    """A call that is pending.
-
-    It may be given up at any moment, also after its result has been put into the future, and the loop may end before
-    it looks there. So the two who care meet here: each looks again after its own step, and who takes the result clears
-    it away.
+    Args:
+        give_up: Called if the loop is closed before.
     """
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+    call = functools.partial(_answer, loop, future, function, give_up)
+    threads.spawn(call, name=f"otpy.aio ({what})", role=Role.HELPER, purpose="waits for async code", owner=_CALLS)
+    return await future
 
-    loop: asyncio.AbstractEventLoop
-    future: asyncio.Future[T]
-    function: Callable[[], T]
-    unwanted: Callable[[T], object] | None
-    _results: list[T] = attrs.field(factory=list)
-    _is_given_up: bool = False
 
-    def run(self) -> None:
-        """Make it; on its own thread."""
-        result, error = _outcome(self.function)
-        if error is None:
-            self._results.append(result)
-        try:
-            self.loop.call_soon_threadsafe(_settle, self.future, result, error)
-        except RuntimeError:  # the loop is closed: nobody awaits anything there
-            self._is_given_up = True
-        if self._is_given_up:
-            self._clear_away()
-
-    def give_up(self) -> None:
-        """Note that nobody awaits it any more; on the loop."""
-        self._is_given_up = True
-        if self._results and self.unwanted is not None:
-            _spawn("clears away", self._clear_away)
-
-    def _clear_away(self) -> None:
-        with contextlib.suppress(IndexError):  # there is no result, or another one is at it
-            result = self._results.pop()
-            if self.unwanted is not None:
-                self.unwanted(result)
+def _answer(
+    loop: asyncio.AbstractEventLoop,
+    future: asyncio.Future[T],
+    function: Callable[[], T],
+    give_up: Callable[[], object],
+) -> None:
+    """Make the call; on its own thread."""
+    result, error = _outcome(function)
+    try:
+        # twice: a signal handler may raise in the first one, and the loop only logs that
+        loop.call_soon_threadsafe(_settle, future, result, error)
+        loop.call_soon_threadsafe(_settle, future, result, error)
+    except RuntimeError:  # the loop is closed
+        give_up()
 
 
 def _outcome(function: Callable[[], T]) -> tuple[Any, BaseException | None]:
@@ -212,7 +198,7 @@ def _outcome(function: Callable[[], T]) -> tuple[Any, BaseException | None]:
 
 
 def _settle(future: asyncio.Future[T], result: Any, error: BaseException | None) -> None:
-    if future.done():  # cancelled
+    if future.done():  # cancelled, or settled before
         return
     if error is not None:
         future.set_exception(error)

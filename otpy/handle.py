@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import threading
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -9,14 +12,15 @@ import attrs
 
 from otpy import messages
 from otpy.abc import Puttable, ReportHandler
+from otpy.arguments import check_sink
 from otpy.context import current
+from otpy.ending import await_end
 from otpy.exceptions import CallTimeout, NotAlive, NotFound, SpecError, WouldDeadlock, show
 from otpy.mailbox import Reply
 from otpy.messages import StopSupervisor
 from otpy.reports import ChildInfo, Counts, ExitReason, Snapshot, StopReport
-from otpy.specs import ChildSpec, ChildType, is_number
-from otpy.telemetry import is_sink
-from otpy.tree import Tree
+from otpy.specs import ChildSpec, ChildType, is_number, plain
+from otpy.tree import SUPERVISING, Tree
 
 if TYPE_CHECKING:
     from otpy.supervisors import SupervisorThread
@@ -32,7 +36,8 @@ class Supervisor:
 
         NotAlive: The supervisor has ended, is ending, or is just being restarted.
         CallTimeout: There was no answer in time. The call may still be served.
-        WouldDeadlock: The calling thread is a child for whose own end or start the call would have to wait.
+        WouldDeadlock: The calling thread is a child for whose own end or start the call would have to wait, or it is a
+            supervisor's own thread, where the garbage collector has run a finalizer that calls.
     """
 
     def __init__(self, tree: Tree, path: str) -> None:
@@ -125,6 +130,8 @@ class Supervisor:
         Raises:
             NotFound: There is none now.
         """
+        if not isinstance(path, str):
+            raise NotFound(show(path), f"there is no such supervisor in {self._path}")
         if path not in self._tree.directory or not f"{path}/".startswith(f"{self._path}/"):
             raise NotFound(path, f"there is no such supervisor in {self._path}")
         return Supervisor(self._tree, path)
@@ -148,8 +155,7 @@ class Supervisor:
         It is called on a thread of its own, in order, until ``unsubscribe`` or the end of the tree.
         """
         self._core()
-        if not is_sink(handler):
-            raise SpecError(self._path, "handler", handler, "a callable, or an object with put")
+        check_sink(self._path, "handler", handler)
         self._tree.telemetry.subscribe(self._path, handler)
 
     def unsubscribe(self, handler: ReportHandler | Puttable) -> None:
@@ -158,18 +164,26 @@ class Supervisor:
         Raises:
             NotFound: It is not subscribed here.
         """
+        self._core()
+        check_sink(self._path, "handler", handler)
         self._tree.telemetry.unsubscribe(self._path, handler)
 
     def wait(self, timeout: float | None = None) -> ExitReason | None:
-        """Wait until this supervisor has ended; return why, or None after *timeout* seconds."""
-        core = self._core()
+        """Wait until this supervisor has ended; return why, or None after *timeout* seconds.
+
+        At the root it also waits until the handlers have done what is queued, within
+        *timeout* and at most ``flush`` seconds.
+        """
+        core = self._core_to_wait_for()
+        timeout = self._seconds(timeout)
         if timeout is None and self._inside() is not None:
             raise WouldDeadlock(self._path, "a child cannot wait for the end of its own supervisor")
+        until = math.inf if timeout is None else time.monotonic() + timeout
         try:
             report: StopReport = core.done.wait(timeout, self._path)
         except CallTimeout:
             return None
-        return report.reason
+        return self._settled(report, until).reason
 
     def stop(self, timeout: float | None = None) -> StopReport:
         """Stop the supervisor and all below it in order; return as soon as all is done.
@@ -177,22 +191,45 @@ class Supervisor:
         A nested supervisor that is stopped has ended with SHUTDOWN, and what becomes of it is its parent's decision;
         ``terminate_child`` of the parent keeps it down. Stopping what has ended already returns the same report.
 
+        If a signal handler raises meanwhile, the stop goes on without this call.
+
         Args:
-            timeout: Seconds for all together. Shortly before they are over, what still runs is interrupted; what has
-                not ended then is given up and named. 0: interrupt at once. None: each child's own ``shutdown``.
+            timeout: Seconds for all together. Shortly before they are over, what still
+                runs is interrupted; what has not ended then is given up and named. 0:
+                interrupt at once. None: each child's own ``shutdown``. The handlers of
+                the root have what is left of these seconds, and at most ``flush``. A
+                supervisor that does not answer costs up to a second more, thousands of
+                children that cannot be stopped up to four. Then the report says what is
+                left.
+
+        Raises:
+            SpecError: *timeout* is no finite number.
         """
-        if timeout is not None and not is_number(timeout):
-            raise SpecError(self._path, "timeout", timeout, "a finite number of seconds, or None")
-        core = self._core()
+        core = self._core_to_wait_for()
+        timeout = self._seconds(timeout)
         if core.alive and self._inside() is not None:
             raise WouldDeadlock(
                 self._path, "a child cannot wait for the end of its own supervisor; raise Fatal or Shutdown"
             )
+        try:
+            return self._stop(core, timeout)
+        except BaseException:  # of a signal handler, perhaps before the order was given
+            core.mailbox.put(StopSupervisor(timeout))
+            raise
+
+    def _stop(self, core: SupervisorThread, timeout: float | None) -> StopReport:
+        until = math.inf if timeout is None else time.monotonic() + timeout
         core.mailbox.put(StopSupervisor(timeout))
-        report: StopReport = core.done.wait(None, self._path)
-        if self._path == self._tree.root:
-            self._tree.settle()
-        return report
+        return self._await_end(core, until)
+
+    def _await_end(self, core: SupervisorThread, until: float = math.inf) -> StopReport:
+        return self._settled(await_end(core, lambda: until), until)
+
+    def _settled(self, report: StopReport, until: float) -> StopReport:
+        """Return what is to be said of the end: at the root when the handlers have done their part as well."""
+        if self._path != self._tree.root:
+            return report
+        return self._tree.settle(report, lambda: until)
 
     def detach(self) -> StopReport:
         """End this supervisor and all supervisors below it, and let their workers run on, unsupervised.
@@ -203,21 +240,24 @@ class Supervisor:
         Returns:
             The report, as ``stop`` does; ``detached`` names those that run on.
         """
-        core, (above, _, id) = self._core(), self._path.rpartition("/")
+        core, (above, _, id) = self._core_to_wait_for(), self._path.rpartition("/")
         if above:
             Supervisor(self._tree, above)._call(messages.TerminateChild, None, id=id, detach=True)
         else:
             core.detach()
-        report: StopReport = core.done.wait(None, self._path)
-        if not above:
-            self._tree.settle()
-        return report
+        return self._await_end(core)
 
     def __enter__(self) -> Supervisor:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        self.stop()
+        try:
+            self.stop()
+        except (NotAlive, WouldDeadlock):
+            raise
+        except BaseException:  # of a signal handler, perhaps before the order was given
+            self._core().mailbox.put(StopSupervisor())
+            raise
 
     def __repr__(self) -> str:
         return f"<Supervisor {self._path}, {'alive' if self.alive else 'not alive'}>"
@@ -230,6 +270,18 @@ class Supervisor:
             raise NotAlive(self._path, "it runs in the process that this one was forked from")
         return core
 
+    def _seconds(self, timeout: float | None) -> float | None:
+        """Return *timeout* as a plain number, or refuse it."""
+        if timeout is not None and not is_number(timeout):
+            raise SpecError(self._path, "timeout", timeout, "a finite number of seconds, or None")
+        seconds: float | None = plain(timeout)
+        return seconds
+
+    def _core_to_wait_for(self) -> SupervisorThread:
+        if threading.get_ident() in SUPERVISING:
+            raise WouldDeadlock(self._path, "a supervisor's own thread cannot wait for an answer")
+        return self._core()
+
     def _inside(self) -> str | None:
         try:
             return current().hangs_on(self._tree, self._path)
@@ -237,11 +289,12 @@ class Supervisor:
             return None
 
     def _call(self, kind: Callable[..., messages.Call], timeout: float | None, **fields: object) -> Any:
+        timeout = self._seconds(timeout)  # first: a call that is refused must not be served
         reply = Reply()
-        self._core().mailbox.put(kind(reply=reply, inside=self._inside(), **fields))
+        self._core_to_wait_for().mailbox.put(kind(reply=reply, inside=self._inside(), **fields))
         return reply.wait(timeout, self._path)
 
     def _call_about(self, kind: Callable[..., messages.Call], timeout: float | None, id: str) -> Any:
         if not isinstance(id, str):
             raise NotFound(f"{self._path}/{show(id)}")
-        return self._call(kind, timeout, id=id)
+        return self._call(kind, timeout, id=plain(id))

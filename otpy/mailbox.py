@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import heapq
 import itertools
+import os
 import queue
 import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
-from otpy.exceptions import CallTimeout
+from otpy.exceptions import CallTimeout, StartError
 
 
 class SystemClock:
@@ -34,10 +36,15 @@ class Mailbox:
     Law: what is put is either read or, once the box is closed, given to the one who closed it. The race is between a
     writer that has seen an open box and the reader that closes it: each looks again after its own step, so whoever is
     second finds the item.
+
+    Attributes:
+        post: Puts an item like ``put``, but is no Python function: it works where there is no memory for one. What is
+            posted after the closing is dropped.
     """
 
     def __init__(self) -> None:
         self._queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self.post: Callable[[object], object] = self._queue.put
         self._refuse: Callable[[Any], None] | None = None
 
     def put(self, item: object) -> None:
@@ -117,7 +124,8 @@ class Once:
     Law: whoever says so never takes a lock. A thread that waits may be interrupted at any bytecode, and would leave a
     lock that it holds just then locked for ever; so here is nothing but a dict, and for each who waits a lock that
     only it takes. The race is between one that has seen nothing yet and the one who says so: each looks again after
-    its own step, and who takes a waker out of the dict calls it.
+    its own step. A waker is called before it is taken out of the dict: one that is taken out first is lost if an
+    exception comes in between. So it may be called twice.
     """
 
     __slots__ = ("_wakers", "has_happened")
@@ -133,10 +141,17 @@ class Once:
             self._wake()
 
     def when(self, key: object, callback: Callable[[], object]) -> None:
-        """Have *callback* called when it happens, on the thread that says so, or now if it has happened."""
+        """Have *callback* called when it happens, once or twice, on the thread that says so.
+
+        If it has happened, it is called now.
+        """
         self._wakers[key] = callback
         if self.has_happened:
             self._wake()
+
+    def forget(self, key: object) -> None:
+        """Do not call the callback of *key* any more."""
+        self._wakers.pop(key, None)
 
     def wait(self, timeout: float | None) -> bool:
         """Wait until it has happened, or *timeout* seconds; return whether it has."""
@@ -147,13 +162,14 @@ class Once:
             try:
                 lock.acquire(timeout=-1 if timeout is None else bounded(timeout))
             finally:
-                self._wakers.pop(lock, None)
+                self.forget(lock)
         return self.has_happened
 
     def _wake(self) -> None:
-        while self._wakers:
-            with contextlib.suppress(KeyError):  # another one has just taken the last
-                self._wakers.popitem()[1]()
+        for key, waker in list(self._wakers.items()):
+            with contextlib.suppress(RuntimeError):  # another thread has released that lock
+                waker()
+            self._wakers.pop(key, None)
 
 
 class Reply:
@@ -184,6 +200,15 @@ class Reply:
     def is_given(self) -> bool:
         return self._given.has_happened
 
+    @property
+    def is_refused(self) -> bool:
+        """Whether the answer is an exception."""
+        return self._error is not None
+
+    def is_given_within(self, seconds: float) -> bool:
+        """Wait *seconds* for the answer; return whether it is there."""
+        return self._given.wait(seconds)
+
     def wait(self, timeout: float | None, path: str) -> Any:
         """Return the answer, or raise it.
 
@@ -193,8 +218,14 @@ class Reply:
         if not self._given.wait(timeout):
             raise CallTimeout(path)
         if self._error is not None:
+            if isinstance(self._error, StartError):
+                self._error.open()  # here, on the thread that is going to have it
             raise self._error
         return self._value
+
+
+RING = b"\0"
+"""What a reply writes to a bell. No signal has this number."""
 
 
 class Bell:
@@ -203,31 +234,90 @@ class Bell:
     The system may deliver a signal to any thread, and does so when another one is just pending for the main thread.
     Python's handler then waits until the main thread runs Python code, which it does not while it waits for a lock. So
     it waits at a socket instead, and both signals and replies write to that.
+
+    Laws:
+    1. ``close`` puts back the wakeup descriptor that was there before, whatever has
+       interrupted ``open``; a second ``close`` does nothing. So what ``open`` takes is
+       kept in the same step of C in which it is taken: between two bytecodes a signal
+       handler may raise.
+    2. The number of a signal that is none of *mine* is passed on to the descriptor that
+       was there before. An event loop of the program learns of its signals by that, and
+       by nothing else.
     """
 
-    def __init__(self) -> None:
-        self._inside, self._button = socket.socketpair()
-        self._button.setblocking(False)
-        self._before = signal.set_wakeup_fd(self._button.fileno(), warn_on_full_buffer=False)
+    def __init__(self, mine: Collection[int] = ()) -> None:
+        self._mine = frozenset(mine)
+        self._ends: list[socket.socket] = []  # where it is heard, and the button
+        self._before: list[int] = []
+        self._heard: list[bytes] = []
 
-    def wait(self, reply: Reply, timeout: float | None, path: str) -> Any:
-        """Return the answer, or raise it, as ``Reply.wait`` does; signal handlers run meanwhile."""
+    def open(self) -> None:
+        """Begin to listen.
+
+        Raises:
+            ValueError: This is not the main thread of the main interpreter.
+            OSError: The system has no more descriptors to give.
+        """
+        self._ends[:] = socket.socketpair()
+        self._ends[1].setblocking(False)
+        take = functools.partial(signal.set_wakeup_fd, warn_on_full_buffer=False)
+        self._before[:] = map(take, (self._ends[1].fileno(),))
+
+    def wait(self, reply: Reply, until: Callable[[], float]) -> bool:
+        """Wait until *reply* is given; return whether it is. Signal handlers run
+        meanwhile, and may raise.
+
+        Args:
+            until: Returns the monotonic time at which the wait ends; asked again after
+                each signal.
+        """
+        inside = self._ends[0]
         reply.when_given(self, self._ring)
-        deadline = None if timeout is None else time.monotonic() + timeout
-        while not reply.is_given:
-            self._inside.settimeout(None if deadline is None else bounded(max(0.001, deadline - time.monotonic())))
-            try:
-                self._inside.recv(4096)
-            except TimeoutError:
-                break
-        return reply.wait(0.0, path)
+        while not reply.is_given and (left := until() - time.monotonic()) > 0:
+            inside.settimeout(bounded(left) if left < threading.TIMEOUT_MAX else None)
+            with contextlib.suppress(TimeoutError):
+                self._heard.extend(map(inside.recv, (4096,)))
+            self._pass_on()
+        return reply.is_given
 
     def close(self) -> None:
         """Put back what was there before."""
-        signal.set_wakeup_fd(self._before)
-        self._inside.close()
-        self._button.close()
+        if self._before:
+            self._give_back(self._before[0])
+            self._pass_on_the_rest()
+            self._before.clear()
+        while self._ends:
+            self._ends[-1].close()
+            self._ends.pop()
+
+    def abandon(self) -> None:
+        """The same in a fork: what has been heard is the other process's."""
+        if self._before:
+            self._give_back(self._before[0])
+            self._before.clear()
+        self.close()
+
+    def _give_back(self, before: int) -> None:
+        try:
+            signal.set_wakeup_fd(before)
+        except (OSError, ValueError):  # its owner has closed it meanwhile
+            signal.set_wakeup_fd(-1)
+
+    def _pass_on_the_rest(self) -> None:
+        self._ends[0].setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                self._heard.extend(map(self._ends[0].recv, (4096,)))
+        self._pass_on()
+
+    def _pass_on(self) -> None:
+        while self._heard:
+            others = bytes(number for number in self._heard[0] if number not in self._mine and number != RING[0])
+            if others and self._before and self._before[0] >= 0:
+                with contextlib.suppress(OSError):  # full, or closed
+                    os.write(self._before[0], others)
+            self._heard.pop(0)
 
     def _ring(self) -> None:
-        with contextlib.suppress(OSError):  # it has rung often enough, or nobody waits any more
-            self._button.send(b"!")
+        with contextlib.suppress(OSError, IndexError):  # it has rung often enough, or nobody waits any more
+            self._ends[1].send(RING)

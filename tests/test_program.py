@@ -216,6 +216,7 @@ class TestSignals:
                 ctx.wait_stop()
                 say("asked")
                 while True: pass
+            otpy.running.SAME = -1.0  # each signal counts, however soon it comes
             report = otpy.run(supervisor("app", children=[thread(slow, id="x", shutdown="infinity")]), log=False)
             say(report.interrupted)
             """
@@ -237,6 +238,7 @@ class TestSignals:
                 say("asked")
                 threading.Event().wait()
             otpy.supervisors.SupervisorMachine.__init__.__defaults__ = (3600.0, None)  # a grace that does not end
+            otpy.running.SAME, otpy.ending.OVERDUE = -1.0, 3600.0
             otpy.run(supervisor("app", children=[thread(slow, id="x", shutdown="infinity")]), log=False)
             """
         )
