@@ -11,7 +11,8 @@ from typing import Any, Literal, TypeVar
 
 import attrs
 
-from otpy.exceptions import Fatal, Ignore, Shutdown, is_a, show, traceback_of
+from otpy import exceptions
+from otpy.exceptions import Fatal, Ignore, Sealed, Shutdown, is_a, is_sealed, meaning_of, show, traceback_of
 from otpy.specs import AutoShutdown as AutoShutdownMode
 from otpy.specs import ChildType, Strategy
 from otpy.values import Value, Word
@@ -35,20 +36,38 @@ NORMAL_CLASS = frozenset({NORMAL, SHUTDOWN, LIMIT_REACHED})
 """The kinds that OTP calls normal: ``normal``, ``shutdown``, ``{shutdown, _}``. Giving up is one of them."""
 
 
-@attrs.frozen
+def _identity(raised: object) -> int | None:
+    return None if raised is None else id(raised)
+
+
+@attrs.frozen(match_args=False, repr=False)
 class ExitReason:
     """Why a child ended.
 
+    Made as ``ExitReason(kind, exception=None, detail=None)``.
+
     Attributes:
         kind: One of six.
-        exception: The exception object, if one ended it.
+        raised: The exception object, if one ended it; or, if that comes from another
+            process, what is known of it. Who must not run code of the user's, as a
+            supervisor's thread, uses this.
+        exception: The exception object. One that comes from another process is made
+            when this is asked for the first time, on the thread that asks
+            (docs/processes.md, "What is trusted").
         detail: What there is besides: the ``Escalation`` of a supervisor that gave up, how a program has ended, or a
             line for people.
     """
 
+    __match_args__ = ("kind", "exception", "detail")
+
     kind: ExitKind
-    exception: BaseException | None = attrs.field(default=None, eq=lambda error: id(error) if error else None)
+    raised: BaseException | Sealed | None = attrs.field(default=None, alias="exception", eq=_identity)
     detail: object = None
+
+    @property
+    def exception(self) -> BaseException | None:
+        raised = self.raised
+        return raised.open() if is_sealed(raised) else raised  # type: ignore[return-value]
 
     @property
     def is_normal(self) -> bool:
@@ -57,30 +76,50 @@ class ExitReason:
 
     @property
     def is_ignore(self) -> bool:
-        return self.kind is NORMAL and is_a(self.exception, Ignore)
+        return self.kind is NORMAL and meaning_of(self.raised) is Ignore
 
     @property
     def is_fatal(self) -> bool:
-        return self.kind is CRASHED and is_a(self.exception, Fatal)
+        return self.kind is CRASHED and meaning_of(self.raised) is Fatal
 
     @property
     def is_plain_shutdown(self) -> bool:
         """Whether this is OTP's bare ``shutdown``: asked to stop and stopped, without a word."""
-        return self.kind in (SHUTDOWN, LIMIT_REACHED) and (self.kind is LIMIT_REACHED or self.exception is None)
+        return self.kind in (SHUTDOWN, LIMIT_REACHED) and (self.kind is LIMIT_REACHED or self.raised is None)
 
     @property
     def is_shutdown_with_reason(self) -> bool:
         """Whether this is OTP's ``{shutdown, Reason}``."""
-        return self.kind is SHUTDOWN and is_a(self.exception, Shutdown)
+        return self.kind is SHUTDOWN and meaning_of(self.raised) is Shutdown
 
     @functools.cached_property
     def traceback(self) -> str:
-        """The formatted traceback, or "" without an exception. Always printable, whatever the exception does."""
-        return traceback_of(self.exception) if self.exception is not None else ""
+        """The formatted traceback, or "" without an exception. Always printable,
+        whatever the exception does.
+
+        Of an exception that comes from another process: the one that it had there.
+        """
+        raised = self.raised
+        if is_sealed(raised):
+            return raised.traceback
+        return "" if raised is None else traceback_of(raised)  # type: ignore[arg-type]
 
     def __str__(self) -> str:
-        said = show(self.exception) if self.exception is not None else self.detail
+        said = show(self.raised) if self.raised is not None else self.detail
         return f"{self.kind.value}: {said}" if said else self.kind.value
+
+    def __repr__(self) -> str:
+        return f"ExitReason(kind={self.kind!r}, exception={self.raised!r}, detail={self.detail!r})"
+
+
+def start_error(path: str, reason: ExitReason) -> exceptions.StartError:
+    """Return the error of a child that failed to start, however deep.
+
+    A supervisor hands on what it got from below. This opens nothing.
+    """
+    if is_a(reason.raised, exceptions.StartError):
+        return reason.raised  # type: ignore[return-value]
+    return exceptions.StartError(path, reason).caused_by(reason.raised)
 
 
 class ChildState(Word):
@@ -169,7 +208,10 @@ class Escalation(Value):
         restarts: How many restarts were counted in the window, the refused one included.
         intensity, period: The limit.
         parent: The path of the supervisor that it goes to, None at the root.
-        chain: The escalations below that led to this one, leaf first.
+
+    If that child is a supervisor that gave up, its escalation is ``reason.detail``. It is
+    kept there only, and ``chain`` is read from there. So to print, compare, hash or pickle
+    an escalation is linear in its levels.
     """
 
     path: str
@@ -179,10 +221,34 @@ class Escalation(Value):
     intensity: int | Literal["infinity"]
     period: float
     parent: str | None
-    chain: tuple[Escalation, ...] = ()
+
+    @property
+    def chain(self) -> tuple[Escalation, ...]:
+        """The escalations below that led to this one, leaf first."""
+        links: list[Escalation] = []
+        below = self.reason.detail
+        while isinstance(below, Escalation):
+            links.append(below)
+            below = below.reason.detail
+        return tuple(reversed(links))
 
     def __str__(self) -> str:
-        return f"{self.path} gave up: {self.child} spent the last restart ({self.reason})"
+        """Name the two ends of the chain; the levels between them are counted only."""
+        chain = self.chain
+        between = f"{len(chain) - 1} more, and at first " if len(chain) > 1 else ""
+        why = f"{self.reason.kind.value}: {between}{chain[0]}" if chain else self.reason
+        return f"{self.path} gave up: {self.child} spent the last restart ({why})"
+
+    def __repr__(self) -> str:
+        """Print all levels one after the other, leaf first, not one inside the other."""
+        *below, last = map(_flat, (*self.chain, self))
+        return f"{last[:-1]}, chain=({''.join(f'{one}, ' for one in below).rstrip()}))"
+
+
+def _flat(one: Escalation) -> str:
+    """Return the repr of *one* without what is below it."""
+    reason = attrs.evolve(one.reason, detail=None) if isinstance(one.reason.detail, Escalation) else one.reason
+    return Value.__repr__(attrs.evolve(one, reason=reason))
 
 
 # Reports. ``path`` names the child, or the supervisor where the report is about itself.
@@ -306,6 +372,7 @@ class AutoShutdown(Report):
 
     Attributes:
         child: The path of the child whose end decided it.
+        reason: How that child ended.
     """
 
     child: str
@@ -335,6 +402,31 @@ class OutputLost(Report):
     file: str
 
 
+class StopStage(Word):
+    """How far a stop by signals has come."""
+
+    STOPPING = "stopping"
+    HURRYING = "hurrying"
+    STOPPED = "stopped"
+
+
+@attrs.frozen(kw_only=True, repr=False, eq=False)
+class SignalStop(Report):
+    """A signal stops the whole tree: told at each stage. ``path`` is the root's.
+
+    Attributes:
+        signal: The name of the signal that counted last, such as "SIGTERM".
+        stage: A ``StopStage``: the first signal asks for a stop; a second one shortens
+            all limits to zero; or all is over, and ``reason`` says how the root has
+            ended.
+        detail: The same as a line for people.
+    """
+
+    signal: str
+    stage: StopStage
+    detail: str
+
+
 @attrs.frozen(kw_only=True, repr=False, eq=False)
 class StopReport(Value):
     """How a tree ended.
@@ -347,7 +439,11 @@ class StopReport(Value):
         detached: The paths of the children that run on, because it was detached.
         unstopped: What is left: an ``Unstopped`` for every thread of the tree that still runs, with its stack.
         handlers: The names of the helper threads that had not finished a report handler or an on_stop callback.
-        duration: Seconds from the order to the end.
+        unanswered: The paths of the supervisors that did not answer in time. Then
+            ``reason`` is KILLED, nothing is known of what was stopped, and
+            ``unstopped`` has the threads that run at and below them.
+        duration: Seconds from the order to the end of the last child.
+        undelivered: How many escalations, reports and log lines had not been handled, all handlers together.
     """
 
     path: str
@@ -357,4 +453,6 @@ class StopReport(Value):
     detached: tuple[str, ...] = ()
     unstopped: tuple[Unstopped, ...] = ()
     handlers: tuple[str, ...] = ()
+    unanswered: tuple[str, ...] = ()
     duration: float = 0.0
+    undelivered: int = 0

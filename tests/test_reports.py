@@ -1,10 +1,13 @@
 """Exit reasons, refusals and errors as values."""
 
+import copy
+import json
 import pickle
 
 import pytest
 
 from otpy import ExitKind, ExitReason, NotFound, SpecError, StartError, TreeFailed
+from otpy.cli.run import plain
 from otpy.exceptions import printable, show
 from otpy.reports import Escalation
 
@@ -113,3 +116,40 @@ def test_the_messages_of_errors():
 def test_errors_can_be_pickled(error):
     """They travel between processes."""
     assert str(pickle.loads(pickle.dumps(error))) == str(error)
+
+
+def escalation_through(levels: int) -> Escalation:
+    reason = ExitReason(ExitKind.CRASHED, detail="no disk")
+    for level in reversed(range(levels)):
+        path = "/".join(["s"] * (level + 1))
+        one = Escalation(
+            path=path, child=f"{path}/s", reason=reason, restarts=1, intensity=0, period=5.0, parent=path[:-2] or None
+        )
+        reason = ExitReason(ExitKind.LIMIT_REACHED, detail=one)
+    return one
+
+
+def test_an_escalation_through_many_levels_names_both_ends():
+    """What is between them is in the chain."""
+    assert str(escalation_through(4)) == (
+        "s gave up: s/s spent the last restart "
+        "(limit_reached: 2 more, and at first s/s/s/s gave up: s/s/s/s/s spent the last restart (crashed: no disk))"
+    )
+
+
+@pytest.mark.parametrize("written", [repr, str, pickle.dumps, lambda one: json.dumps(plain(one))])
+def test_an_escalation_is_written_in_linear_size(written):
+    """Each level is written once; only its path is longer than that of the one above."""
+    few, many = (len(written(escalation_through(levels))) for levels in (45, 90))
+
+    assert many < 5 * few
+    assert many < 200_000
+
+
+def test_an_escalation_through_many_levels_is_compared_and_copied_at_once():
+    """The chain is read, not kept: no level is in there twice."""
+    one = escalation_through(90)
+
+    assert one == escalation_through(90) == pickle.loads(pickle.dumps(one)) == copy.deepcopy(one)
+    assert hash(one) == hash(escalation_through(90))
+    assert [below.path.count("/") for below in one.chain] == list(reversed(range(1, 90)))

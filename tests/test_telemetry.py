@@ -31,6 +31,12 @@ EVERY_REPORT = [
     (reports.AutoShutdown(path="app", child="app/a"), "info", "auto_shutdown", {"child": "app/a"}),
     (reports.StrayMessage(path="app", item="x"), "error", "stray_message", {"item": "'x'"}),
     (reports.OutputLost(path="app/a", incarnation=1, reason=CRASH, file="x"), "error", "output_lost", {"file": "x"}),
+    (
+        reports.SignalStop(path="app", signal="SIGTERM", stage=reports.StopStage.STOPPING, detail="SIGTERM: stopping"),
+        "info",
+        "signal_stop",
+        {"detail": "SIGTERM: stopping"},
+    ),
 ]
 
 
@@ -64,7 +70,7 @@ def test_reports_go_to_a_callable_or_a_queue_and_to_the_log():
 
 
 def test_a_handler_that_raises_is_logged_and_called_again():
-    """SystemExit, too."""
+    """SystemExit, too. The report is told with it, and the second time the failure is only counted."""
     got = []
 
     def handler(report):
@@ -76,19 +82,19 @@ def test_a_handler_that_raises_is_logged_and_called_again():
         pass
 
     assert got == ["app/a", "app/b"]
-    assert [(entry["event"], "bad handler" in entry["exception"]) for entry in logs] == [("handler_failed", True)] * 2
+    assert [(entry["event"], "bad handler" in entry["exception"]) for entry in logs] == [("handler_failed", True)]
+    assert logs[0]["given"] == "progress path=app/a incarnation=1"
 
 
 def test_a_handler_that_blocks_delays_nothing_and_is_named(monkeypatch):
     """Neither the tree, nor other handlers, nor its end; what it has not got yet still comes."""
-    monkeypatch.setattr("otpy.tree.FLUSH", 0.05)
     gate, got, quick, puppet = threading.Event(), [], Recorder(), Puppet()
 
     def slow(report):
         gate.wait(HANG)
         got.append(report.path)
 
-    app = otpy.start(supervisor("app", children=[puppet.spec("a")]), reports=slow, log=False)
+    app = otpy.start(supervisor("app", children=[puppet.spec("a")]), reports=slow, log=False, flush=0.05)
     app.subscribe(quick)
     puppet.next().crash()
     puppet.next()
