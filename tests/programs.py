@@ -15,7 +15,7 @@ from tests.helpers import wait_until
 SEND = """
 import os, socket, signal
 mail = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-tell = lambda text: mail.sendto(text, chr(0) + os.environ['NOTIFY_SOCKET'][1:])
+tell = lambda text: mail.sendto(text, os.environ['NOTIFY_SOCKET'])
 """
 """Gives a Python program ``tell(b"READY=1")``."""
 

@@ -1,6 +1,7 @@
 """Children that are programs: how they end, what is left of them, and what may go wrong around them."""
 
 import errno
+import multiprocessing.spawn
 import os
 import queue
 import shutil
@@ -8,18 +9,28 @@ import signal
 import subprocess
 import sys
 import threading
-from operator import attrgetter
 from pathlib import Path
 
 import pytest
 
 import otpy
-from otpy import ExitKind, ProcessDied, ProgramExit, dynamic_supervisor, process, registry, supervisor, threads
-from otpy.children import groups, guard, lifeline, probes, program, watch
+from otpy import (
+    ExitKind,
+    ProcessDied,
+    ProgramExit,
+    descendants,
+    dynamic_supervisor,
+    posix,
+    process,
+    registry,
+    supervisor,
+    threads,
+)
+from otpy.children import guard, lifeline, probes, program
 from otpy.children.probes import Health, Port
-from otpy.messages import ChildExited
+from otpy.messages import ChildExited, ChildStarted
 from otpy.reports import ChildTerminated, Progress, ShutdownError, StartError
-from tests.helpers import HANG, wait_until
+from tests.helpers import HANG, close, wait_until
 from tests.programs import children, guards_of, mark, marked, members, number_in, python, sh, stat
 from tests.test_child_contract import Stage
 
@@ -110,9 +121,10 @@ def test_the_stop_signal_may_be_another_one(launch, recorder, tmp_path):
 def test_its_number_is_used_under_the_lock_and_not_after_it_was_reaped(monkeypatch):
     """Then it may be anybody's. Whoever reaps and whoever signals must not do so at the same time."""
     scene = Stage(process("sleep", "1000"))
+    assert isinstance(scene.hear(), ChildStarted)
     child, used = scene.child, []
-    reap, signal_group = program._reaped, program.signal_group
-    monkeypatch.setattr(program, "_reaped", lambda pid: (used.append(child._lock.locked()), reap(pid))[1])
+    reap, signal_group = posix.reap, program.signal_group
+    monkeypatch.setattr(posix, "reap", lambda pid: (used.append(child._lock.locked()), reap(pid))[1])
     monkeypatch.setattr(
         program, "signal_group", lambda *args: (used.append(child._lock.locked()), signal_group(*args))[1]
     )
@@ -122,7 +134,7 @@ def test_its_number_is_used_under_the_lock_and_not_after_it_was_reaped(monkeypat
     before = len(used)
     child.stop()
     child.kill(0.0)
-    scene.tree.close()
+    close(scene.tree)
 
     assert before >= 3
     assert all(used)
@@ -169,14 +181,12 @@ def test_nothing_of_its_group_is_left(launch, recorder, tmp_path, how):
 
 
 def test_a_daemon_that_holds_the_pipe_delays_nothing(launch, recorder, tmp_path):
-    """Who leaves the session on purpose is out of reach; nobody waits until it closes our pipe."""
+    """It has left group and session, and goes with the program that it comes from all the same."""
     number = mark()
     launch(once(sh('setsid sleep $1 & while ! pgrep -f "sleep $1" >/dev/null; do :; done; exit 4', number)))
-    reason = recorder.wait_for(ChildTerminated).reason
-    for pid in marked(number):
-        os.kill(pid, signal.SIGKILL)
 
-    assert reason.detail.returncode == 4
+    assert recorder.wait_for(ChildTerminated).reason.detail.returncode == 4
+    assert marked(number) == set()
 
 
 def test_many_may_crash_at_once(launch, recorder):
@@ -184,7 +194,7 @@ def test_many_may_crash_at_once(launch, recorder):
     number, count = mark(), 50
     specs = [process("sleep", number, id=f"s{index}") for index in range(count)]
     app = launch(supervisor("app", children=specs, intensity=count))
-    assert len(threads.entries()) < 8
+    assert len(threads.entries()) < 10
     first = wait_until(lambda: len(found := marked(number)) == count and found)  # a moment ago they were no sleep yet
     for pid in first:
         os.kill(pid, signal.SIGKILL)
@@ -263,40 +273,35 @@ def test_a_start_that_breaks_off_leaves_nothing(launch, monkeypatch):
     assert marked(number) == set()
 
 
-@pytest.mark.parametrize("call", ["socket.socketpair", "threads.spawn"])
-def test_a_watch_that_breaks_off_leaves_nothing(launch, monkeypatch, call):
-    """Nobody can wait for programs while there are no descriptors or threads; each start tries again."""
+BREAKS = {
+    # what the system refuses: (where, what is made before it)
+    "a socket": ("otpy.posix.socket_pair", 0),
+    "the thread of the watch": ("otpy.threads.spawn", 1),
+    "the thread of the launcher": ("otpy.threads.spawn", 2),
+}
+
+
+@pytest.mark.parametrize(("call", "before"), BREAKS.values(), ids=BREAKS)
+def test_what_breaks_off_leaves_nothing(launch, monkeypatch, call, before):
+    """Nobody can start or wait for programs while there are no descriptors or threads; each start tries again."""
     app = launch(supervisor("app"))
-    before, children_before = descriptors(), children()
-    real, calls = attrgetter(call)(watch), []
+    descriptors_before, children_before = descriptors(), children()
+    module, _, name = call.rpartition(".")
+    real, calls = getattr(sys.modules[module], name), []
 
     def refuse(*args, **options):
         calls.append(call)
-        if call == "socket.socketpair" and len(calls) % 2:  # the first is that of the watch, the second of the guard
+        if len(calls) <= before:
             return real(*args, **options)
-        raise OSError(errno.EMFILE, "too many")
+        raise OSError(errno.EMFILE, "too many") if before == 0 else RuntimeError("too many")
 
     with monkeypatch.context() as patch:
-        patch.setattr(f"otpy.children.watch.{call}", refuse)
-        for _ in range(2):
-            with pytest.raises(otpy.StartError, match="too many"):
-                app.start_child(sh("exit 3"))
-        assert (descriptors(), children()) == (before, children_before)
+        patch.setattr(call, refuse)
+        with pytest.raises(otpy.StartError, match="too many"):
+            app.start_child(sh("exit 3"))
+    if before < 2:
+        wait_until(lambda: (descriptors(), children()) == (descriptors_before, children_before))
     app.start_child(process("sleep", "1000"))
-
-
-def test_the_environment_may_change_meanwhile(launch, monkeypatch):
-    class Shrinking(dict):
-        """A variable goes when its name has been seen."""
-
-        def __iter__(self):
-            names = list(super().__iter__())
-            self.pop(b"GOING", None)
-            return iter(names)
-
-    monkeypatch.setattr(os, "environb", Shrinking({b"GOING": b"1", b"STAYING": b"2", b"NOTIFY_SOCKET": b"/x"}))
-
-    assert program._ours() == {b"STAYING": b"2"}
 
 
 # Others in the same process
@@ -340,12 +345,12 @@ def test_a_stranger_with_its_number_is_left_alone(monkeypatch):
     """Once something else has reaped a program, its number may be anybody's."""
     stranger = subprocess.Popen(["sleep", "1000"])
     monkeypatch.setattr(os, "waitid", lambda *args: (_ for _ in ()).throw(ChildProcessError))
-    is_strange = groups.is_strange(stranger.pid)
+    is_strange = posix.is_strange(stranger.pid)
     stranger.kill()
     stranger.wait()
 
     assert is_strange
-    assert not groups.is_strange(stranger.pid)
+    assert not posix.is_strange(stranger.pid)
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSYS, "no pidfd"), AttributeError("pidfd_open")])
@@ -404,8 +409,7 @@ def test_not_even_in_the_middle_of_a_start(line):
     assert orphans_after(9, line) == set()
 
 
-def test_a_guard_that_dies_is_replaced(launch, monkeypatch):
-    monkeypatch.setattr(lifeline, "TOO_SOON", 0.0)
+def test_a_guard_that_dies_is_replaced(launch):
     app = launch(supervisor("app", children=[process("sleep", "1000")]))
 
     def guards():
@@ -418,54 +422,60 @@ def test_a_guard_that_dies_is_replaced(launch, monkeypatch):
     assert guards() == set()
 
 
-def test_the_next_guard_is_told_of_all_that_run(monkeypatch):
-    line, told = lifeline.Lifeline(), []
+def test_the_next_guard_is_told_of_all_that_run(launch, tmp_path):
+    """What the one before knew must not be lost with it."""
+    told = queue.SimpleQueue()
+    line = lifeline.Lifeline(None, "test")
+    line.wait()
     line.add(12345678)
     line.add(12345679)
     line.drop(12345678)
-    monkeypatch.setattr(line, "_tell", told.append)
-    line._since -= 2 * lifeline.TOO_SOON
-    line._renew()
-    line.close()
-
-    assert told == [b"12345679\n"]
+    say = line._say
+    line._say = lambda data: (told.put(data), say(data))
+    os.kill(line._pid, signal.SIGKILL)
+    assert told.get(timeout=HANG) == b"+12345679\n"
+    line.close(set())
 
 
 def test_a_fork_has_no_mark():
     """It would be killed as a program, when the process that it comes from has died."""
-    line = lifeline.Lifeline()
+    line = lifeline.Lifeline(None, "test")
+    line.wait()
     mark = line.mark
     lifeline._after_fork()
 
     assert line.mark == -1
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(mark)
-    line.close()
+    line.close(set())
 
 
 def test_without_a_guard_it_is_told_and_programs_run(launch, recorder, monkeypatch, capsys):
     monkeypatch.setattr(sys, "executable", "/no/such/python")
+    monkeypatch.setattr(multiprocessing.spawn, "_python_exe", None)
     launch(once(sh("exit 3")))
 
     assert recorder.wait_for(ChildTerminated).reason.detail.returncode == 3
     assert "programs_unguarded" in capsys.readouterr().out
 
 
-def test_a_guard_that_cannot_be_replaced_costs_no_program_its_end(launch, recorder, monkeypatch, capsys):
+def test_a_guard_that_cannot_be_replaced_costs_no_program_its_end(launch, recorder, monkeypatch):
     """The guard has ended, and there are no descriptors for another one just when a program is started."""
-    monkeypatch.setattr(lifeline, "TOO_SOON", 0.0)
+    said = queue.SimpleQueue()
+    monkeypatch.setattr(lifeline.telemetry, "complain", lambda event, error: said.put(event))
     app = launch(dynamic_supervisor("app", intensity=0))
     app.start_child(sh("exec sleep 1000", id="first"))
 
     def refuse(*args):
         raise OSError(errno.EMFILE, "too many open files")
 
-    monkeypatch.setattr(lifeline.Lifeline, "_tell", refuse)
-    monkeypatch.setattr(lifeline.Lifeline, "_begin", refuse)
+    monkeypatch.setattr(lifeline.Lifeline, "_be_guarded", refuse)
+    for pid in wait_until(lambda: guards_of(os.getpid())):
+        os.kill(pid, signal.SIGKILL)
     app.start_child(sh("exit 3", restart="temporary"))
 
     assert recorder.wait_for(ChildTerminated).reason.detail.returncode == 3
-    assert "programs_unguarded" in capsys.readouterr().out
+    assert said.get(timeout=HANG) == "programs_unguarded"
 
 
 def test_a_detached_program_runs_on(launch):
@@ -476,7 +486,8 @@ def test_a_detached_program_runs_on(launch):
     wait_until(lambda: marked(number))
     assert app.detach().detached == ("app/x",)
     assert len(marked(number)) == 1
-    assert [one.state for one in registry.active()] == [threads.ThreadState.DETACHED]  # no other thread is left
+    wait_until(lambda: {one.state for one in registry.active()} == {threads.ThreadState.DETACHED})
+    assert {one.name for one in registry.active()} == {"app (programs)", "app (guard)"}  # no other thread is left
     assert registry._DefaultRegistry().shutdown_all(HANG).timeout == 0  # the one of this process serves other tests
     assert marked(number) == set()
 
@@ -493,7 +504,7 @@ def test_a_program_is_let_go_before_the_watch_has_seen_it(launch, monkeypatch):
     app = launch(supervisor("app", children=[process("sleep", number, id="x")]))
 
     assert app.detach().detached == ("app/x",)
-    assert [one.state for one in registry.active()] == [threads.ThreadState.DETACHED]
+    assert {one.state for one in registry.active()} == {threads.ThreadState.DETACHED}
     gate.set()
     assert registry._DefaultRegistry().shutdown_all(HANG).timeout == 0
     assert marked(number) == set()
@@ -547,18 +558,20 @@ def test_what_it_does_is_what_the_system_says(launch, tmp_path):
 
 def test_the_name_of_a_process_may_be_any_bytes(tmp_path):
     """Who looks through all processes for those of a group meets them all."""
-    odd = tmp_path / os.fsdecode(b"\xff")
+    odd = tmp_path / os.fsdecode(b"\xff) Z")
     odd.symlink_to(shutil.which("sleep"))
     with subprocess.Popen([odd, "1000"]) as process:
         try:
-            assert program._is_alive_in(os.getpgrp(), Path(f"/proc/{process.pid}"))
+            seen = descendants.look(process.pid)
         finally:
             process.kill()
+
+    assert (seen.group, seen.parent, seen.lives) == (os.getpgrp(), os.getpid(), True)
 
 
 def test_a_program_that_cannot_be_looked_at_has_ended(launch, recorder, monkeypatch, capsys):
     """Or nobody would ever hear of its end."""
-    monkeypatch.setattr(program, "_group_lives", lambda group: 1 / 0)
+    monkeypatch.setattr(descendants.Family, "living", lambda self: 1 / 0)
     launch(once(sh("exit 3")))
 
     assert recorder.wait_for(ChildTerminated).reason.detail.returncode == 3

@@ -1,127 +1,240 @@
 """The guard: a small process that kills the programs of a tree when the process that runs the tree is gone.
 
-It is run as ``python -I -S guard.py PARENT MARK`` and imports nothing of otpy. By its standard input it is told the
-process number of each program that has started, a line each.
+It is run as ``python -I -S guard.py PARENT MARK TOKEN`` and imports nothing of otpy. By
+its standard input it is told the process number of each program that has started, a
+line each: ``+123``; ``-123`` when one has ended, where it cannot notice that itself;
+``!/tmp/directory`` names a directory of sockets that is to be removed.
 
 Laws:
 1. It kills nobody while the parent lives.
-2. It holds a descriptor of each program that it knows. While that is one of a process that has not been reaped, its
-   number, which is also that of its group, is certainly not somebody else's. Of those that have ended it need not be
-   told: who starts them kills the rest of their group then.
-3. A program of which it has not been told, because the parent died in that very moment, has the mark: a descriptor of
-   a pipe that only our programs have, and most of the processes that descend from them. It has it from before it is
-   executed, so it cannot be missed.
+2. It holds a descriptor of each program that it knows, where the system has such
+   (pidfd). While that is one of a process that has not been reaped, its number, which
+   is also that of its group, is certainly not another's. Elsewhere it uses the numbers
+   of which it was told, of processes that lead a session.
+3. A program of which it has not been told, because the parent died in that very moment,
+   has the mark: a descriptor of a pipe that only our programs have, and most of the
+   processes that descend from them. It has it from before it is executed, so it cannot
+   be missed. What has closed it may still be in the session of a program, or have the
+   token in its environment. All of these are found in /proc only.
 
-Why not ``PR_SET_PDEATHSIG``: it would have to be set between fork and exec, where no Python may run in a program with
-threads; it is sent when the thread that forked ends, and not the process; it does not reach grandchildren; and it is
-lost where the program has a setuid bit.
+Why not ``PR_SET_PDEATHSIG``: it would have to be set between fork and exec, where no
+Python may run in a program with threads; it is sent when the thread that forked ends,
+and not the process; it does not reach grandchildren; and it is lost where the program
+has a setuid bit.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import resource
 import select
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 LOOKS = (0.01, 0.05, 0.2, 0.5)
 """The pauses before each look for programs that nobody has told of, in seconds. Not at once: what the parent was just
 about to execute for others has all its descriptors for a moment, too."""
 
-DEAF_TO = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+DEAF_TO = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGTSTP", "SIGUSR1", "SIGUSR2", "SIGALRM")
 """What may be sent to everything at once must not end the guard before those whom it watches."""
 
+AGAIN = 1.0
+"""Where the end of a process cannot be waited for, the guard looks for it after so many seconds."""
 
-def main(parent: int, mark: int) -> None:
-    """Wait for the end of *parent*, then kill what it has left."""
-    for number in DEAF_TO:
-        signal.signal(number, signal.SIG_IGN)
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    for pid, fd in listen(parent).items():
-        with contextlib.suppress(OSError):
-            signal.pidfd_send_signal(fd, 0)  # it has not been reaped: the number is still its own
-            os.killpg(pid, signal.SIGKILL)
+
+def main(parent: int, mark: int, token: bytes) -> None:
+    """Wait for the end of *parent*, then kill what it has left.
+
+    Args:
+        mark: A descriptor that programs have inherited.
+        token: What the environment of programs holds.
+    """
+    for name in DEAF_TO:
+        signal.signal(getattr(signal, name), signal.SIG_IGN)
+    raise_limit()
+    programs = Programs()
+    listen(parent, programs)
+    leaders = programs.kill()
     for pause in LOOKS:
         time.sleep(pause)
-        for pid in carriers(f"pipe:[{os.fstat(mark).st_ino}]"):
+        for pid in left(leaders, f"pipe:[{os.fstat(mark).st_ino}]", token):
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
+    programs.clean_up()
 
 
-def listen(parent: int) -> dict[int, int]:
-    """Return the programs that were left when *parent* ended, or closed its end of the line, with their descriptors.
+def raise_limit() -> None:
+    """Have as many descriptors as may be had."""
+    with contextlib.suppress(ImportError, OSError, ValueError):  # some systems accept no infinite limit
+        import resource
+
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+class Programs:
+    """What the guard has been told, and is to end.
+
+    Attributes:
+        held: Number to descriptor of each program that runs; -1: the system has no such descriptors.
+        litter: Directories.
+    """
+
+    def __init__(self) -> None:
+        self.held: dict[int, int] = {}
+        self.litter: list[str] = []
+        self._rest = b""
+
+    def note(self, data: bytes) -> None:
+        """Take what has been said; drop the programs that have ended."""
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        for line in lines:
+            with contextlib.suppress(OSError):  # it has ended already
+                NOTES[line[:1]](self, line[1:])
+        self._drop_ended()
+
+    def _hold(self, word: bytes) -> None:
+        """Hold a program; not if it has a stranger's number by now: a program leads a session."""
+        pid, fd = int(word), -1
+        if hasattr(os, "pidfd_open"):
+            fd = os.pidfd_open(pid)
+        if os.getsid(pid) == pid:
+            self.held[pid] = fd
+        elif fd >= 0:
+            os.close(fd)
+
+    def _drop(self, word: bytes) -> None:
+        self._forget(int(word))
+
+    def _forget(self, pid: int) -> None:
+        fd = self.held.pop(pid, -1)
+        if fd >= 0:
+            os.close(fd)
+
+    def _note_litter(self, word: bytes) -> None:
+        self.litter.append(os.fsdecode(word))
+
+    def _drop_ended(self) -> None:
+        held = {fd: pid for pid, fd in self.held.items() if fd >= 0}
+        if held:
+            poll = select.poll()
+            for fd in held:
+                poll.register(fd, select.POLLIN)
+            for fd, _ in poll.poll(0):
+                self._forget(held[fd])
+
+    def kill(self) -> set[int]:
+        """Kill them with their groups; return their numbers."""
+        killed = set()
+        for pid, fd in self.held.items():
+            with contextlib.suppress(OSError):
+                if fd >= 0:
+                    signal.pidfd_send_signal(fd, 0)  # it has not been reaped: the number is still its own
+                elif os.getsid(pid) != pid:
+                    continue
+                killed.add(pid)
+                os.killpg(pid, signal.SIGKILL)
+        return killed
+
+    def clean_up(self) -> None:
+        """Remove the directories."""
+        for directory in self.litter:
+            with contextlib.suppress(OSError):
+                for name in os.listdir(directory):
+                    os.unlink(os.path.join(directory, name))
+                os.rmdir(directory)
+
+
+NOTES = {b"+": Programs._hold, b"-": Programs._drop, b"!": Programs._note_litter}
+
+
+def listen(parent: int, programs: Programs) -> None:
+    """Listen until *parent* has ended, or has closed its end of the line.
 
     A fork of the parent may hold the line open as well; so the end of the parent is watched for itself.
     """
-    poll = select.poll()
-    poll.register(0, select.POLLIN)
-    with contextlib.suppress(OSError, AttributeError):  # an old kernel: then only the line tells
-        poll.register(os.pidfd_open(parent), select.POLLIN)
-    programs: dict[int, int] = {}
-    rest = b""
+    wait = waiter(parent)
     while os.getppid() == parent:  # first: it may be gone, and its number somebody else's
-        heard = {fd for fd, _ in poll.poll()}
-        if 0 not in heard:
-            break
+        if not wait():
+            continue
         if not (data := os.read(0, 65536)):
-            return programs
-        rest = note(programs, rest + data)
-    note(programs, rest + read_all())
-    return programs
+            return
+        programs.note(data)
+    programs.note(read_all())
 
 
-def note(programs: dict[int, int], data: bytes) -> bytes:
-    """Hold the programs that *data* names, drop those that have ended; return what is left of an incomplete line."""
-    *lines, rest = data.split(b"\n")
-    for line in lines:
-        with contextlib.suppress(OSError, AttributeError):  # it has ended already; or an old kernel
-            hold(programs, int(line))
-    poll = select.poll()
-    for fd in programs.values():
-        poll.register(fd, select.POLLIN)
-    ended = {fd for fd, _ in poll.poll(0)}
-    for pid in [pid for pid, fd in programs.items() if fd in ended]:
-        os.close(programs.pop(pid))
-    return rest
+def waiter(parent: int) -> Callable[[], bool]:
+    """Return a function that waits for news, and says whether they are at the line.
 
-
-def hold(programs: dict[int, int], pid: int) -> None:
-    """Hold *pid*; not if it has a stranger's number by now: a program leads a session."""
-    fd = os.pidfd_open(pid)
-    if os.getsid(pid) == pid:
-        programs[pid] = fd
-    else:
-        os.close(fd)
+    It also returns when *parent* has ended, or just to have that looked for.
+    """
+    system = vars(select)  # not every system has all of its names
+    if "kqueue" in system:
+        queue, event, add = system["kqueue"](), system["kevent"], system["KQ_EV_ADD"]
+        reads = system["KQ_FILTER_READ"]
+        queue.control([event(0, reads, add)], 0)
+        with contextlib.suppress(OSError):  # it has ended
+            queue.control([event(parent, system["KQ_FILTER_PROC"], add, system["KQ_NOTE_EXIT"])], 0)
+        return lambda: any(one.filter == reads for one in queue.control(None, 2))
+    poll, patience = select.poll(), None
+    poll.register(0, select.POLLIN)
+    try:
+        poll.register(os.pidfd_open(parent), select.POLLIN)
+    except (OSError, AttributeError):
+        patience = AGAIN * 1000
+    return lambda: any(fd == 0 for fd, _ in poll.poll(patience))
 
 
 def read_all() -> bytes:
-    """Return what is in the pipe now."""
+    """Return what is in the line now."""
     os.set_blocking(0, False)
     data = b""
-    with contextlib.suppress(BlockingIOError):
+    with contextlib.suppress(OSError):
         while more := os.read(0, 65536):
             data += more
     return data
 
 
-def carriers(mark: str) -> Iterator[int]:
-    """Yield the other processes that have a descriptor of the pipe *mark*."""
-    for name in os.listdir("/proc"):
-        if name.isdigit() and int(name) != os.getpid() and mark in descriptors(f"/proc/{name}/fd"):
-            yield int(name)
+def left(leaders: set[int], mark: str, token: bytes) -> Iterator[int]:
+    """Yield the other processes that descend from programs: by session, by descriptor, or by environment."""
+    with contextlib.suppress(OSError):  # there is no /proc
+        for name in os.listdir("/proc"):
+            if name.isdigit() and int(name) != os.getpid() and descends(name, leaders, mark, token):
+                yield int(name)
 
 
-def descriptors(directory: str) -> Iterator[str]:
+def descends(pid: str, leaders: set[int], mark: str, token: bytes) -> bool:
+    """Whether a process descends from one of our programs."""
+    return session(pid) in leaders or mark in descriptors(pid) or token in environment(pid)
+
+
+def environment(pid: str) -> bytes:
+    """Return the environment of a process, b"" if that is not ours to know."""
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            return file.read()
+    except OSError:
+        return b""
+
+
+def session(pid: str) -> int:
+    """Return the session of a process that has not ended, -1 for others."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            words = file.read().rpartition(b")")[2].split()
+        return -1 if words[0] in b"ZX" else int(words[3])
+    except (OSError, IndexError):
+        return -1
+
+
+def descriptors(pid: str) -> Iterator[str]:
     """Yield what the descriptors of a process are, nothing if that is not ours to know."""
     with contextlib.suppress(OSError):
-        for name in os.listdir(directory):
-            yield os.readlink(f"{directory}/{name}")
+        for name in os.listdir(f"/proc/{pid}/fd"):
+            yield os.readlink(f"/proc/{pid}/fd/{name}")
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]))
+    main(int(sys.argv[1]), int(sys.argv[2]), os.fsencode(sys.argv[3]))

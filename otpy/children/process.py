@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Unpack, overload
+from typing import Any, Literal, Unpack, overload
 
 import attrs
 
+from otpy.arguments import check_handler
 from otpy.children import callee
 from otpy.children.probes import Health, Line, Notify, Probe
 from otpy.children.program import Output, ProgramStart, Text
-from otpy.children.thread import check_call, check_function, path_of
+from otpy.children.thread import path_of
 from otpy.exceptions import SpecError
-from otpy.specs import ChildSpec, Common, CommonButReady, SupervisorSpec, check_common
+from otpy.specs import ChildSpec, CommonButReady, SupervisorSpec, check_common
 from otpy.supervisors import supervisor
 
 SHUTDOWN = 10.0
@@ -36,6 +38,7 @@ class ProgramOptions(CommonButReady, total=False):
     log_size: int
     log_backups: int
     stop_signal: str | int
+    stop_to: Literal["group", "leader"]
     success_codes: Iterable[int]
     ready: bool | str | Probe
     health: Health | None
@@ -47,7 +50,7 @@ def process(target: Text, /, *args: Text, id: str | None = None, **options: Unpa
 
 @overload
 def process(
-    target: Callable[..., object], /, *args: Any, id: str | None = None, **options: Unpack[Common]
+    target: Callable[..., object], /, *args: Any, id: str | None = None, **options: Unpack[callee.CalleeOptions]
 ) -> ChildSpec: ...
 
 
@@ -58,8 +61,10 @@ def process(target: Any, /, *args: Any, id: str | None = None, **options: Any) -
     the group is killed, and so it is if this process dies, however that happens. What has died without a word is told
     as a ``ProcessDied``.
 
-    A program has an empty stdin. To stop it, its group gets *stop_signal*. Its exit reason has a ``ProgramExit`` as
-    ``detail``, with the last that it has written to stderr.
+    A program has an empty stdin. It blocks no signal, and ignores none but what a shell or nohup
+    ignores. To stop it, its group gets *stop_signal*. What it has started ends with it, and has
+    what is left of ``shutdown``; if the program ends by itself, it is killed at once. The exit
+    reason has a ``ProgramExit`` as ``detail``, with the last that it has written to stderr.
 
     A callable runs in the main thread of a fresh interpreter, which imports it: the process is spawned, never forked.
     It is started when that has been done. To stop it, it is asked as a thread is.
@@ -77,24 +82,40 @@ def process(target: Any, /, *args: Any, id: str | None = None, **options: Any) -
     Options of programs:
         cwd: The directory in which it runs; relative paths start there, those of the following options too. None: the
             one of this process.
-        env: All of its environment, at each start the same; None: that of this process at that time.
-        stdout: "discard"; "inherit": where ours goes; a path: that file is appended to; or a callable: it is called
-            with each line, without the line's end, on a thread of its own. It may block: then the program has to wait.
+        env: All of its environment, at each start the same; None: that of this process at that
+            time. ``OTPY_MARK`` is added, by which its descendants are found.
+        stdout: "discard"; "inherit": where ours goes; a path: that file is appended to, see
+            docs/programs.md; or a callable: it is called with each line, without the line's end,
+            on a thread of its own. It may block: then the program has to wait.
         stderr: The same. The last 64 KiB are in the exit reason anyway.
-        err_dir: stderr also goes to ``{err_dir}/{id}.stderr.log``, with a line that marks each start. The directory is
-            made if it is missing.
+        err_dir: stderr also goes to ``{err_dir}/{path}.stderr.log``, where *path* is the child's, with
+            a line that marks each start. Directories are made if they are missing.
         log_size: How many bytes a file may have before a new one is begun, >= 1.
         log_backups: How many older ones are kept, as ``file.1`` (the youngest), ``file.2``, …, >= 0.
         stop_signal: A name or a number.
+        stop_to: Who gets it: "group", or "leader": the program itself only, for servers whose
+            workers finish their work.
         success_codes: The exit codes that mean a normal end, from 0 to 255.
         ready: It counts as started when this is so: a regular expression, or ``Line``, for a line that it writes;
             ``Port``; ``Http``; ``Notify`` or True: it sends ``READY=1`` to its ``NOTIFY_SOCKET``. False: at once.
         health: It has stalled if it misses so many probes in a row.
 
+    Options of callables:
+        max_message_size: The most bytes that a message of it may have: a saved state,
+            pickled, or what it raises. One that sends more is killed;
+            ``ctx.check_in(state)`` refuses it before.
+        allow_pickle: Whether what it raises is unpickled here when a reader asks for
+            it. By default it is made of plain values, and no code of the child's choice
+            runs.
+
     Raises:
-        SpecError: A field is wrong; a callable cannot be called with these arguments, or cannot be sent to a process.
-            That a program is missing is found out at the start.
+        SpecError: A field is wrong; a callable cannot be called with these arguments, or cannot be sent to a process;
+            this is Windows. That a program is missing is found out at the start.
     """
+    if os.name != "posix":
+        raise SpecError(
+            path_of(id or "", "process"), "platform", sys.platform, "a POSIX system, such as Linux or macOS"
+        )
     if callable(target):
         return callee.describe(target, *args, id=id, **options)
     return _program(_argv(path_of(id or "", "process"), (target, *args)), id, **options)
@@ -112,6 +133,7 @@ def _program(
     log_size: int = 10_000_000,
     log_backups: int = 3,
     stop_signal: str | int = "SIGTERM",
+    stop_to: Literal["group", "leader"] = "group",
     success_codes: Iterable[int] = (0,),
     ready: bool | str | Probe = False,
     health: Health | None = None,
@@ -132,6 +154,7 @@ def _program(
         log_size=_int(path, "log_size", log_size, 1),
         log_backups=_int(path, "log_backups", log_backups, 0),
         stop_signal=_signal(path, stop_signal),
+        stop_to=_stop_to(path, stop_to),
         success_codes=_codes(path, success_codes),
         probe=_probe(path, ready),
         health=_health(path, health),
@@ -229,14 +252,13 @@ def _name(path: str, name: Any) -> str:
 
 
 def _output(path: str, field: str, value: Any, cwd: str | None) -> Output:
+    if callable(value):
+        check_handler(path, field, value, ("line",), "a callable that takes a line")
+        handler: Callable[[str], object] = value
+        return handler
     if value in ("discard", "inherit"):
         return str(value)
-    if not callable(value):
-        return Path(cwd or "", _text(path, field, value, '"discard", "inherit", a path, or a callable'))
-    check_function(path, field, value, "a callable that takes a line")
-    check_call(path, field, value, ("line",), "a callable that takes a line")
-    handler: Callable[[str], object] = value
-    return handler
+    return Path(cwd or "", _text(path, field, value, '"discard", "inherit", a path, or a callable'))
 
 
 def _int(path: str, field: str, value: Any, least: int) -> int:
@@ -250,6 +272,12 @@ def _signal(path: str, value: Any) -> signal.Signals:
         return signal.Signals[value] if isinstance(value, str) else signal.Signals(value)
     except (KeyError, ValueError):
         raise SpecError(path, "stop_signal", value, "the name of a signal such as 'SIGTERM'") from None
+
+
+def _stop_to(path: str, value: Any) -> str:
+    if value not in ("group", "leader"):
+        raise SpecError(path, "stop_to", value, "'group' or 'leader'")
+    return str(value)
 
 
 def _codes(path: str, values: Any) -> frozenset[int]:

@@ -1,33 +1,47 @@
 """The thread that waits for all programs of a tree: for their ends, their output, and their messages.
 
-It waits at one selector, so 200 idle programs are one thread that sleeps. The end of a program is heard through its
-pidfd, which becomes readable at that moment, whoever reaps the process. Where there are none (not Linux, or an old
-kernel, or no descriptors left), a thread per program waits instead.
+It waits at one selector, so 200 idle programs are one thread that sleeps. The end of a
+program is heard through its pidfd, which becomes readable at that moment, whoever reaps
+the process. Where there are none (not Linux, or an old kernel, or no descriptors left),
+a thread per program waits instead.
 
 Laws:
-1. Nothing here waits for one program, runs code of the user's, or decides about a child.
-2. The selector is touched by this thread only; everybody else posts an order and rings. Programs are admitted by those
-   who start them, before anybody can let them go; this thread takes them out.
+1. Nothing here waits for one program, runs code of the user's, or decides about a
+   child.
+2. The selector and the timers are touched by this thread only; everybody else posts an
+   order and rings. Programs are admitted by those who start them, before anybody can
+   let them go. They are let go by this thread; or, if they could not be started, by the
+   thread that has tried.
 3. What goes wrong about one program is logged, and costs the others nothing.
+4. A process that the system has handed to us (we are number 1, or its reaper) is reaped
+   if it is certain that none of our own code waits for it. Only as number 1 the watch
+   wakes up for that by itself.
 """
 
 from __future__ import annotations
 
 import collections
 import contextlib
+import heapq
+import itertools
 import os
 import selectors
-import socket
+import threading
+import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from otpy import telemetry, threads
-from otpy.children.groups import NO_SIGNAL
+from otpy import descendants, posix, telemetry, threads
 from otpy.children.lifeline import Lifeline
+from otpy.posix import NO_SIGNAL
 from otpy.threads import Role, ThreadState
 
-TICK = 0.001
-"""How often it looks after what nothing announces, in seconds; only while there is any."""
+SWEEP = 5.0
+"""How often process number 1 looks for zombies that it was handed, in seconds; only while it has programs."""
+
+
+def _nothing() -> None:
+    """Be an order that only wakes the watch."""
 
 
 class Watched(Protocol):
@@ -36,36 +50,42 @@ class Watched(Protocol):
     def stop(self) -> None:
         """Ask it to stop."""
 
-    def is_gone(self) -> bool:
-        """Whether nothing of it is left, or it need not be waited for any longer."""
-
-    def leave(self) -> None:
-        """Say the last word."""
-
 
 class Watch:
-    """The watch of one tree; ``tree.shared(Watch)``."""
+    """The watch of one tree; ``tree.shared(Watch)``.
+
+    Attributes:
+        lifeline: What ends the programs when this process dies.
+        spared: Processes that have outlived their program, and must not be killed.
+        numbers: Tells the programs of a tree apart.
+        leaders: The numbers of the programs that have been started, and not reaped.
+    """
 
     def __init__(self, tree: Any) -> None:
         self._tree = tree
         self._orders: collections.deque[Callable[[], object]] = collections.deque()
+        self._timers: list[tuple[float, int, Callable[[], object]]] = []
+        self._count = itertools.count()
+        self.numbers = itertools.count(1)
+        self.leaders: set[int] = set()
         self._programs: set[Watched] = set()
-        self._dying: set[Watched] = set()
         self._is_closing = False
-        self._guard: int | None = None
+        self._adopts = os.getpid() == 1
+        self._adopted: set[tuple[int, int]] = set()
+        self.spared: set[int] = set()
         with contextlib.ExitStack() as undo:  # who asks next tries again
-            self._selector = undo.enter_context(selectors.DefaultSelector())
-            self._inside, self._bell = map(undo.enter_context, socket.socketpair())
+            self._selector = undo.enter_context(posix.selector())
+            self._inside, self._bell = map(undo.enter_context, posix.socket_pair())
             self._inside.setblocking(False)
             self._bell.setblocking(False)
             self._selector.register(self._inside, selectors.EVENT_READ, self._silence)
-            self.lifeline = Lifeline()
-            undo.callback(self.lifeline.close)
-            self._listen_to_guard()
-            undo.callback(self._forget_guard)
+            self.lifeline = Lifeline(tree, tree.root)
+            undo.callback(self.lifeline.close, self.spared)
             name, purpose = f"{tree.root} (programs)", "waits for programs"
             self._thread = threads.spawn(self._run, name=name, role=Role.HELPER, purpose=purpose, owner=tree)
             undo.pop_all()
+        if self._adopts:
+            self.post(self._sweep)
 
     def post(self, order: Callable[[], object]) -> None:
         """Have *order* called on the thread of the watch. Never blocks; may be called from any thread."""
@@ -76,12 +96,19 @@ class Watch:
     def close(self) -> None:
         """End when there is no program left. One that was let go, or given up, may live longer than its tree."""
         if self._programs:
-            threads.mark(self._thread, ThreadState.DETACHED, self._stop_all)
+            for one in (self._thread, self.lifeline.thread):
+                threads.mark(one, ThreadState.DETACHED, self._stop_all)
         self.post(self._close)
 
     def admit(self, program: Watched) -> None:
-        """Count *program* as running. On the thread that starts it: an order could come later than ``close``."""
+        """Count *program* as running. On its supervisor's thread: an order could come later than ``close``."""
         self._programs.add(program)
+
+    def let_go(self, program: Watched) -> None:
+        """Count *program* no longer. Its last word may be the last one of the tree, and close this: so say it later."""
+        self._programs.discard(program)
+        if threading.current_thread() is not self._thread:
+            self.post(_nothing)
 
     # From here on all runs on the watch's own thread
 
@@ -95,22 +122,26 @@ class Watch:
         if fd is not None and fd in self._selector.get_map():
             self._selector.unregister(fd)
 
-    def bury(self, program: Watched) -> None:
-        """Ask *program* whether it is gone, now and every moment, until it is."""
-        if self._is_gone(program):
-            self._programs.discard(program)  # first: its last word may be the last one of the tree, and close this
-            self._dying.discard(program)
-            program.leave()
-        else:
-            self._dying.add(program)
+    def later(self, seconds: float, callback: Callable[[], object]) -> None:
+        """Call *callback* in so many seconds."""
+        if seconds < float("inf"):
+            heapq.heappush(self._timers, (time.monotonic() + seconds, next(self._count), callback))
 
-    def _is_gone(self, program: Watched) -> bool:
-        """Ask it; who cannot tell is gone, or its end would never be told."""
-        try:
-            return program.is_gone()
-        except Exception as error:
-            telemetry.complain("watch_failed", error, path=self._tree.root)
-            return True
+    def reap_adopted(self) -> None:
+        """Reap the zombies that the system has handed to this process."""
+        if self._adopts:
+            for pid in descendants.adopted(self.lifeline.token.encode(), self._adopted):
+                if pid not in self.leaders:
+                    posix.reap(pid)
+
+    def adopt(self, zombie: int) -> None:
+        """Reap *zombie*, a descendant of a program, which the system has handed to this process: we are its reaper."""
+        self._adopts = True
+        posix.reap(zombie)
+
+    def _sweep(self) -> None:
+        self.reap_adopted()
+        self.later(SWEEP, self._sweep)
 
     def _run(self) -> None:
         try:
@@ -120,16 +151,15 @@ class Watch:
             self._leave()
 
     def _turn(self) -> None:
-        for key, _ in self._selector.select(TICK if self._dying else None):
+        for key, _ in self._selector.select(self._patience()):
             self._call(key.data, key.fd)
+        while self._timers and self._timers[0][0] <= time.monotonic():
+            self._call(heapq.heappop(self._timers)[2], None)
         while self._orders:
             self._call(self._orders.popleft(), None)
-        if self._dying:
-            self._call(self._look_again, None)
 
-    def _look_again(self) -> None:
-        for program in list(self._dying):
-            self.bury(program)
+    def _patience(self) -> float | None:
+        return max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else None
 
     def _call(self, callback: Callable[[], object], fd: int | None) -> None:
         try:
@@ -137,25 +167,6 @@ class Watch:
         except Exception as error:
             self.ignore(fd)  # or it would be called again at once, for ever
             telemetry.complain("watch_failed", error, path=self._tree.root)
-
-    def _listen_to_guard(self) -> None:
-        with contextlib.suppress(
-            OSError, AttributeError
-        ):  # without pidfds its end is noticed when it is told something
-            if (pid := self.lifeline.pid) is not None:
-                self._guard = os.pidfd_open(pid)
-                self.listen(self._guard, self._guard_has_ended)
-
-    def _guard_has_ended(self) -> None:
-        self._forget_guard()
-        self.lifeline.renew()
-        self._listen_to_guard()
-
-    def _forget_guard(self) -> None:
-        fd, self._guard = self._guard, None
-        if fd is not None:
-            self.ignore(fd)
-            os.close(fd)
 
     def _silence(self) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -169,8 +180,8 @@ class Watch:
             program.stop()
 
     def _leave(self) -> None:
-        self._forget_guard()
-        self.lifeline.close()
+        self.lifeline.close(self.spared)
+        self.reap_adopted()
         self._selector.close()
         self._inside.close()
         self._bell.close()

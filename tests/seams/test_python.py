@@ -1,0 +1,185 @@
+"""Root: not every Python can start another; one function says how, or why not."""
+
+from __future__ import annotations
+
+import multiprocessing.spawn
+import os
+import signal
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import otpy
+from otpy import posix
+from otpy.children import lifeline
+from tests.helpers import wait_until
+from tests.programs import mark, marked, stat
+from tests.seams.kit import python
+
+
+@pytest.fixture
+def told(monkeypatch):
+    """What the interpreter says of itself, for a test: ``told(executable=…, …)``."""
+    monkeypatch.setattr(multiprocessing.spawn, "_python_exe", None)
+
+    def tell(**facts: object) -> None:
+        for name, value in facts.items():
+            monkeypatch.setattr(sys, name, value, raising=False)
+
+    return tell
+
+
+WITHOUT = {
+    # what: (facts of sys, the reason)
+    "frozen": ({"frozen": True}, "the program is frozen"),
+    "no executable": ({"executable": None}, "sys.executable is None"),
+    "an empty executable": ({"executable": ""}, "sys.executable is ''"),
+    "another program": ({"executable": "/bin/sh", "orig_argv": []}, "it is embedded in /bin/sh"),
+    "a missing executable": ({"executable": "/no/such/python"}, "/no/such/python, is not there"),
+    "no program": ({"executable": "/etc/passwd"}, "cannot be executed"),
+}
+
+
+@pytest.mark.parametrize(("facts", "reason"), WITHOUT.values(), ids=WITHOUT)
+def test_the_reason_is_given_where_no_python_can_be_started(told, facts, reason):
+    """A frozen program would start itself again, and so on for ever."""
+    told(**facts)
+    with pytest.raises(posix.NoPython, match=reason):
+        posix.python_command("-c", "")
+
+
+def test_the_command_has_the_arguments(told):
+    """As a rule it is ``sys.executable``."""
+    assert posix.python_command("-I", "x.py") == [sys.executable, "-I", "x.py"]
+
+
+def test_what_multiprocessing_was_told_is_believed(told, monkeypatch):
+    """A program that is frozen, or embeds Python, may have a Python at hand."""
+    told(frozen=True, executable="/opt/application")
+    monkeypatch.setattr(multiprocessing.spawn, "_python_exe", "/opt/python")
+
+    assert posix.python_command("-c", "") == ["/opt/python", "-c", ""]
+
+
+FROZEN = """
+import os, signal, sys
+sys.frozen, sys.executable = True, sys.argv[1]
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+from otpy import process, start, supervisor
+app = start(supervisor("app", children=[process("sleep", "1000", id=name) for name in "ab"]))
+print(*(child.state.value for child in app.which_children()), file=sys.stderr)
+app.stop()
+"""
+
+
+def test_a_frozen_program_runs_programs_and_starts_itself_never(tmp_path):
+    """There is no guard then, and signals are inherited as they are.
+
+    Both are reported, the first once.
+    """
+    application = tmp_path / "application"
+    application.write_text(f"#!/bin/sh\necho started >>{tmp_path}/starts\n")
+    application.chmod(0o755)
+    ran = python(FROZEN, application)
+
+    assert ran.err == "running running\n"
+    assert ran.out.count("programs_unguarded") == 1
+    assert ran.out.count("signals_inherited") == 2
+    assert not (tmp_path / "starts").exists()
+
+
+ZIPPED = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from otpy import process, start, supervisor
+import otpy
+assert otpy.__file__.startswith(sys.argv[1])
+start(supervisor("app", children=[process("sleep", sys.argv[2])]), log=False)
+print("up", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_in_a_zip_file_the_guard_is_run_by_its_text(tmp_path):
+    """It has no file there, and must end what a killed program leaves all the same."""
+    archive, package, number = tmp_path / "app.zip", Path(otpy.__file__).parent, mark()
+    with zipfile.ZipFile(archive, "w") as file:
+        for path in package.rglob("*.py"):
+            file.write(path, path.relative_to(package.parent))
+    argv = [sys.executable, "-c", ZIPPED, str(archive), number]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=tmp_path) as parent:
+        assert parent.stdout is not None
+        assert parent.stdout.readline() == "up\n"
+        wait_until(lambda: marked(number))
+        parent.kill()
+    wait_until(lambda: not marked(number), "the end of the program")
+
+
+def test_a_guard_without_file_and_source_is_none(monkeypatch):
+    """So it is reported, and programs run without."""
+
+    class Loader:
+        def get_source(self, name: str) -> None:
+            return None
+
+    spec = importlib_spec(Loader())
+    monkeypatch.setattr(lifeline.importlib.util, "find_spec", lambda name: spec)
+    with pytest.raises(posix.NoPython, match="no file, and no source"):
+        lifeline._script()
+
+
+def importlib_spec(loader: object):
+    from importlib.machinery import ModuleSpec
+
+    return ModuleSpec("otpy.children.guard", loader)  # type: ignore[arg-type]
+
+
+# The guard
+
+
+def guards() -> set[int]:
+    from otpy.children import guard
+
+    return {pid for pid in marked(guard.__file__) if stat(pid)[1] == os.getpid()}
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_guard_is_replaced_whenever_it_ends_or_is_suspended(launch, number):
+    """Killed in its first moment, and again: what guards it has must not give up."""
+    launch(otpy.supervisor("app", children=[otpy.process("sleep", "1000")]))
+    for _ in range(2):
+        (one,) = wait_until(lambda: len(found := guards()) == 1 and found)
+        os.kill(one, number)
+        wait_until(lambda: guards() and one not in guards(), "another guard")  # noqa: B023 - it is called here
+
+
+def test_a_guard_that_cannot_run_is_tried_less_and_less_often(monkeypatch):
+    """It is reported once."""
+    waits: list[float] = []
+    told: list[str] = []
+    line = lifeline.Lifeline.__new__(lifeline.Lifeline)
+    line._closed, line._settled = Closing(waits), lifeline.Once()
+    monkeypatch.setattr(line, "_be_guarded", lambda: 1, raising=False)
+    monkeypatch.setattr(lifeline.telemetry, "complain", lambda event, error: told.append(f"{event}: {error}"))
+    line._keep_one_after_the_other()
+
+    assert told == ["programs_unguarded: the guard ended with 1"]
+    assert waits == sorted(waits)
+    assert (waits[0], waits[-1]) == (0.0, 60.0)
+
+
+class Closing:
+    """Ends the keeper's work after some pauses."""
+
+    def __init__(self, waits: list[float]) -> None:
+        self.waits = waits
+
+    @property
+    def has_happened(self) -> bool:
+        return len(self.waits) > 20
+
+    def wait(self, seconds: float) -> None:
+        self.waits.append(seconds)
