@@ -130,6 +130,16 @@ def with_grandchild(ctx, where):
     ctx.wait_stop()
 
 
+def with_daemon(ctx, where, how):
+    """Start one that leaves the group and the session."""
+    daemon = subprocess.Popen(["sleep", "1000"], start_new_session=True)
+    say(where, os.getpid(), daemon.pid)
+    if how == "crash":
+        raise ValueError("bad luck")
+    ctx.ready()
+    ctx.wait_stop()
+
+
 def with_lock_held(ctx, where):
     """No other thread of this process ever runs again."""
     grandchild = subprocess.Popen(["sleep", "1000"])
@@ -212,3 +222,93 @@ def under_orders(ctx, where):
         ctx.wait_stop()
     except Left:
         pass
+
+
+async def an_async_function():
+    pass
+
+
+def lazy(ctx):
+    return an_async_function()
+
+
+def takes_one(one):
+    pass
+
+
+def on_stop_async(ctx, where):
+    refused = []
+    for callback in (an_async_function, takes_one, 3):
+        try:
+            ctx.on_stop(callback)
+        except TypeError as error:
+            refused.append(str(error))
+    say(where, *refused)
+    ctx.wait_stop()
+
+
+class Truth:
+    def __bool__(self):
+        raise ValueError("the truth value of an array is ambiguous")
+
+
+class Array:
+    """Compares itself as arrays do."""
+
+    def __eq__(self, other):
+        return Truth()
+
+    __ne__ = __eq__
+    __bool__ = Truth.__bool__
+    __hash__ = object.__hash__
+
+    def __repr__(self):
+        return "array([0, 1])"
+
+
+class Zero(int):
+    """An int that must not be asked whether it is 0."""
+
+    def __eq__(self, other):
+        raise RuntimeError("do not compare")
+
+    __ne__ = __eq__
+    __bool__ = __eq__
+    __hash__ = int.__hash__
+
+
+CODES = {
+    # code of a SystemExit: whether it says that all is well, as the interpreter's exit status does
+    "None": (None, True),
+    "0": (0, True),
+    "False": (False, True),
+    "Zero": (Zero(0), True),
+    "1": (1, False),
+    "True": (True, False),
+    "256": (256, False),
+    "Zero(1)": (Zero(1), False),
+    "0.0": (0.0, False),
+    "an empty text": ("", False),
+    "text": ("no disk", False),
+    "a tuple": ((0,), False),
+    "Array": (Array(), False),
+}
+
+
+def exit_with(ctx, name):
+    raise SystemExit(CODES[name][0])
+
+
+def raise_group(ctx, *kinds):
+    """Raise a group of groups of exceptions of otpy."""
+    import otpy
+
+    members = [getattr(otpy, kind)("enough") for kind in kinds]
+    raise BaseExceptionGroup("all", [BaseExceptionGroup("outer", [BaseExceptionGroup("inner", members)])])
+
+
+def raise_group_with_lock(ctx, kind):
+    """The same, and it cannot be pickled."""
+    import otpy
+
+    raise ExceptionGroup("outer", [getattr(otpy, kind)(_thread.allocate_lock())])

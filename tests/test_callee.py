@@ -17,12 +17,14 @@ import types
 import pytest
 
 import otpy
-from otpy import ExitKind, SpecError, dynamic_supervisor, process, supervisor
+from otpy import ExitKind, SpecError, dynamic_supervisor, posix, process, supervisor
 from otpy.children import callee, remote
+from otpy.children.wire import Messages
 from otpy.messages import ChildExited, ChildStarted
-from otpy.reports import ChildTerminated, Progress, Stalled
+from otpy.reports import ChildTerminated, Progress, Stalled, Unstopped
 from tests import callees
-from tests.helpers import HANG, ManualClock, wait_until
+from tests.helpers import HANG, ManualClock, close, wait_until
+from tests.seams import callables
 from tests.test_child_contract import Stage
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="processes need POSIX")
@@ -38,7 +40,7 @@ def stage():
 
     yield set_up
     for one in stages:
-        one.tree.close()
+        close(one.tree)
 
 
 @pytest.fixture
@@ -210,8 +212,10 @@ ENDS = {
     "Ignore": (process(callees.raise_word, "Ignore"), ExitKind.NORMAL, "Ignore"),
     "Fatal": (process(callees.raise_word, "Fatal", "fire"), ExitKind.CRASHED, "Fatal: fire"),
     "Shutdown, unpicklable": (process(callees.raise_word_with_lock, "Shutdown"), ExitKind.SHUTDOWN, "lock object"),
-    "unpicklable": (process(callees.raise_word_with_lock, "Killed"), ExitKind.CRASHED, "RemoteError: Killed(<unlocked"),
+    "Killed": (process(callees.raise_word, "Killed"), ExitKind.KILLED, "Killed"),
+    "unpicklable": (process(callees.raise_word_with_lock, "NotAlive"), ExitKind.CRASHED, "NotAlive(<unlocked"),
     "awkward": (process(callees.raise_awkward), ExitKind.CRASHED, "Awkward"),
+    "exits oddly": (process(callables.leave_oddly), ExitKind.CRASHED, "SystemExit(Odd())"),
     "nasty": (process(callees.raise_nasty), ExitKind.CRASHED, "Nasty()"),
 }
 
@@ -255,22 +259,27 @@ def test_what_cannot_be_imported_there_is_a_failed_start(monkeypatch, stage):
     assert isinstance(news.reason.exception, ModuleNotFoundError)
 
 
-def test_somebody_else_has_reaped_it(stage, where):
+def reaped_by_somebody_else(pid):
+    os.waitpid(pid, 0)
+    return posix.Ended(None, is_reaped=True)
+
+
+def test_somebody_else_has_reaped_it(stage, where, monkeypatch):
     """Then its last word still counts, and no number is used that may belong to others by now."""
     scene = stage(process(callees.tell_group, where))
     [pid, *_] = heard(where)
-    scene.child._body.await_death = lambda: os.waitpid(pid, 0) and None
+    monkeypatch.setattr(callee.posix, "await_exit", reaped_by_somebody_else)
     scene.child.stop()
 
     assert end_of(scene).kind is ExitKind.SHUTDOWN
     assert is_reaped(pid)
 
 
-def test_no_grandchild_is_left_when_somebody_else_has_reaped_it(stage, where):
+def test_no_grandchild_is_left_when_somebody_else_has_reaped_it(stage, where, monkeypatch):
     """Its number is free then, but not that of its group, as long as somebody is in it."""
     scene = stage(process(callees.with_grandchild, where))
-    pid, grandchild = heard(where)
-    scene.child._body.await_death = lambda: os.waitpid(pid, 0) and None
+    _, grandchild = heard(where)
+    monkeypatch.setattr(callee.posix, "await_exit", reaped_by_somebody_else)
     scene.child.stop()
 
     assert end_of(scene).kind is ExitKind.SHUTDOWN
@@ -325,6 +334,42 @@ def test_no_grandchild_is_left(stage, where, how):
     wait_until(lambda: is_gone(grandchild))
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="they are found in /proc")
+@pytest.mark.parametrize("how", ["stop", "kill", "crash"])
+def test_nothing_is_left_that_has_left_the_session(stage, where, how):
+    """It is found by the mark that it has inherited, and has ended before the end of the callable is told."""
+    scene = stage(process(callees.with_daemon, where, how))
+    pid, daemon = heard(where)
+    if how != "crash":
+        scene.child.kill(1.0) if how == "kill" else scene.child.stop()
+    end_of(scene)
+
+    assert is_reaped(pid)
+    assert is_gone(daemon)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="they are found in /proc")
+def test_what_cannot_be_ended_is_told_by_name(stage, where, monkeypatch):
+    """And it counts as unstopped for as long as it lives."""
+    monkeypatch.setattr(callee, "LINGER", 0.01)
+    monkeypatch.setattr(callee.descendants, "send", lambda one, number: None)
+    scene = stage(process(callees.with_daemon, where, "stop"))
+    told = []
+    scene.tree.telemetry.subscribe("root", told.append)
+    _, daemon = heard(where)
+    scene.child.stop()
+    reason = end_of(scene)
+    report = wait_until(lambda: told and told[0])
+
+    assert reason.kind is ExitKind.SHUTDOWN
+    assert isinstance(report, Unstopped)
+    assert f"process {daemon}" in report.stack
+    assert "sleep 1000" in report.stack
+    assert [one.path for one in scene.tree.unstopped("root")] == ["root/x"]
+    os.kill(daemon, signal.SIGKILL)
+    wait_until(lambda: not scene.tree.unstopped("root"))
+
+
 def test_who_is_fenced_can_say_nothing_but_its_end(stage, where):
     scene = stage(process(callees.fenced, where))
     [pid] = heard(where)
@@ -339,14 +384,14 @@ def test_who_is_fenced_can_say_nothing_but_its_end(stage, where):
 @pytest.fixture
 def slow_spawn(monkeypatch):
     """Processes are only spawned when the test says so."""
-    arrived, go, real = threading.Event(), threading.Event(), subprocess.Popen
+    arrived, go, real = threading.Event(), threading.Event(), posix.start_process
 
-    def popen(*args, **options):
+    def start_process(*args, **options):
         arrived.set()
         assert go.wait(HANG)
         return real(*args, **options)
 
-    monkeypatch.setattr(callee.subprocess, "Popen", popen)
+    monkeypatch.setattr(posix, "start_process", start_process)
     return arrived, go
 
 
@@ -364,7 +409,7 @@ def test_an_order_that_comes_while_it_is_spawned_is_obeyed(stage, slow_spawn, or
 def test_what_is_not_wanted_any_more_is_not_spawned(stage, monkeypatch):
     """Stopped before its thread has done anything, it costs no process."""
     spawned, go = [], threading.Event()
-    monkeypatch.setattr(callee.subprocess, "Popen", spawned.append)
+    monkeypatch.setattr(posix, "start_process", spawned.append)
     live = callee.CalleeChild._live
     monkeypatch.setattr(callee.CalleeChild, "_live", lambda child: (go.wait(HANG), live(child))[1])
     scene = stage(process(callees.obedient))
@@ -395,12 +440,12 @@ def test_who_is_not_ready_in_time_is_killed(where):
     assert is_reaped(heard(where)[0])
 
 
-@pytest.mark.parametrize("name", ["Popen", "socketpair"])
+@pytest.mark.parametrize("name", ["start_process", "socket_pair", "pipe"])
 def test_a_start_that_the_system_refuses_is_a_failed_start(stage, monkeypatch, name):
     def refuse(*args, **options):
         raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
 
-    monkeypatch.setattr(callee.subprocess if name == "Popen" else callee.socket, name, refuse)
+    monkeypatch.setattr(posix, name, refuse)
     scene = stage(process(callees.obedient))
     news = scene.hear()
 
@@ -452,6 +497,7 @@ class Ear:
 
 def context(**facts):
     common = {"path": "app/x", "incarnation": 1, "ready": False, "heartbeat": None, "snapshot": None}
+    common |= {"max_message_size": callee.MAX_MESSAGE_SIZE, "allow_pickle": False}
     return remote.RemoteContext(remote.Facts(**{**common, "last_exit": None, "state": None, **facts}), Ear())
 
 
@@ -525,15 +571,16 @@ def test_it_is_asked_once_what_it_does_and_a_bit_before_it_has_stalled(stage):
     patience = child._patience()
     child._is_doubted = True
 
-    assert patience == 8500.0
+    assert patience == 8.5
     assert child._patience() is None
     child.stop()
     end_of(scene)
 
 
-def test_frames_may_come_in_pieces():
-    frames, stream = callee.Frames(), remote.HEAD.pack(remote.STATE, 3) + b"abc" + remote.HEAD.pack(remote.UP, 0)
-    cut = [frame for index in range(len(stream)) for frame in frames.cut(stream[index : index + 1])]
+def test_messages_may_come_in_pieces():
+    messages = Messages(callee.MAX_MESSAGE_SIZE)
+    stream = remote.HEAD.pack(remote.STATE, 3) + b"abc" + remote.HEAD.pack(remote.UP, 0)
+    cut = [one for index in range(len(stream)) for one in messages.cut(stream[index : index + 1])]
 
     assert cut == [(remote.STATE, b"abc"), (remote.UP, b"")]
 

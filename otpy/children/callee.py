@@ -5,23 +5,33 @@ Laws:
    this listens to the process until its end: one thread for each process, asleep while that says nothing.
 2. The number of a process is used only while it is certainly ours: until it is reaped. Whoever sends a signal and the
    thread that reaps meet at ``_lock``, which is never held for longer than a system call takes.
-3. The process leads a session and a group of its own, from before its first instruction; signals go to the group. When
-   it has ended, however it did, what is left of the group is killed before anything else happens.
-4. A ChildExited says: it is dead and reaped, and all that it has said has been heard.
-5. Nothing of the user's is unpickled on the supervisor's thread: what a child saves stays as it came.
+3. The process leads a session and a group of its own, from before its first
+   instruction; signals go to the group. When it has ended, however it did, all that
+   descends from it is killed (descendants.py) before anything else happens.
+4. A ChildExited says: it is dead and reaped, nothing that it has started runs, and all
+   that it has said has been heard. What could not be ended is told as Unstopped, by
+   name.
+5. Nothing that it says is unpickled when it comes: see wire.py. A process that says
+   what it may not is killed.
+6. The new interpreter loads no module from the working directory; it has the path of
+   this one before it loads anything of the user's.
 
-Theory of operation. ``start`` lays the wires and gets a thread. An order that comes before the process is there waits
-in the socket; only force has to look for the number. The thread packs what is to be run, spawns an interpreter that
-runs remote.py, hands the parcel over through stdin, and then waits for two things at once: frames, and the death of the
-process (pidfd; where there is none, the end of the socket). What is said, and how, is in remote.py.
+Theory of operation. ``start`` lays the wires and gets a thread. An order that comes
+before the process is there waits in the socket; only force has to look for the number.
+The thread packs what is to be run, spawns an interpreter that runs remote.py, hands the
+parcel over through stdin, and then waits for two things at once: messages, and the
+death of the process (pidfd; where there is none, the end of the socket). What is said,
+and how, is in remote.py.
 
 When this program dies, however that happens, its end of each socket and each lifeline is closed, and the processes end
 by that. So no fork of this program may keep these ends open: see ``_forks``.
 
-Why not multiprocessing.Process: the process would not have a session of its own before its first instruction, each
-start would reap the processes of all others on the way, the exit of the interpreter would wait for it, or, with
-``daemon``, it could have no processes itself. Its way to make the new interpreter like this one is used all the same,
-and so is its pickler: its queues and locks may be arguments.
+Why not multiprocessing.Process: the process would not have a session of its own before
+its first instruction, each start would reap the processes of all others on the way, the
+exit of the interpreter would wait for it, or, with ``daemon``, it could have no
+processes itself. Its way to make the new interpreter like this one is used all the
+same, and so are its pickler and its resource tracker: its queues, locks and shared
+memory may be arguments.
 
 The stack of a process that has stalled: nobody can wait for it when the stall is found, so the thread asks for it a
 little earlier, and what comes waits in the pipe. A child that holds the interpreter's lock does not answer.
@@ -30,53 +40,78 @@ little earlier, and what comes waits in the pipe. A child that holds the interpr
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import os
 import pickle
-import select
+import secrets
+import selectors
 import signal
-import socket
 import subprocess
+import sys
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable
 from copy import deepcopy
-from multiprocessing import reduction, resource_tracker, spawn
+from importlib.machinery import PathFinder
+from multiprocessing import get_start_method, process, reduction, resource_tracker, spawn, util
 from multiprocessing.context import set_spawning_popen
 from typing import Any, Protocol, Unpack
 
 import attrs
 
-from otpy import threads
+from otpy import descendants, posix, threads
 from otpy.abc import Birth, Deliver
+from otpy.arguments import USE_ASYNCIO, check_call, check_function
 from otpy.children import remote
-from otpy.children.groups import NO_SIGNAL, is_strange, signal_group, signal_name
-from otpy.children.remote import ALLOWED, BEAT, BEATS, EXIT, HEAD, SIZES, STATE, UP, WORDS
-from otpy.children.thread import check_call, check_function, name_of, path_of, reason_of
+from otpy.children.remote import BEAT, BEATS, EXIT, LEAST, SIZES, STATE, UP
+from otpy.children.thread import name_of, path_of, reason_of
+from otpy.children.wire import Messages, allowed, raised_by
+from otpy.descendants import Family, Seen
 from otpy.exceptions import (
-    Fatal,
-    Ignore,
     Killed,
     ProcessDied,
     RemoteError,
     RemoteTraceback,
-    Shutdown,
+    Sealed,
     SpecError,
+    is_sealed,
     printable,
+    qualified_name,
     show,
+    text_of,
+    traceback_of,
 )
 from otpy.messages import ChildExited, ChildStarted
-from otpy.reports import CRASHED, ExitReason
+from otpy.reports import CRASHED, KILLED, ExitReason, Unstopped, stamped
 from otpy.specs import ChildSpec, Common, check_common
-from otpy.threads import ThreadState
+from otpy.threads import Role, ThreadState
 
 CHUNK = 1 << 16
 """How many bytes are read at a time."""
 
-LONGEST = 2.0**31 - 1
-"""The most milliseconds that ``poll`` can wait."""
+LONGEST = 2.0**31 / 1000 - 1
+"""The most seconds that a selector can wait."""
+
+MAX_MESSAGE_SIZE = 64 << 20
+"""The most bytes that a message of a child may have, if nothing else is said."""
 
 
-def describe(function: Callable[..., object], *args: Any, id: str | None = None, **common: Unpack[Common]) -> ChildSpec:
+class CalleeOptions(Common, total=False):
+    """The options of a callable; see ``process``."""
+
+    max_message_size: int
+    allow_pickle: bool
+
+
+def describe(
+    function: Callable[..., object],
+    *args: Any,
+    id: str | None = None,
+    max_message_size: int = MAX_MESSAGE_SIZE,
+    allow_pickle: bool = False,
+    **common: Unpack[Common],
+) -> ChildSpec:
     """Describe a child that is a Python callable in a process of its own; see ``process``.
 
     Raises:
@@ -85,9 +120,14 @@ def describe(function: Callable[..., object], *args: Any, id: str | None = None,
     check_common("process(callable)", common)
     name = id if id is not None else name_of(function)
     path = path_of(name, "process")
-    check_function(path, "target", function, "a callable")
+    check_function(path, "target", function, "a callable", USE_ASYNCIO)
     check_call(path, "target", function, ("ctx", *args), "a callable that takes (ctx, *args)")
-    spec = ChildSpec(id=name, start=ProcessStart(function, args), **common)
+    if type(max_message_size) is not int or max_message_size < LEAST:
+        raise SpecError(path, "max_message_size", max_message_size, f"a number of bytes, an int >= {LEAST}")
+    if not isinstance(allow_pickle, bool):
+        raise SpecError(path, "allow_pickle", allow_pickle, "True or False")
+    start = ProcessStart(function, args, max_message_size, allow_pickle)
+    spec = ChildSpec(id=name, start=start, **common)
     _check_pickling(path, "target", function, "a function of a module: a process has to import it")
     for index, arg in enumerate(args):
         _check_pickling(path, f"args[{index}]", arg, "something that can be pickled")
@@ -108,6 +148,8 @@ class ProcessStart:
 
     function: Callable[..., object]
     args: tuple[Any, ...]
+    max_message_size: int = MAX_MESSAGE_SIZE
+    allow_pickle: bool = False
 
     def __call__(self, birth: Birth) -> CalleeChild:
         return CalleeChild(birth, self)
@@ -160,75 +202,46 @@ class Parcel:
 def _program(name: str, birth: bytes) -> dict[str, Any]:
     """Return what multiprocessing wants a new process to know of this program.
 
-    Its main module is run again only if something comes from there: that may take long.
+    As its own ``get_preparation_data`` does, but without the working directory: the
+    process inherits that, and it may have been removed. And its main module is run
+    again only if something comes from there: that may take long.
     """
-    facts = spawn.get_preparation_data(name)
-    if b"__main__" not in birth and b"__mp_main__" not in birth:
-        facts.pop("init_main_from_name", None)
-        facts.pop("init_main_from_path", None)
+    spawn._check_not_importing_main()  # type: ignore[attr-defined]  # or it would start itself for ever
+    facts: dict[str, Any] = {
+        "name": name,
+        "authkey": process.current_process().authkey,
+        "log_to_stderr": util._log_to_stderr,  # type: ignore[attr-defined]
+        "sys_path": [entry or process.ORIGINAL_DIR or "" for entry in sys.path],  # type: ignore[attr-defined]
+        "sys_argv": sys.argv,
+        "orig_dir": process.ORIGINAL_DIR,  # type: ignore[attr-defined]
+        "start_method": get_start_method(),
+    }
+    if util._logger is not None:  # type: ignore[attr-defined]
+        facts["log_level"] = util._logger.getEffectiveLevel()  # type: ignore[attr-defined]
+    if b"__main__" in birth or b"__mp_main__" in birth:
+        main = sys.modules["__main__"]
+        if (module := getattr(main.__spec__, "name", None)) is not None:
+            facts["init_main_from_name"] = module
+        elif (file := getattr(main, "__file__", None)) is not None:
+            facts["init_main_from_path"] = os.path.normpath(os.path.join(facts["orig_dir"] or "", file))  # noqa: PTH118
     return facts
 
 
 def _pickled_exit(reason: ExitReason | None) -> bytes | None:
-    """Pickle why the incarnation before has ended, with a stand-in for an exception that does not travel."""
+    """Pickle why the incarnation before has ended.
+
+    An exception that does not travel has a stand-in. One that is sealed stays so: it is
+    opened there, if it is asked for.
+    """
     if reason is None:
         return None
     try:
-        return pickle.dumps(ExitReason(reason.kind, reason.exception, reason.detail))
+        return pickle.dumps(ExitReason(reason.kind, reason.raised, reason.detail))
     except Exception:
-        error = None if reason.exception is None else RemoteError(show(reason.exception))
-        return pickle.dumps(ExitReason(reason.kind, error, show(reason.detail) if reason.detail else None))
-
-
-# What comes from there
-
-
-class Frames:
-    """Cuts what is heard into frames."""
-
-    def __init__(self) -> None:
-        self._heard = bytearray()
-
-    def cut(self, data: bytes) -> Iterator[tuple[bytes, bytes]]:
-        """Take *data*, and yield what is complete: kind and content."""
-        self._heard += data
-        while len(self._heard) >= HEAD.size:
-            kind, size = HEAD.unpack_from(self._heard)
-            end = HEAD.size + size
-            if len(self._heard) < end:
-                return
-            content = bytes(self._heard[HEAD.size : end])
-            del self._heard[:end]
-            yield kind, content
-
-
-STANDS_FOR: dict[str, type[Exception]] = {
-    # what a child meant by an exception that does not travel: what takes its place
-    **dict(zip(WORDS, (Fatal, Ignore, Shutdown), strict=True)),
-    "": RemoteError,
-}
-
-
-def remade(epitaph: bytes) -> BaseException | None:
-    """Return what the child has raised, with the traceback that it had there as its cause; None: it returned."""
-    said = pickle.loads(epitaph)  # noqa: S301 it comes from our child
-    if said is None:
-        return None
-    word, pickled, text, traceback = said
-    error = _unpickled(pickled)
-    if error is None:
-        error = STANDS_FOR[word](text)
-    with contextlib.suppress(Exception):  # an exception may refuse anything
-        error.__cause__ = RemoteTraceback(printable(traceback))
-    return error
-
-
-def _unpickled(pickled: bytes | None) -> BaseException | None:
-    try:
-        error = pickle.loads(pickled) if pickled is not None else None  # noqa: S301 it comes from our child
-    except BaseException:
-        return None
-    return error if isinstance(error, BaseException) else None
+        raised = reason.raised
+        if isinstance(raised, BaseException):
+            raised = RemoteError(qualified_name(raised), text_of(raised), traceback_of(raised))
+        return pickle.dumps(ExitReason(reason.kind, raised, show(reason.detail) if reason.detail else None))
 
 
 # The wires
@@ -260,7 +273,7 @@ if hasattr(os, "register_at_fork"):  # not on Windows, where nothing forks
 
 
 def _pipe() -> tuple[io.FileIO, io.FileIO]:
-    read, write = os.pipe()
+    read, write = posix.pipe()
     return io.FileIO(read, "rb"), io.FileIO(write, "wb")
 
 
@@ -268,25 +281,26 @@ class Wires:
     """What connects the two sides.
 
     Attributes:
-        near, far: The socket for orders and frames.
+        near, far: The socket for orders and messages.
         birth, lifeline: A pipe: stdin of the process, and what we write its parcel to and keep open.
         stacks, dump: A pipe: what a process did when it was asked, or died of a signal, and where it writes that.
     """
 
     def __init__(self) -> None:
         with _forks, contextlib.ExitStack() as ends:
-            self.near, self.far = map(ends.enter_context, socket.socketpair())
+            self.near, self.far = map(ends.enter_context, posix.socket_pair())
             self.birth, self.lifeline = map(ends.enter_context, _pipe())
             self.stacks, self.dump = map(ends.enter_context, _pipe())
             self._near_ends: set[Closable] = {self.near, self.lifeline, self.stacks}
             _near_ends.update(self._near_ends)
             ends.pop_all()
-        for end in (self.near, self.stacks, self.dump):
+        self.near.setblocking(False)
+        for end in (self.stacks, self.dump):
             os.set_blocking(end.fileno(), False)
 
     def hand_over(self, *parts: bytes) -> None:
         """Write the parcel; wait until the process has read it, or has died."""
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGPIPE})  # this thread's: not every program ignores it
+        posix.block({signal.SIGPIPE})  # this thread's: not every program ignores it
         with contextlib.suppress(BrokenPipeError):
             for part in (SIZES.pack(*map(len, parts)), *parts):
                 left = memoryview(part)
@@ -296,7 +310,7 @@ class Wires:
     def order(self, order: bytes) -> None:
         """Send *order*; it waits in the socket until somebody reads it."""
         with contextlib.suppress(OSError):  # it has ended, or it has not read thousands of orders
-            self.near.send(order, NO_SIGNAL)
+            self.near.send(order, posix.NO_SIGNAL)
 
     def last_stacks(self) -> str:
         """Return what the process has written of its stacks."""
@@ -320,7 +334,8 @@ class Wires:
 
 BOOT = (
     "import importlib.util as util, sys\n"
-    "spec = util.spec_from_file_location('otpy.children.remote', {file!r})\n"
+    "from importlib.machinery import PathFinder\n"
+    "spec = PathFinder.find_spec('otpy.children.remote', [{home!r}])\n"
     "remote = sys.modules[spec.name] = util.module_from_spec(spec)\n"
     "spec.loader.exec_module(remote)\n"
     "remote.main({end}, {dump}, {tracker})"
@@ -328,56 +343,150 @@ BOOT = (
 """What the interpreter is told to run: remote.py under its own name, but without the package around it."""
 
 
+@functools.cache
+def _home() -> str:
+    """Return the directory of remote.py, perhaps one in a zip file.
+
+    Raises:
+        posix.NoPython: It has been loaded from something that another interpreter would
+            not find.
+    """
+    home = os.path.dirname(getattr(remote, "__file__", None) or "")  # noqa: PTH120
+    if PathFinder.find_spec(remote.__name__, [home]) is None:
+        raise posix.NoPython("otpy is neither in a directory nor in a zip file: no other Python can load it")
+    return home
+
+
+def _python(*args: str) -> list[str]:
+    """Return the command that starts an interpreter like this one.
+
+    That imports nothing from its working directory.
+
+    Raises:
+        posix.NoPython: There is none.
+    """
+    flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
+    return posix.python_command(*flags, "-P", *args)
+
+
+def _tracker() -> int:
+    """Return the descriptor of multiprocessing's resource tracker; start it if need be.
+
+    It is this program's: one of a callable would die with it and remove nothing.
+    multiprocessing would start it with the working directory in its path. It has no
+    number there, as in a process that has inherited it: some versions would wait for
+    its end when the interpreter exits, and a callable that does not stop keeps it alive
+    till then.
+
+    Raises:
+        OSError: The system refuses it.
+    """
+    tracker: Any = resource_tracker._resource_tracker
+    with tracker._lock:
+        if tracker._fd is None or not tracker._check_alive():
+            read, write = posix.pipe()
+            with contextlib.ExitStack() as undo:
+                undo.callback(os.close, write)
+                with io.FileIO(read):
+                    boot = f"from multiprocessing.resource_tracker import main; main({read})"
+                    popen = posix.start_process(_python("-c", boot), stdout=None, stderr=None, pass_fds=[read])
+                popen.returncode = 0  # it outlives this process, and nothing waits for it
+                undo.pop_all()
+            if tracker._fd is not None:
+                os.close(tracker._fd)
+            tracker._fd, tracker._pid = write, None
+        descriptor: int = tracker._fd
+    return descriptor
+
+
+LINGER = 0.5
+"""How long an exit waits at most until what was killed has gone, in seconds."""
+
+AGAIN = 0.005
+"""How often it looks meanwhile."""
+
+LEFT = ExitReason(KILLED, detail="processes that it had started could not be ended")
+
+
+@attrs.frozen(eq=False)
+class Left:
+    """Processes of a callable that could not be ended; a stray of the tree."""
+
+    processes: tuple[Seen, ...]
+
+    @property
+    def alive(self) -> bool:
+        return any(
+            (now := descendants.look(one.pid)) and now.lives and now.started == one.started for one in self.processes
+        )
+
+    def stack(self) -> str:
+        return "".join(f"{descendants.describe(one.pid)}\n" for one in self.processes)
+
+
 class Body:
     """A process that runs, and leads its group. Its number is used only until it is reaped.
 
     All but ``kill`` belongs to the thread of the child; ``kill`` and ``bury`` must not be called at the same time.
+
+    Attributes:
+        pid: Its number, None before it has been started.
     """
 
-    def __init__(self, path: str, wires: Wires, parcel: Parcel) -> None:
-        tracker = getattr(resource_tracker._resource_tracker, "_fd", None)
-        inherited = {wires.far.fileno(), wires.dump.fileno(), *parcel.descriptors}
-        boot = BOOT.format(
-            file=remote.__file__,
-            end=wires.far.fileno(),
-            dump=wires.dump.fileno(),
-            tracker=-1 if tracker is None else tracker,
+    def __init__(self) -> None:
+        self._family = Family(secrets.token_hex(12).encode())
+        self._popen: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int | None:
+        return None if self._popen is None else self._popen.pid
+
+    def start(self, path: str, wires: Wires, parcel: Parcel) -> None:
+        """Start it.
+
+        Raises:
+            OSError: The system refuses it, or no Python can be started here.
+        """
+        tracker = _tracker()
+        boot = BOOT.format(home=_home(), end=wires.far.fileno(), dump=wires.dump.fileno(), tracker=tracker)
+        environment = vars(os.environb)["_data"].copy()  # in one step: other threads may change it meanwhile
+        self._family.mark(environment)
+        self._popen = posix.start_process(
+            _python("-c", boot, path),
+            env=environment,
+            stdin=wires.birth.fileno(),
+            stdout=None,
+            stderr=None,
+            pass_fds={wires.far.fileno(), wires.dump.fileno(), tracker, *parcel.descriptors},
         )
-        flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
-        self._popen = subprocess.Popen(  # noqa: S603 it is this interpreter
-            [spawn.get_executable(), *flags, "-c", boot, path],
-            stdin=wires.birth,
-            pass_fds=inherited if tracker is None else {*inherited, tracker},
-            start_new_session=True,
-        )
-        self.pid = self._popen.pid
 
     def kill(self) -> None:
         """Kill the group."""
-        signal_group(self.pid, signal.SIGKILL)
+        if self.pid is not None:
+            posix.signal_group(self.pid, signal.SIGKILL)
 
     def listen(
         self,
-        near: socket.socket,
+        near: posix.Socket,
         hear: Callable[[], bool],
         patience: Callable[[], float | None],
         doubt: Callable[[], None],
     ) -> None:
         """Wait for its death, and call *hear* whenever there is something to be heard, until that returns False.
 
-        Call *doubt* when nothing has been heard for *patience* milliseconds.
+        Call *doubt* when nothing has been heard for *patience* seconds.
         """
-        poll = select.poll()
-        poll.register(near, select.POLLIN)
         with contextlib.ExitStack() as stack:
+            selector = stack.enter_context(posix.selector())
+            selector.register(near, selectors.EVENT_READ)
             death = self._death(stack)
             if death is not None:
-                poll.register(death, select.POLLIN)
-            while death not in (signs := [sign for sign, _ in poll.poll(patience())]):
+                selector.register(death, selectors.EVENT_READ)
+            while death not in (signs := [key.fd for key, _ in selector.select(patience())]):
                 if not signs:
                     doubt()
                 elif not hear():
-                    poll.unregister(near)
+                    selector.unregister(near)
                     if death is None:
                         break
         hear()  # it is dead: the rest
@@ -385,33 +494,59 @@ class Body:
     def _death(self, stack: contextlib.ExitStack) -> int | None:
         """Return a descriptor that can be read when it is dead; None: the system has none."""
         try:
-            death = os.pidfd_open(self.pid)
-        except (AttributeError, OSError):
+            death = posix.open_process(self._started.pid)
+        except ProcessLookupError:  # it has ended, and something else has reaped it
             return None
-        stack.callback(os.close, death)
+        if death is not None:
+            stack.callback(os.close, death)
         return death
 
-    def await_death(self) -> int | None:
-        """Wait until it is dead, but do not reap it; return its exit code, None if somebody else has reaped it.
+    def await_exit(self) -> posix.Ended:
+        """Wait until it has ended."""
+        return posix.await_exit(self._started.pid)
 
-        The code is read here: if somebody who waits for all children comes before ``bury``, subprocess makes it 0.
+    def end_descendants(self) -> Left | None:
+        """Kill all that it has started; return what is left.
+
+        It has ended, and has not been reaped here: its number is its own.
         """
-        try:
-            found = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
-        except ChildProcessError:
+        self._family.leader = self._started.pid
+        if posix.is_strange(self._family.leader):
             return None
-        assert found is not None, "only WNOHANG finds nothing"
-        return found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
+        self.kill()
+        deadline, killed = time.monotonic() + LINGER, set()
+        while living := self._family.living():
+            if time.monotonic() > deadline:
+                return Left(tuple(living))
+            for one in living:
+                descendants.send(one, signal.SIGKILL)
+                killed.add((one.pid, one.started))
+            time.sleep(AGAIN)
+        if killed or os.getpid() == 1:  # the system may have handed some to this process
+            for pid in descendants.adopted(self._family.token, killed):
+                posix.reap(pid)
+        return None
 
-    def bury(self) -> None:
-        """Kill what is left of its group, and reap it."""
-        if not is_strange(self.pid):
-            self.kill()
-        self._popen.wait()
+    def bury(self, ended: posix.Ended) -> int | None:
+        """Reap it; return its exit code, None if something else has reaped it.
+
+        The code that was read before counts: something that waits for all children may
+        come before this does.
+        """
+        popen = self._started
+        if not ended.is_reaped and (reaped := posix.reap(popen.pid)) is not None and ended.code is None:
+            ended = reaped
+        popen.returncode = ended.code or 0  # it need not wait
+        return ended.code
+
+    @property
+    def _started(self) -> subprocess.Popen[bytes]:
+        assert self._popen is not None, "it was started"
+        return self._popen
 
 
 def _died(code: int | None, stack: str) -> ProcessDied:
-    error = ProcessDied(code, signal_name(code), stack)
+    error = ProcessDied(code, posix.signal_name(code), stack)
     error.__cause__ = RemoteTraceback(stack) if stack else None
     return error
 
@@ -437,7 +572,7 @@ class CalleeChild:
     _body: Body | None = attrs.field(default=None, init=False)
     _thread: threading.Thread | None = attrs.field(default=None, init=False)
     _deliver: Deliver = attrs.field(init=False)
-    _frames: Frames = attrs.field(factory=Frames, init=False)
+    _messages: Messages = attrs.field(init=False)
     _beat: tuple[float, float] = attrs.field(default=(0.0, 0.0), init=False)
     _is_doubted: bool = attrs.field(default=False, init=False)
     _stacks: str = attrs.field(default="", init=False)
@@ -449,12 +584,27 @@ class CalleeChild:
     def start(self, deliver: Deliver) -> None:
         birth, spec = self.birth, self.birth.spec
         self._deliver, self._saved = deliver, birth.handover.state
+        self._messages = Messages(self.what.max_message_size)
         try:
             self._wires = Wires()
-            self._thread = birth.spawn(self._main, name=birth.path, purpose=spec.purpose or f"runs {spec.id}")
+            purpose = spec.purpose or f"runs {spec.id}"
+            self._thread = birth.spawn(self._main, name=birth.path, purpose=purpose, if_lost=self._is_lost)
         except (OSError, RuntimeError, MemoryError) as error:  # no more descriptors or threads
+            threads.reserve.spend(error)
             self._close()
             deliver(ChildExited(birth.ref, ExitReason(CRASHED, error)))
+
+    def _is_lost(self) -> None:
+        """Its thread has ended without a word: have another one leave nothing behind."""
+        lost = RuntimeError("its thread ended without a word")
+        name, owner = f"{self.birth.path} (lost)", self.birth.tree
+        try:
+            threads.spawn(lambda: self._end(lost), name=name, role=Role.HELPER, purpose="ends a process", owner=owner)
+        except (RuntimeError, MemoryError):  # the system has no more threads: at least nothing of it runs on
+            reason = reason_of(lost, self)
+            self.kill(0.0)
+            self._close()
+            self._deliver(ChildExited(self.birth.ref, reason))
 
     def stop(self) -> None:
         self._order(remote.ASK)
@@ -495,7 +645,7 @@ class CalleeChild:
     def stack(self) -> str:
         """Say which process it is, and what it did when it was late: its stack cannot be seen from here."""
         with self._lock:
-            if self._body is None or self._wires is None:
+            if self._body is None or self._body.pid is None or self._wires is None:
                 return ""
             self._stacks = self._wires.last_stacks() or self._stacks
             return f"process {self._body.pid}, which runs {show(self.what.function)}\n{self._stacks}"
@@ -507,16 +657,32 @@ class CalleeChild:
     # On the child's own thread
 
     def _main(self) -> None:
+        """Live, and say why it ended.
+
+        An exception may come at any of these lines, as in thread.py. Then the end is
+        told, perhaps for a second time: that is about a number which is no longer
+        current.
+        """
+        error: BaseException | Sealed | None = None
         try:
             error = self._live()
-        except BaseException as refused:  # the system refuses the process, or an argument cannot be pickled any more
-            error = refused
+            self._end(error)
+        except BaseException as late:  # or the system refuses the process, or an argument cannot be pickled any more
+            self._end(late if error is None else error)
+        finally:
+            del error  # its traceback holds this frame: together they would be a cycle
+
+    def _end(self, error: BaseException | Sealed | None) -> None:
+        """Leave nothing behind, and tell why it ended."""
+        threads.reserve.spend(None if is_sealed(error) else error)  # type: ignore[arg-type]
+        if (body := self._body) is not None and body.pid is not None:
+            body.kill()
+            self._bury(body)
         self._close()
         self.birth.last_exit = None  # or each life would keep the one before alive, for ever
         self._deliver(ChildExited(self.birth.ref, reason_of(error, self)))
-        del error  # its traceback holds this frame: together they would be a cycle
 
-    def _live(self) -> BaseException | None:
+    def _live(self) -> BaseException | Sealed | None:
         wires = self._wires
         assert wires is not None, "they were laid before this thread was started"
         if not self.running:
@@ -545,48 +711,60 @@ class CalleeChild:
             "ready": spec.ready,
             "heartbeat": spec.heartbeat,
             "snapshot": None if spec.snapshot is deepcopy else spec.snapshot,
+            "max_message_size": self.what.max_message_size,
+            "allow_pickle": self.what.allow_pickle,
             "last_exit": _pickled_exit(birth.last_exit),
             "state": saved.pickled if isinstance(saved, Saved) else None,
         }
 
     def _embody(self, wires: Wires, parcel: Parcel) -> Body:
-        body = Body(self.birth.path, wires, parcel)
+        body = self._body = Body()  # first: what is started then is known, whatever is raised here
+        body.start(self.birth.path, wires, parcel)
         wires.let_go()
         with self._lock:
-            self._body = body
             if self._is_killed:
                 body.kill()
         return body
 
     def _bury(self, body: Body) -> int | None:
-        code = body.await_death()
+        ended = body.await_exit()
+        if (left := body.end_descendants()) is not None:
+            self._tell_left(left)
         with self._lock:
-            self._body = None
-            body.bury()
+            code = body.bury(ended)
+            self._body = None  # not before: if this is interrupted, ``_end`` does it again
         return code
+
+    def _tell_left(self, left: Left) -> None:
+        birth = self.birth
+        report = Unstopped(
+            path=birth.path, incarnation=birth.incarnation, thread=birth.path, reason=LEFT, stack=left.stack()
+        )
+        birth.tree.telemetry.tell_late(stamped(report, birth.tree.clock.wall()))  # it may be detached
+        birth.tree.left_behind(left, report)
 
     def _close(self) -> None:
         with self._lock:
-            wires, self._wires = self._wires, None
-        if wires is not None:
-            wires.close()
+            if self._wires is not None:
+                self._wires.close()  # first: if this is interrupted, the next call finds what is left
+                self._wires = None
 
-    def _cause_of_death(self, code: int | None, wires: Wires) -> BaseException | None:
+    def _cause_of_death(self, code: int | None, wires: Wires) -> BaseException | Sealed | None:
         """Return what ended it. A signal has the last word, even after the callable has returned."""
         if code == -signal.SIGKILL and self._is_killed:
             return Killed()
         if self._epitaph is not None and (code is None or code >= 0):
-            error = remade(self._epitaph)
+            error = raised_by(self._epitaph, self.what.allow_pickle)
             if error is not None or not code:
                 return error
         return None if code == 0 else _died(code, wires.last_stacks())
 
     def _patience(self) -> float | None:
-        """Return after how many milliseconds without news it shall be asked what it does; None: not (again)."""
+        """Return after how many seconds of silence to ask what it does; None: never."""
         heartbeat, (beat, allowed) = self.birth.spec.heartbeat, self._beat
         if heartbeat is None or not allowed or self._is_doubted:
             return None
-        return min(max(0.0, beat + allowed - heartbeat / (2 * BEATS) - self._now()) * 1000, LONGEST)
+        return min(max(0.0, beat + allowed - heartbeat / (2 * BEATS) - self._now()), LONGEST)
 
     def _doubt(self) -> None:
         self._is_doubted = True
@@ -597,13 +775,17 @@ class CalleeChild:
         """Forget what it did when it was late."""
         self._is_doubted = False
         with self._lock:
-            assert self._wires is not None, "they are closed after the last frame"
+            assert self._wires is not None, "they are closed after the last message"
             self._wires.last_stacks()
             self._stacks = ""
 
     def _hear(self) -> bool:
-        """Take all frames that have come; False: there will be no more."""
-        assert self._wires is not None, "they are closed after the last frame"
+        """Take all messages that have come; False: there will be no more.
+
+        Raises:
+            ProtocolError: It says what it may not.
+        """
+        assert self._wires is not None, "they are closed after the last message"
         while True:
             try:
                 data = self._wires.near.recv(CHUNK)
@@ -613,11 +795,13 @@ class CalleeChild:
                 return False
             if not data:
                 return False
-            for kind, content in self._frames.cut(data):
+            for kind, content in self._messages.cut(data):
                 if kind == EXIT or not self._is_fenced:
                     HEAR[kind](self, content)
 
     def _is_up(self, content: bytes) -> None:
+        if self.is_ready:  # it may say so a thousand times, and its supervisor hears it once
+            return
         self.is_ready = True
         self._beat = self._now(), self.birth.spec.heartbeat or 0.0
         self._deliver(ChildStarted(self.birth.ref, self.birth.path))
@@ -626,8 +810,8 @@ class CalleeChild:
         """Note it; later ones may have been kept back, so the next may be late by as much."""
         if self._is_doubted:
             self._trust()
-        heartbeat, (allowed,) = self.birth.spec.heartbeat or 0.0, ALLOWED.unpack(content)
-        self._beat = self._now(), max(heartbeat, allowed) + heartbeat / BEATS
+        heartbeat = self.birth.spec.heartbeat or 0.0
+        self._beat = self._now(), max(heartbeat, allowed(content)) + heartbeat / BEATS
 
     def _has_saved(self, content: bytes) -> None:
         self._saved = Saved(content)

@@ -7,16 +7,24 @@ Laws:
 2. The main thread runs the callable. One more thread, the watch, waits for orders, and sleeps otherwise.
 3. When the program is gone, so are this process and its group, whatever runs here: the kernel sees to that where it can
    (Linux), and the watch everywhere, as soon as it gets the interpreter's lock.
-4. Each frame goes out whole or is the last one. What is told when the other side does not listen any more is lost.
+4. Each message goes out whole, whatever a signal handler raises while it is sent: what
+   is left of it goes with the next one. If it must be given up, nothing more is sent,
+   and each call that would send something raises.
+5. What is sent when the program is gone is lost; so is this process, see 3.
+6. No message is longer than the program accepts.
 
-What the two sides say. The birth comes through stdin, which then stays open, empty, as the lifeline: its writer is the
-program, so it ends with that. Orders come through a socket, one byte each; the end of the socket is the end of the
-program, too. Frames go back through the same socket: a kind, a length, and that many bytes.
+What the two sides say. The birth comes through stdin, which then stays open, empty, as
+the lifeline: its writer is the program, so it ends with that. Orders come through a
+socket, one byte each; the end of the socket is the end of the program, too. Messages go
+back through the same socket: a kind, a length, and that many bytes. They are plain
+data, since the program must not believe this process. Only a state is pickled, and only
+processes like this one unpickle it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import faulthandler
 import importlib
 import os
@@ -31,17 +39,18 @@ from multiprocessing import process, spawn
 
 TYPE_CHECKING = False  # typing is slow to import
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Iterator
+    from types import FrameType
     from typing import Any
 
 ASK, FENCE, LOOK = b"a", b"f", b"l"
 """Orders: stop; nothing that you do counts any more; write what all threads are doing."""
 
 UP, BEAT, STATE, EXIT = b"u", b"b", b"s", b"x"
-"""Frames: it is up; it has checked in; it has saved something; how it has ended."""
+"""Messages: it is up; it has checked in; it has saved something; how it has ended."""
 
-HEAD = struct.Struct("!cI")
-"""The head of a frame: its kind, and how many bytes follow."""
+HEAD = struct.Struct("!cQ")
+"""The head of a message: its kind, and how many bytes follow."""
 
 SIZES = struct.Struct("!QQ")
 """The head of a birth: how long its two parts are."""
@@ -52,8 +61,32 @@ ALLOWED = struct.Struct("!d")
 BEATS = 8
 """How many plain check-ins are sent per heartbeat, at most. A tight loop of them must not keep the program busy."""
 
-WORDS = ("Fatal", "Ignore", "Shutdown")
-"""What a child may raise to say something."""
+PARTS = struct.Struct("!6Q")
+"""The head of an EXIT that tells of an exception: how long its parts are. The parts are
+texts in UTF-8, and bytes.
+
+The word of otpy that it is, or ""; the name of its class; what ``repr`` and ``str``
+give; its traceback; the exception itself, as JSON or pickled (``allow_pickle``), or
+b"". An EXIT without any parts: the callable has returned.
+"""
+
+LARGEST, MOST = 1 << 18, 10_000
+"""The most bytes that an exception may have as JSON, and the most values in it; one
+with more is told by its texts.
+"""
+
+SHORT = 1000
+"""The most bytes that a name, or what ``repr`` gives, may have in an EXIT."""
+
+DUMPED = 1 << 15
+"""The most bytes of a traceback that are written to where the near side looks for
+stacks; a pipe has room for them.
+"""
+
+LEAST = PARTS.size + 4 * SHORT
+"""The least that may be accepted as the most bytes of a message: an EXIT in short must
+be one.
+"""
 
 UNCHANGED: Any = object()
 
@@ -66,6 +99,8 @@ class Facts:
         ready: Whether it says itself when it is up.
         heartbeat: Of its spec, in seconds.
         snapshot: Of its spec; None: pickling is copy enough.
+        max_message_size: The most bytes that a message may have.
+        allow_pickle: Whether the program unpickles whatever exception it gets.
         last_exit: The ``ExitReason`` of the incarnation before, pickled; None: there was none.
         state: What was saved last, pickled; None: nothing.
     """
@@ -78,38 +113,132 @@ class Facts:
         ready: bool,
         heartbeat: float | None,
         snapshot: Callable[[Any], Any] | None,
+        max_message_size: int,
+        allow_pickle: bool,
         last_exit: bytes | None,
         state: bytes | None,
     ) -> None:
         self.path, self.incarnation, self.ready, self.heartbeat = path, incarnation, ready, heartbeat
         self.snapshot, self.last_exit, self.state = snapshot, last_exit, state
+        self.max_message_size, self.allow_pickle = max_message_size, allow_pickle
 
 
 class Wire:
-    """The far end of the socket. Any thread may send; only the watch reads."""
+    """The far end of the socket. Any thread may send; only the watch reads.
+
+    A signal handler may raise between any two steps of ``send``, and it may call
+    ``send`` itself. So each step leaves things as the next call can use them: a message
+    that is ``_begun`` goes out first, whole, and is sent from where its calls of the
+    system have come to. What handlers want to send in the middle of that waits in
+    ``_late``.
+    """
 
     def __init__(self, end: socket.socket) -> None:
-        self._end = end
-        self._lock = threading.Lock()  # one frame at a time
+        end.setblocking(True)
+        self._end, self._transmit = end, end.send
+        self._lock = threading.RLock()  # guards all of these:
+        self._begun: tuple[bytes, list[int]] | None = None  # a message, and what each call of the system has taken
+        self._late: dict[bytes, bytes] = {}  # the last message of each kind
+        self._overdue: dict[bytes, bytes] = {}  # those of _late that are being sent
+        self._is_torn = False
 
     def send(self, kind: bytes, content: bytes = b"") -> None:
-        """Send a frame; wait if the near side is slow. Nothing, if it is gone."""
-        with self._lock, contextlib.suppress(OSError):
+        """Send a message; wait if the near side is slow. Nothing, if it is gone.
+
+        What a signal handler raises meanwhile is raised here; what is left of the
+        message goes with the next one.
+
+        Raises:
+            BrokenPipeError: A message had to be given up, so nothing can be sent any
+                more.
+        """
+        message = HEAD.pack(kind, len(content)) + content
+        # In a handler that has interrupted the lines below: the system makes the call
+        # again that it has interrupted, so nothing may be sent now. When they have
+        # released the lock, they look again, so they find this.
+        if self._lock._is_owned() and self._is_interrupted():  # type: ignore[attr-defined]
+            self._late[kind] = message
+            return
+        with self._lock:
+            if self._begun or self._overdue or self._late:
+                self._catch_up()
+            self._begun = message, []  # from here on it will be sent
+            self._finish()
+        while self._late:
+            with self._lock:
+                self._catch_up()
+
+    def _is_interrupted(self) -> bool:
+        """Return whether this thread, which has the lock, is in the middle of ``send``.
+
+        If not, a handler has raised between two steps of a ``with``, and the lock was
+        never released: do it now.
+        """
+        frame: FrameType | None = sys._getframe(2)
+        while frame is not None:
+            if frame.f_code is Wire.send.__code__:
+                return True
+            frame = frame.f_back
+        while self._lock._is_owned():  # type: ignore[attr-defined]
+            self._lock.release()
+        return False
+
+    def _catch_up(self) -> None:
+        """Send what interrupted calls have left, and what handlers have called for."""
+        self._finish()
+        while self._overdue or self._late:
+            if not self._overdue:
+                self._overdue = self._late  # a handler that comes here puts it into both, which are one
+                self._late = {}
+            for message in list(self._overdue.values()):
+                self._begun = message, []
+                self._finish()
+            self._overdue = {}
+
+    def _finish(self) -> None:
+        """Send what is left of the message that is begun.
+
+        To send some of it and to note how much is one step of the interpreter: no
+        handler runs between the return of the socket's ``send`` and the note. One may
+        run before that has sent anything, and raise: then there is nothing to be noted.
+        """
+        while self._begun is not None:
+            if self._is_torn:
+                raise BrokenPipeError(errno.EPIPE, "memory was short in the middle of a message to the program")
+            message, taken = self._begun
+            rest = memoryview(message)[sum(taken) :] if taken else message
             try:
-                self._end.sendall(HEAD.pack(kind, len(content)) + content)
-            except BaseException:  # what a signal handler raised: half of a frame may be out, so it must be the last
-                self._end.shutdown(socket.SHUT_WR)
+                taken.extend(map(self._transmit, (rest,)))
+            except BlockingIOError:  # something here has changed the mode of our descriptor
+                self._end.setblocking(True)
+            except OSError:
+                self._begun = None
+            except MemoryError:  # after some of it has gone, perhaps: how much is not known
+                self._is_torn = True
                 raise
+            if sum(taken) == len(message):
+                self._begun = None
 
     def orders(self) -> bytes:
-        """Wait for orders; b"": the program is gone."""
-        try:
-            return self._end.recv(64)
-        except OSError:
-            return b""
+        """Wait for orders; b"": the program is gone.
+
+        Only that is the end, not a descriptor that does not block.
+        """
+        while True:
+            try:
+                return self._end.recv(64)
+            except BlockingIOError:
+                self._end.setblocking(True)
+            except OSError:
+                return b""
 
     def close(self) -> None:
-        """Let go of it, in a process that was forked from this one."""
+        """Let go of it, in a fork of this process.
+
+        Another thread of this process may have held it just then.
+        """
+        self._lock = threading.RLock()
+        self._begun, self._late, self._overdue = None, {}, {}
         self._end.close()
 
 
@@ -129,7 +258,7 @@ class RemoteContext:
         self._callbacks: list[Callable[[], object]] = []
         self._fenced = False
         self._is_up = False
-        self._saved = facts.state
+        self._saved, self._most = facts.state, facts.max_message_size
         self._pause = 0.0 if facts.heartbeat is None else facts.heartbeat / BEATS
         self._sent, self._allowed = float("-inf"), 0.0
 
@@ -178,12 +307,16 @@ class RemoteContext:
         Without *state* that costs next to nothing: of many check-ins only some are sent, see BEATS.
 
         Args:
-            state: Save this for the replacement, as it is now. Whatever pickling it raises is raised here, and nothing
-                is saved.
+            state: Save this for the replacement, as it is now. Whatever pickling it
+                raises is raised here, and nothing is saved. If a signal handler raises
+                meanwhile, it may have been saved or not.
             allow: The next check-in may take as many seconds, this once, if that is more than the heartbeat.
 
         Raises:
-            ValueError: *allow* is not a finite number > 0.
+            ValueError: *allow* is not a finite number > 0, or *state* is larger than
+                the option ``max_message_size``.
+            BrokenPipeError: Memory was short in the middle of an earlier call, so
+                nothing can be saved any more.
         """
         self._use()
         if allow is not None and not _is_positive(allow):
@@ -220,11 +353,12 @@ class RemoteContext:
         What it raises is logged.
 
         Raises:
-            TypeError: *callback* cannot be called.
+            TypeError: *callback* cannot be called without arguments, or is an async function.
         """
         self._use()
-        if not callable(callback):
-            raise TypeError(f"callback = {callback!r}: expected a callable")
+        why = _of_otpy("arguments", "why_no_handler")(callback, (), "a callable that takes no arguments")
+        if why:
+            raise TypeError(f"callback = {callback!r}: expected {why}")
         self._callbacks.append(callback)
         if not self.running:  # asked before or since: ask() may have found the list empty
             _spawn(self._drain, daemon=False)
@@ -277,6 +411,8 @@ class RemoteContext:
     def _save(self, state: Any) -> None:
         snapshot = self._facts.snapshot
         saved = pickle.dumps(state if snapshot is None else snapshot(state))
+        if len(saved) > self._most:
+            raise ValueError(f"state has {len(saved)} bytes, pickled: expected at most {self._most} (max_message_size)")
         self._wire.send(STATE, saved)
         self._saved = saved
 
@@ -296,7 +432,7 @@ class RemoteContext:
 
     def _call(self, callback: Callable[[], object]) -> None:
         try:
-            callback()
+            _check_result(callback, callback())
         except BaseException as error:
             _of_otpy("telemetry", "complain")("on_stop_failed", error, path=self._facts.path)
 
@@ -334,6 +470,11 @@ def main(end: int, dump: int, tracker: int) -> None:
             dies of a signal such as SIGSEGV.
         tracker: The descriptor of the resource tracker of multiprocessing; -1: none runs.
     """
+    for descriptor in (1, 2):  # where the program has closed them: or the next file that is opened would be stdout
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_WRONLY)
     faulthandler.enable(dump)
     wire = Wire(socket.socket(fileno=end))
     for descriptor in (end, dump):
@@ -343,8 +484,20 @@ def main(end: int, dump: int, tracker: int) -> None:
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=wire.close)  # or its frames would mix with ours
     error = _live(Orders(wire, dump), wire, program, birth, tracker)
-    wire.send(EXIT, _epitaph(error))
+    _say_last_word(wire, dump, error)
     sys.exit(0 if error is None else 1)
+
+
+def _say_last_word(wire: Wire, dump: int, error: BaseException | None) -> None:
+    """Tell how it ended, whatever signal handlers raise meanwhile."""
+    epitaph = b"" if error is None else _epitaph(error)
+    while True:
+        with contextlib.suppress(BaseException):
+            try:
+                wire.send(EXIT, epitaph)
+            except BrokenPipeError:  # the near side looks there when it has heard nothing
+                os.write(dump, b"" if error is None else _traceback(error).encode(errors="replace")[-DUMPED:])
+            return
 
 
 def _receive() -> tuple[bytes, bytes]:
@@ -378,7 +531,7 @@ def _live(orders: Orders, wire: Wire, program: bytes, birth: bytes, tracker: int
         function, args, facts = _unpack(program, birth, tracker)
         ctx = _enter(facts, wire, orders)
         try:
-            function(ctx, *args)
+            _check_result(function, function(ctx, *args), "call asyncio.run() in a plain function")
         finally:
             ctx.leave()
     except BaseException as error:
@@ -387,7 +540,13 @@ def _live(orders: Orders, wire: Wire, program: bytes, birth: bytes, tracker: int
 
 
 def _is_success(error: BaseException) -> bool:
-    return isinstance(error, SystemExit) and (error.code is None or error.code == 0)
+    return issubclass(type(error), SystemExit) and bool(_of_otpy("exceptions", "means_success")(error))
+
+
+def _check_result(function: Callable[..., object], result: object, *instead: str) -> None:
+    """Raise if *function* has returned a coroutine or the like: nothing of that has run."""
+    if result is not None:
+        _of_otpy("arguments", "check_result")(function, result, *instead)
 
 
 def _unpack(program: bytes, birth: bytes, tracker: int) -> tuple[Callable[..., object], tuple[Any, ...], Facts]:
@@ -453,30 +612,141 @@ class Orders:
 # How it ended
 
 
-def _epitaph(error: BaseException | None) -> bytes:
-    """Return what the near side needs to make the same exception, or, if that cannot be pickled, a readable one."""
-    if error is None:
-        return pickle.dumps(None)
-    return pickle.dumps((_word(error), _pickled(error), _shown(error), _traceback(error)))
+def _epitaph(error: BaseException) -> bytes:
+    """Return the content of an EXIT about *error*; what is too long is cut."""
+    facts = here._facts if here is not None else None
+    names = [_word(error), _qualified_name(error), _shown(error)]
+    texts = [_encoded(name)[:SHORT] for name in names]
+    room = (facts.max_message_size if facts is not None else LEAST) - PARTS.size - sum(map(len, texts))
+    try:
+        packed = _packed(error, facts is not None and facts.allow_pickle)
+        message, story = _encoded(_message(error)), _encoded(_traceback(error))
+        if len(packed) + len(message) + len(story) > room:
+            packed, message = b"", message[: room // 2]
+            story = story[max(0, len(story) - room + len(message)) :]  # its end says most
+        return _joined(*texts, message, story, packed)
+    except BaseException:  # no memory, or a signal handler: the names at least
+        return _joined(*texts, b"", b"", b"")
+
+
+def _joined(*parts: bytes) -> bytes:
+    return b"".join((PARTS.pack(*map(len, parts)), *parts))
+
+
+def _encoded(text: str) -> bytes:
+    return text.encode(errors="backslashreplace")
 
 
 def _word(error: BaseException) -> str:
-    """Return which of WORDS it is, or "". Who has raised one of these, has imported them."""
+    """Return which control exception of otpy it means, or "".
+
+    A child that raises one of these has imported them.
+    """
     ours = sys.modules.get("otpy.exceptions")
-    return next((word for word in WORDS if ours and issubclass(type(error), getattr(ours, word))), "")
+    meaning = ours.meaning_of(error) if ours is not None else None
+    return "" if meaning is None else str(meaning.__name__)
 
 
-def _pickled(error: BaseException) -> bytes | None:
+def _packed(error: BaseException, allow_pickle: bool) -> bytes:
     try:
-        return pickle.dumps(error)
-    except Exception:
-        return None
+        if allow_pickle:
+            return pickle.dumps(error)
+        import json
+
+        said = json.dumps(_plain(error, iter(range(MOST)))).encode()
+        return said if len(said) <= LARGEST else b""
+    except BaseException:  # its pickling may raise anything
+        return b""
+
+
+def _plain(value: Any, budget: Iterator[int]) -> Any:
+    """Return *value* as JSON can say it: a list is a word and its parts.
+
+    Raises:
+        Exception: It is no plain value, or there are more values in it than *budget*
+            has numbers.
+    """
+    next(budget)
+    kind = type(value)
+    if value is None or kind in (bool, int, float, str):
+        return value
+    if isinstance(value, BaseException):
+        return ["exception", *(_plain(part, budget) for part in _parts_of(value))]
+    if (enum := sys.modules.get("enum")) is not None and isinstance(value, enum.Enum):
+        return ["enum", kind.__module__, kind.__qualname__, value.name]
+    word = f"{kind.__module__.partition('.')[0]}.{kind.__qualname__}"
+    return [word, *(_plain(part, budget) for part in PLAIN[word](value))]
+
+
+def _moment(value: Any) -> tuple[str]:
+    if value.tzinfo is not None and type(value.tzinfo).__name__ != "timezone":
+        raise TypeError("a zone with rules of its own")
+    return (value.isoformat(),)
+
+
+PLAIN: dict[str, Callable[[Any], Iterable[Any]]] = {
+    # the classes of plain values: what plain.py makes them of again
+    "builtins.list": iter,
+    "builtins.tuple": iter,
+    "builtins.set": iter,
+    "builtins.frozenset": iter,
+    "builtins.dict": lambda value: [part for item in value.items() for part in item],
+    "builtins.bytes": lambda value: (value.decode("latin-1"),),
+    "builtins.complex": lambda value: (value.real, value.imag),
+    "datetime.datetime": _moment,
+    "datetime.time": _moment,
+    "datetime.date": lambda value: (value.isoformat(),),
+    "datetime.timedelta": lambda value: (value.days, value.seconds, value.microseconds),
+    "decimal.Decimal": lambda value: (str(value),),
+    "uuid.UUID": lambda value: (str(value),),
+    "pathlib.PosixPath": lambda value: (str(value),),
+    "pathlib.PurePosixPath": lambda value: (str(value),),
+}
+
+
+def _parts_of(error: BaseException) -> tuple[str, str, tuple[Any, ...], dict[str, Any]]:
+    """Return module and name of the class of *error*, its arguments and attributes.
+
+    ``__reduce__`` of its class is not asked, only that of the builtin that it extends:
+    the near side does not call the class either.
+    """
+    kind = type(error)
+    base: Any = next(one for one in kind.__mro__ if not one.__flags__ & HEAP_TYPE)
+    _, args, *state = base.__reduce__(error)
+    attributes = dict(state[0] or {}) if state else {}
+    for one in kind.__mro__:
+        slots = vars(one).get("__slots__", ())
+        for name in (slots,) if isinstance(slots, str) else slots:
+            if not name.startswith("__") and hasattr(error, name):
+                attributes[name] = getattr(error, name)
+    return kind.__module__, kind.__qualname__, args, attributes
+
+
+HEAP_TYPE = 1 << 9
+"""The flag of classes that were made by a class statement.
+
+The first one without it, among the bases of an exception, is the builtin it extends.
+"""
+
+
+def _qualified_name(error: BaseException) -> str:
+    """Return what ``otpy.exceptions.qualified_name`` does."""
+    kind = type(error)
+    module = kind.__module__
+    return kind.__qualname__ if module in ("builtins", "__main__", "__mp_main__") else f"{module}.{kind.__qualname__}"
+
+
+def _message(error: BaseException) -> str:
+    try:
+        return str(error)
+    except BaseException:
+        return ""
 
 
 def _shown(error: BaseException) -> str:
     try:
         return repr(error)
-    except Exception:
+    except BaseException:
         return f"{type(error).__name__}()"
 
 
@@ -485,5 +755,5 @@ def _traceback(error: BaseException) -> str:
         import traceback
 
         return "".join(traceback.format_exception(error))
-    except Exception:
+    except BaseException:
         return f"{_shown(error)}: its traceback could not be formatted\n"

@@ -1,0 +1,125 @@
+"""What tests/seams/test_wire.py runs in processes: honest callables, and some that want
+to harm the program.
+"""
+
+import enum
+import os
+import socket
+import stat
+import struct
+import threading
+
+from otpy import Fatal
+
+CALLS = []
+"""Who ran code of the classes below in this process: what, and on which thread."""
+
+
+def note(what):
+    CALLS.append((what, threading.current_thread().name))
+
+
+class Colour(enum.Enum):
+    RED = 1
+
+
+class Plain(Exception):
+    """Has attributes, and a constructor that takes something else than its args."""
+
+    def __init__(self, one, two):
+        note("init")
+        super().__init__(f"{one} and {two}")
+        self.one, self.two = one, two
+
+
+class Slotted(Exception):
+    __slots__ = ("place",)
+
+
+class Watchful(Exception):
+    """Would tell if any of its code ran."""
+
+    def __new__(cls, *args):
+        note("new")
+        return super().__new__(cls, *args)
+
+    def __init__(self, *args):
+        note("init")
+        super().__init__(*args)
+        self.__dict__["watched"] = 1
+
+    def __setattr__(self, name, value):
+        note("setattr")
+        super().__setattr__(name, value)
+
+    def __setstate__(self, state):
+        note("setstate")
+
+    @property
+    def watched(self):
+        note("property")
+
+    @watched.setter
+    def watched(self, value):
+        note("setter")
+
+    def __reduce__(self):
+        note("reduce")
+        return Watchful, self.args
+
+
+class Burning(Fatal):
+    """A Fatal of a class of its own."""
+
+
+def make(word):
+    note("make")
+    return ValueError(word)
+
+
+class Made(Exception):
+    """Is unpickled by a call of ``make``."""
+
+    def __reduce__(self):
+        return make, ("made",)
+
+
+class Deadly(Exception):
+    """Ends the process that unpickles it."""
+
+    def __reduce__(self):
+        return os._exit, (77,)
+
+
+def raise_it(ctx, name, *args):
+    raise globals()[name](*args)
+
+
+class Odd:
+    """An exit code that cannot be compared, as arrays cannot."""
+
+    __hash__ = None
+
+    def __eq__(self, other):
+        raise ValueError("the truth value of an array is ambiguous")
+
+    def __repr__(self):
+        return "Odd()"
+
+
+def leave_oddly(ctx):
+    raise SystemExit(Odd())
+
+
+def send_raw(ctx, kind, size):
+    """Write the head of a message to each socket that there is, and wait to be
+    killed.
+    """
+    for descriptor in range(3, 100):
+        try:
+            if stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+                with socket.socket(fileno=os.dup(descriptor)) as end:
+                    end.sendall(struct.pack("!cQ", kind, size))
+        except OSError:
+            continue
+    ctx.wait_stop()
