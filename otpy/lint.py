@@ -6,6 +6,7 @@ pool is followed from variable to variable until something shuts it down. Commen
 
 Laws:
 1. What is checked is never imported or run, and nothing in it crashes the check: what cannot be read is a finding.
+   Only regular files are read, and no more than LARGEST bytes of one.
 2. One cause, one finding: a subclass is found where it is defined, not at every call.
 3. Nothing recurses into the source, however deep it is.
 
@@ -20,8 +21,10 @@ import ast
 import collections
 import contextlib
 import functools
+import io
 import os
 import re
+import stat
 import sys
 import tokenize
 import tomllib
@@ -29,7 +32,9 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, NoReturn, TypeAlias
+
+from otpy.exceptions import in_one_line
 
 RULES = {
     # code: message                                           why, and what to write instead: docs/lint.md
@@ -74,6 +79,9 @@ LEADING = {path[:end] for path in KNOWN for end in range(len(path) + 1)}
 UNREADABLE = (OSError, SyntaxError, ValueError, LookupError, RecursionError, MemoryError)
 """What reading and parsing raise: no such encoding, NUL bytes, too many brackets."""
 
+LARGEST = 10_000_000
+"""How many bytes a file may have that is checked: the parser needs about a hundred times as much memory."""
+
 SUSPECT = re.compile("thread|daemon|Daemon|futures|otpy:")
 """Without one of these words there is nothing to find: nine in ten files need no survey."""
 
@@ -86,7 +94,10 @@ class UsageError(Exception):
 
 
 class Finding(NamedTuple):
-    """What is wrong, and where; ``str`` is the line that is printed. Lines and columns count from 1."""
+    """What is wrong, and where; ``str`` is the line that is printed, with nothing in it that a terminal obeys.
+
+    Lines and columns count from 1.
+    """
 
     path: str
     line: int
@@ -95,7 +106,7 @@ class Finding(NamedTuple):
     message: str
 
     def __str__(self) -> str:
-        return f"{self.path}:{self.line}:{self.col}: {self.code} {self.message}"
+        return in_one_line(f"{self.path}:{self.line}:{self.col}: {self.code} {self.message}")
 
 
 # Configuration
@@ -137,9 +148,11 @@ def load(file: Path | None = None) -> Config:
     Raises:
         UsageError: It cannot be read, or says what it cannot say.
     """
-    here = Path.cwd()
-    nearest = (one / "pyproject.toml" for one in (here, *here.parents))
-    file = file or next((one for one in nearest if one.is_file()), None)
+    if file is None:
+        here = _here()
+        file = next(
+            (one / "pyproject.toml" for one in (here, *here.parents) if (one / "pyproject.toml").is_file()), None
+        )
     if file is None:
         return Config(here)
     table = _table(file)
@@ -151,10 +164,17 @@ def load(file: Path | None = None) -> Config:
     return Config(file.parent.resolve(), tuple(table.get("exempt", ())), table.get("allow-timer", True))
 
 
+def _here() -> Path:
+    try:
+        return Path.cwd()
+    except OSError as error:
+        raise UsageError(f"the current directory cannot be found: {error.strerror}") from error
+
+
 def _table(file: Path) -> dict[str, Any]:
     try:
-        table = tomllib.loads(file.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+        table = tomllib.loads(read(file).decode("utf-8"))
+    except UNREADABLE as error:
         raise UsageError(f"{file}: {error}") from error
     for key in ("tool", "otpy", "lint"):
         table = table.get(key, {})
@@ -459,7 +479,7 @@ def check(path: str, config: Config) -> list[Finding]:
     if config.exempts(path):
         return []
     try:
-        with tokenize.open(path) as file, warnings.catch_warnings():
+        with source_of(path) as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what the parser warns of is not our subject
             tree = ast.parse("".join(lines := file.readlines()))
     except UNREADABLE as error:
@@ -469,8 +489,41 @@ def check(path: str, config: Config) -> list[Finding]:
     return examine(path, tree, lines, config)
 
 
+def source_of(path: str) -> io.TextIOWrapper:
+    """Return the source in *path*, decoded as its first lines say."""
+    content = io.BytesIO(read(path))
+    encoding, _ = tokenize.detect_encoding(content.readline)
+    content.seek(0)
+    return io.TextIOWrapper(content, encoding)
+
+
+def read(path: str | Path) -> bytes:
+    """Return what is in a file, if that is a regular one and not too large. Never blocks.
+
+    Raises:
+        OSError: It is not, or cannot be read.
+    """
+    if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116  # first: to open a device may do something
+        raise OSError("this is not a regular file")
+    with open(path, "rb", opener=_open_at_once) as file:  # the other one takes no opener
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):  # it has been replaced meanwhile
+            raise OSError("this is not a regular file")
+        content = file.read(LARGEST + 1)
+    if content is None:  # as from /proc/kmsg
+        raise OSError("this is a regular file in name only")
+    if len(content) > LARGEST:
+        raise OSError(f"it is larger than {LARGEST} bytes")
+    return content
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
 def files(paths: Iterable[Path]) -> Iterator[Path]:
     """Yield the files among *paths*, and every ``*.py`` below a directory, but for what is hidden or a venv's.
+
+    FIFOs, sockets and devices below a directory are passed by.
 
     Raises:
         UsageError: There is no such path, or a directory cannot be listed.
@@ -489,8 +542,16 @@ def _walk(top: Path) -> Iterator[Path]:
         raise UsageError(str(error))
 
     for root, below, names in os.walk(top, onerror=fail):
-        below[:] = sorted(one for one in below if one[0] != "." and not Path(root, one, "pyvenv.cfg").exists())
-        yield from (Path(root, name) for name in sorted(names) if name.endswith(".py"))
+        below[:] = sorted(one for one in below if one[0] != "." and not os.path.exists(f"{root}/{one}/pyvenv.cfg"))  # noqa: PTH110  # the other one raises where it may not look
+        yield from (Path(root, name) for name in sorted(names) if name.endswith(".py") and _is_file(f"{root}/{name}"))
+
+
+def _is_file(path: str) -> bool:
+    """Whether *path* is a file, or leads nowhere: that is a finding."""
+    try:
+        return stat.S_ISREG(os.stat(path).st_mode)  # noqa: PTH116
+    except OSError:
+        return True
 
 
 class Flake8:
@@ -523,9 +584,14 @@ def selection(text: str) -> tuple[str, ...]:
     return (*codes, ALWAYS)
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        super().error(in_one_line(message))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Check the paths in *arguments*, print the findings, and return the exit status: 0, 1: findings, 2: usage."""
-    parser = argparse.ArgumentParser("python -m otpy.lint", description="Find threads that no supervisor watches.")
+    parser = _Parser("python -m otpy.lint", description="Find threads that no supervisor watches.")
     parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="a file, or a directory with *.py in it")
     parser.add_argument("--select", metavar="CODE,...", default="OTP", help="look for these only; OTP1: all of OTP1xx")
     parser.add_argument("--config", metavar="FILE", type=Path, help="default: the nearest pyproject.toml")
@@ -534,7 +600,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config, codes = load(given.config), selection(given.select)
         found = [one for path in dict.fromkeys(files(given.paths)) for one in check(str(path), config)]
     except UsageError as error:
-        sys.stderr.write(f"otpy.lint: {error}\n")
+        sys.stderr.write(f"otpy.lint: {in_one_line(str(error))}\n")
         return 2
     shown = [one for one in found if one.code.startswith(codes)]
     sys.stdout.writelines(f"{one}\n" for one in shown)

@@ -15,7 +15,8 @@ import pytest
 import otpy
 from otpy import ExitKind, ExitReason, ProcessDied, ProgramExit, json_reports, process, registry, supervisor, thread
 from otpy.children import output
-from otpy.children.output import BACKLOG, Handout, Journal, Lines, Log, Tail
+from otpy.children.logfiles import LogFile
+from otpy.children.output import BACKLOG, Handout, Journal, Lines, Tail, lane
 from otpy.reports import ChildTerminated, OutputLost, Progress, ShutdownError
 from tests.helpers import HANG, wait_until
 from tests.programs import python, sh
@@ -31,7 +32,7 @@ def test_a_flood_leaves_the_last_64_KiB(launch, recorder, tmp_path):
     """Three megabytes: the reason is bounded, the files are, and no process waits for anybody."""
     launch(alone(python(MEGABYTES, err_dir=tmp_path, log_size=1_000_000, log_backups=2)))
     stderr = recorder.wait_for(ChildTerminated).reason.detail.stderr
-    logs = sorted(tmp_path.iterdir())
+    logs = sorted((tmp_path / "app").iterdir())
 
     assert stderr == b"x" * 65528 + b"\nthe end"
     assert [log.name for log in logs] == ["x.stderr.log", "x.stderr.log.1", "x.stderr.log.2"]
@@ -44,7 +45,7 @@ def test_each_run_has_its_own_stderr_and_the_log_has_all(launch, recorder, tmp_p
     app = launch(alone(sh("echo this is $$ >&2; exit 1", err_dir=tmp_path / "made" / "here"), intensity=2))
     app.wait(HANG)
     said = [one.reason.detail.stderr.decode() for one in recorder.of(ChildTerminated)]
-    log = (tmp_path / "made" / "here" / "x.stderr.log").read_text()
+    log = (tmp_path / "made" / "here" / "app" / "x.stderr.log").read_text()
 
     assert len(set(said)) == 3
     assert all(re.fullmatch(r"this is \d+\n", one) for one in said)
@@ -54,7 +55,7 @@ def test_each_run_has_its_own_stderr_and_the_log_has_all(launch, recorder, tmp_p
 
 def test_the_log_can_be_read_while_the_program_runs(launch, tmp_path):
     launch(alone(sh("echo hello >&2; exec sleep 1000", err_dir="logs", cwd=tmp_path)))
-    log = tmp_path / "logs" / "x.stderr.log"
+    log = tmp_path / "logs" / "app" / "x.stderr.log"
 
     wait_until(lambda: log.exists() and log.read_text().endswith("hello\n"))
 
@@ -79,46 +80,62 @@ def test_what_cannot_be_written_is_told_once_and_ends_nothing(launch, recorder, 
     end = recorder.wait_for(ChildTerminated, "app/x", count=2)
 
     assert isinstance(first.reason.exception, OSError)
-    assert first.file in (str(tmp_path / "file" / "below" / "x.stderr.log"), "/dev/full")
+    assert first.file in (str(tmp_path / "file" / "below" / "app" / "x.stderr.log"), "/dev/full")
     assert end.reason.detail.stderr == b"1\n2\n3\n"
     assert len(recorder.of(OutputLost)) == 2  # one for each run
 
 
 def test_a_file_tells_what_is_missing_in_it(tmp_path):
     failures = []
-    journal = Journal(Log(str(tmp_path / "dir" / "log"), 1000, 1), failures.append)
+    file = LogFile(str(tmp_path / "dir" / "log"))
+    journal = Journal(file, 1000, 1, failures.append)
     (tmp_path / "dir").write_text("in the way")
     journal.add(b"lost\n")
     journal.add(b"lost too\n")
     (tmp_path / "dir").unlink()
     journal.add(b"kept\n")
-    journal.close()
+    file.close()
 
     assert len(failures) == 1
     assert (tmp_path / "dir" / "log").read_text() == "--- otpy: 14 bytes are missing here ---\nkept\n"
 
 
-def test_a_file_that_was_removed_is_made_again_after_a_failure(tmp_path, monkeypatch):
-    told, file = [], tmp_path / "log"
-    journal = Journal(Log(str(file), 1000, 1), told.append)
-    journal.add(b"one\n")
-    file.unlink()
+def test_what_was_written_before_a_failure_does_not_count_as_missing(tmp_path, monkeypatch):
+    """The disk is full in the middle of a line; later the file says how much of it is missing."""
+    told, path = [], tmp_path / "log"
+    file, write = LogFile(str(path)), os.write
+    journal = Journal(file, 1000, 1, told.append)
+    calls = iter([lambda fd, data: write(fd, data[:4]), lambda fd, data: (_ for _ in ()).throw(OSError(28, "full"))])
     with monkeypatch.context() as patch:
-        patch.setattr(os, "write", lambda fd, data: file.stat())
-        journal.add(b"two\n")
+        patch.setattr(os, "write", lambda fd, data: next(calls)(fd, data))
+        journal.add(b"one, two\n")
     journal.add(b"three\n")
-    journal.close()
+    file.close()
 
-    assert file.read_text() == "--- otpy: 4 bytes are missing here ---\nthree\n"
+    assert path.read_text() == "one,\n--- otpy: 5 bytes are missing here ---\nthree\n"
+    assert len(told) == 1
+
+
+def test_what_is_missing_at_the_end_is_noted_at_the_end(tmp_path):
+    told = []
+    file = LogFile(str(tmp_path / "dir" / "log"))
+    journal = Journal(file, 1000, 1, told.append)
+    (tmp_path / "dir").write_text("in the way")
+    journal.add(b"lost\n")
+    (tmp_path / "dir").unlink()
+    journal.close()
+    file.close()
+
+    assert (tmp_path / "dir" / "log").read_text() == "--- otpy: 5 bytes are missing here ---\n"
     assert len(told) == 1
 
 
 @pytest.mark.parametrize("backups", [0, 1, 3])
 def test_rotation_cuts_at_lines_and_keeps_so_many(tmp_path, backups):
-    log = Log(str(tmp_path / "log"), 10, backups)
+    log = LogFile(str(tmp_path / "log"))
     for number in range(8):
-        log.write(b"%04d\n" % number)
-    log.write(b"a line that is longer than a file\n")
+        log.write(bytearray(b"%04d\n" % number), 10, backups)
+    log.write(bytearray(b"a line that is longer than a file\n"), 10, backups)
     log.close()
     files = [tmp_path / "log", *(tmp_path / f"log.{n}" for n in range(1, backups + 1))]
 
@@ -132,9 +149,9 @@ def test_what_is_no_file_is_not_rotated(tmp_path):
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
-    log = Log(str(fifo), 10, 1)
+    log = LogFile(str(fifo))
     for _ in range(3):
-        log.write(b"12345678\n")
+        log.write(bytearray(b"12345678\n"), 10, 1)
     log.close()
 
     assert os.read(reader, 100) == b"12345678\n" * 3
@@ -169,7 +186,7 @@ def test_a_line_without_end_is_cut():
     for _ in range(3):
         lines.add(b"x" * output.LONG)
 
-    assert sum(map(len, seen)) == 2 * output.LONG
+    assert list(map(len, seen)) == [output.LONG] * 2
 
 
 def test_a_callable_gets_each_line(launch, capsys):
@@ -200,36 +217,37 @@ def test_a_callable_that_blocks_holds_up_its_own_program_only(launch, recorder):
     assert recorder.of(ShutdownError) == []
 
 
-def test_a_slow_sink_is_fed_again_when_it_has_caught_up():
-    """The reader is told to wait, and is called when there is room."""
-    go, resumed = threading.Event(), threading.Event()
+class Slow:
+    """A sink that takes nothing before it may."""
 
-    class Slow:
-        def add(self, data):
-            go.wait(HANG)
+    def __init__(self):
+        self.go, self.got = threading.Event(), []
 
-        def close(self):
-            raise OSError("it is gone")
+    def add(self, data):
+        self.go.wait(HANG)
+        self.got.append(len(data))
 
-    handout = Handout(Slow(), resumed.set, name="slow", owner=None)
+    def close(self):
+        raise OSError("it is gone")
+
+
+def slow(key=None, resume=lambda: None, failed=print):
+    sink = Slow()
+    return sink, Handout(lane(key, name="slow", owner=None), sink, resume=resume, failed=failed)
+
+
+def test_a_slow_sink_is_fed_again_when_it_has_caught_up(capsys):
+    """The reader is told to wait, and is called when there is room. What the sink raises is logged."""
+    resumed = threading.Event()
+    sink, handout = slow(resume=resumed.set)
     assert handout.wants_more()
     handout.add(b"x" * (BACKLOG + 1))
     assert not handout.wants_more()
-    go.set()
+    sink.go.set()
     assert resumed.wait(HANG)
     assert handout.wants_more()
     handout.close()
-
-
-def test_a_sink_that_catches_up_while_the_reader_looks_is_not_waited_for():
-    """It has looked before the reader said that it waits, so it will not call."""
-    handout = Handout(Lines(print), lambda: None, name="x", owner=None)
-    looks = [True, False]
-    handout._is_full = lambda: looks.pop(0)
-    wants_more = handout.wants_more()
-    handout.close()
-
-    assert wants_more
+    wait_until(lambda: "output_lost" in capsys.readouterr().out)
 
 
 def test_inherited_output_is_ours(launch, recorder, capfd):
@@ -329,7 +347,7 @@ def test_programs_makes_a_supervisor_of_a_dict(launch, recorder, tmp_path):
     assert [child.id for child in tree.children] == ["web", "job"]
     assert (tree.id, tree.intensity) == ("programs", 9)
     assert tree.children[0].restart is otpy.Restart.TRANSIENT
-    log = tmp_path / "logs" / "web.stderr.log"
+    log = tmp_path / "logs" / "programs" / "web.stderr.log"
     wait_until(lambda: log.exists() and log.read_text().endswith(f"\n{tmp_path}\n"))
     assert recorder.wait_for(Progress, "programs/job")
 

@@ -10,9 +10,9 @@ import pytest
 import otpy
 from otpy import Health, Http, Line, Notify, Port, supervisor
 from otpy.children.watch import Watch
-from otpy.messages import ChildExited
+from otpy.messages import ChildExited, ChildStarted
 from otpy.reports import ChildTerminated, Progress, Stalled, StartError
-from tests.helpers import HANG, wait_until
+from tests.helpers import HANG, close, wait_until
 from tests.programs import SEND, children, python, sh, stat
 from tests.test_child_contract import Stage
 
@@ -108,7 +108,7 @@ def test_mail_that_is_seen_together_with_the_end_is_no_failure():
     while not isinstance(scene.hear(), ChildExited):
         pass
     scene.child._read_mail()
-    scene.tree.close()
+    close(scene.tree)
 
 
 def test_the_one_probe_decides(launch):
@@ -172,6 +172,7 @@ def test_so_many_misses_in_a_row_are_a_stall(launch, recorder, tmp_path):
 def test_misses_count_in_a_row_only():
     health = Health(Port(1), interval=1000.0, misses=2)
     scene = Stage(sh("exec sleep 1000", health=health))
+    assert isinstance(scene.hear(), ChildStarted)
     for is_well in (False, True, False):
         scene.child._note_health(is_well)
     beat, until = scene.child.pulse()
@@ -180,7 +181,7 @@ def test_misses_count_in_a_row_only():
     scene.child.kill(0.0)
     while not isinstance(scene.hear(), ChildExited):
         pass
-    scene.tree.close()
+    close(scene.tree)
 
     assert until > beat
     assert later == (beat, beat)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from otpy.cli.target import look_at, takes_target
+from otpy.cli.terminal import say_json, say_line
 
 
 @click.command(
@@ -25,7 +26,6 @@ def check(target: str, *, as_json: bool, verbose: bool) -> int:
     Exit status: 0, there is no error; 1, there are errors; 2, the target, its tree or an option is wrong.
     """
     import collections
-    import json
 
     tree = look_at(target, verbose=verbose)
     from otpy.check import Level
@@ -34,9 +34,10 @@ def check(target: str, *, as_json: bool, verbose: bool) -> int:
     found = find(tree)
     if as_json:
         rows = [{"code": one.code, "level": one.level.value, "path": one.path, "message": one.message} for one in found]
-        click.echo(json.dumps(rows, indent=2))
+        say_json(rows)
     else:
         counts = collections.Counter(one.level for one in found)
         total = ", ".join(f"{level.value}s: {counts[level]}" for level in Level)
-        click.echo("\n".join([*map(str, found), f"{tree.id}: {total}"]))
+        for line in (*map(str, found), f"{tree.id}: {total}"):
+            say_line(line)
     return int(any(one.level is Level.ERROR for one in found))

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from otpy.cli.terminal import in_one_line, say, say_line
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.tree import Tree
@@ -45,8 +47,8 @@ def demo() -> None:
         watch(console, spec)
     else:
         for line in events(spec, Picture(spec)):
-            click.echo(line)
-    click.echo(MORAL)
+            say_line(line)
+    say(MORAL)
 
 
 MORAL = """\
@@ -163,8 +165,10 @@ class Picture:
         nodes: dict[str, Tree] = {}
         for path, state in self.states.items():
             above, _, id = path.rpartition("/")
-            label = Text.assemble((f"{id:<10}", "bold"), (f"{state:<12}", STYLES[state]), f"life {self.lives[path]}  ")
-            label.append(self.purposes[path], "dim")
+            label = Text.assemble(
+                (f"{in_one_line(id):<10}", "bold"), (f"{state:<12}", STYLES[state]), f"life {self.lives[path]}  "
+            )
+            label.append(in_one_line(self.purposes[path]), "dim")
             nodes[path] = nodes[above].add(label) if above else Tree(label)
         return nodes[self.root]
 
@@ -177,5 +181,5 @@ def watch(console: Console, spec: SupervisorSpec) -> None:
     picture, lines = Picture(spec), deque[str](maxlen=8)
     with Live(picture.draw(), console=console, auto_refresh=False) as live:
         for line in events(spec, picture):
-            lines.append(line)
+            lines.append(in_one_line(line))
             live.update(Group(picture.draw(), "", *lines), refresh=True)

@@ -18,6 +18,8 @@ from typing import Any, NoReturn
 
 import click
 
+from otpy.cli.terminal import say, say_line
+
 COMMANDS = ("demo", "run", "check", "show", "lint", "tasks")
 """In the order in which they are listed; one whose module is not there is not."""
 
@@ -45,7 +47,7 @@ class Commands(click.Group):
         try:
             status = super().main(args, prog_name, **{**extra, "standalone_mode": False})
         except click.ClickException as error:
-            sys.stderr.write(f"{line_of(error)}\n")
+            say_line(line_of(error), err=True)
             status = error.exit_code
         except click.Abort:
             status = INTERRUPTED
@@ -80,4 +82,4 @@ def otpy(ctx: click.Context) -> None:
     returns one; without it, tree is meant.
     """
     if ctx.invoked_subcommand is None:
-        click.echo(ctx.get_help())
+        say(ctx.get_help())

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from otpy.cli.target import look_at, takes_target
+from otpy.cli.terminal import in_one_line, say, say_json, say_line
 
 if TYPE_CHECKING:
     from otpy import SupervisorSpec
@@ -83,8 +84,8 @@ def draw(tree: SupervisorSpec) -> None:
 
     nodes: dict[str, Tree] = {}
     for place in places(tree):
-        label = Text.assemble((place.spec.id, "bold"), "  ", (", ".join(facts(place)), "dim"))
-        label.append(f"  {place.spec.purpose}" if place.spec.purpose else "")
+        label = Text.assemble((in_one_line(place.spec.id), "bold"), "  ", (", ".join(facts(place)), "dim"))
+        label.append(f"  {in_one_line(place.spec.purpose)}" if place.spec.purpose else "")
         above = place.above
         nodes[place.path] = nodes[above.path].add(label) if above else Tree(label)
     console = Console(highlight=False)
@@ -96,14 +97,12 @@ def draw(tree: SupervisorSpec) -> None:
 def write_text(tree: SupervisorSpec) -> None:
     """Write one line for each child."""
     for place in places(tree):
-        click.echo(f"{'  ' * place.path.count('/')}{place.spec.id}: {', '.join(facts(place))}")
+        say_line(f"{'  ' * place.path.count('/')}{place.spec.id}: {', '.join(facts(place))}")
 
 
 def write_json(tree: SupervisorSpec) -> None:
     """Write all fields that are data."""
-    import json
-
-    click.echo(json.dumps(record(places(tree)[0]), indent=2))
+    say_json(record(places(tree)[0]))
 
 
 def record(place: Place) -> dict[str, object]:
@@ -129,23 +128,23 @@ def plain(value: Any) -> object:
 def write_mermaid(tree: SupervisorSpec) -> None:
     """Write a flowchart for Mermaid."""
     names = {place.path: f"n{number}" for number, place in enumerate(places(tree))}
-    click.echo("flowchart TD")
+    say("flowchart TD")
     for place in places(tree):
         id, *words = (escape(text, MERMAID) for text in (place.spec.id, *facts(place)))
-        click.echo(f'    {names[place.path]}["{id}<br>{", ".join(words)}"]')
+        say(f'    {names[place.path]}["{id}<br>{", ".join(words)}"]')
         if place.above:
-            click.echo(f"    {names[place.above.path]} --> {names[place.path]}")
+            say(f"    {names[place.above.path]} --> {names[place.path]}")
 
 
 def write_dot(tree: SupervisorSpec) -> None:
     """Write a digraph for Graphviz."""
-    click.echo(f'digraph "{escape(tree.id, DOT)}" {{\n    node [shape=box]')
+    say(f'digraph "{escape(tree.id, DOT)}" {{\n    node [shape=box]')
     for place in places(tree):
         id, *words = (escape(text, DOT) for text in (place.spec.id, *facts(place)))
-        click.echo(f'    "{escape(place.path, DOT)}" [label="{id}\\n{", ".join(words)}"]')
+        say(f'    "{escape(place.path, DOT)}" [label="{id}\\n{", ".join(words)}"]')
         if place.above:
-            click.echo(f'    "{escape(place.above.path, DOT)}" -> "{escape(place.path, DOT)}"')
-    click.echo("}")
+            say(f'    "{escape(place.above.path, DOT)}" -> "{escape(place.path, DOT)}"')
+    say("}")
 
 
 MERMAID = str.maketrans({"#": "#35;", '"': "#quot;", "<": "#lt;", ">": "#gt;", "&": "#amp;", "\n": " ", "`": "#96;"})

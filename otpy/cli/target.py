@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from otpy.cli.terminal import say
+from otpy.exceptions import traceback_of
+
 if TYPE_CHECKING:
     from otpy import SupervisorSpec
 
@@ -81,10 +84,8 @@ def told(what: str, error: BaseException, *, verbose: bool) -> Problem:
 
 def show_traceback(error: BaseException, *, verbose: bool) -> None:
     """Write the traceback of *error*, if it was asked for."""
-    import traceback
-
     if verbose:
-        sys.stderr.write("".join(traceback.format_exception(error)))
+        say(traceback_of(error), err=True, nl=False)
 
 
 def place_of(error: BaseException) -> str:
@@ -124,7 +125,10 @@ def module_at(where: str) -> ModuleType:
     if is_path(where):
         return load_file(where)
     look_in(os.getcwd())  # noqa: PTH109
+    names = where.split(".")
     try:
+        for count in range(1, len(names)):  # a package before what is in it: of thousands, Python 3.15 never gets there
+            importlib.import_module(".".join(names[:count]))
         return importlib.import_module(where)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{where}.".startswith(f"{error.name}."):

@@ -7,6 +7,7 @@ import functools
 import inspect
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -14,17 +15,27 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 import attrs
-import click
 
 from otpy import ExitReason, SpecError, StartError
 from otpy.cli.run import text
 from otpy.cli.target import Problem, load_file, show_traceback, told_in_one_line
+from otpy.cli.terminal import say
 from otpy.taskgraph import Outcome, Summary, Task, TaskGraph, marked
 
 LETTERS = {Outcome.PASSED: ".", Outcome.FAILED: "f", Outcome.SKIPPED: "s", Outcome.CANCELLED: "c"}
 
-SECRET = ("password", "passwd", "secret", "token", "api_key", "apikey", "credential", "private_key")
-"""What a key of the state may contain so that its value is not shown."""
+SECRET = re.compile(
+    "passw|passphrase|(?:^|_)pass(?:$|_)|pwd|secret|token|auth(?!or)|api_?key|private_?key|access_?key|credential|cookie"
+    "|session|signature|dsn|(?:^|_)(?:salt|pin)$",
+    re.IGNORECASE,
+)
+"""What a key of the state may have in it so that its value is never shown."""
+
+IN_A_URL = re.compile(r"(?<=://)[^/\s'\"]*@")
+"""The user and the password that a URL may have."""
+
+LARGEST = 64 * 1024 * 1024
+"""How many bytes a state file may have."""
 
 LONGEST = 200
 """No value of the state is shown with more characters, and no list."""
@@ -191,12 +202,21 @@ def build(module: ModuleType, order: Order, workers: int | None, *, skips: bool)
     """Return the graph, with its state set up. Unknown dependencies and cycles are refused here."""
     chosen = choose(module, order)
     state = _set_up(module, order)
-    state["results"] = {**order.seeds}
+    state["results"] = {**_results_in(state, order), **order.seeds}
     graph = TaskGraph(workers=workers, state=state, clear_results=False, on_failure="skip" if skips else "run")
     for one in chosen:
         graph.add_task(one)
     graph.describe()
     return graph
+
+
+def _results_in(state: dict[str, Any], order: Order) -> dict[Any, Any]:
+    """Return the results that the state file or ``setup_state`` has brought; what runs replaces its own."""
+    results = state.get("results", {})
+    if not isinstance(results, dict):
+        where = f"{order.file}: state['results']"
+        raise Problem(f"{where} is {type(results).__name__}; expected a dict, from names of tasks to their results")
+    return results
 
 
 def _set_up(module: ModuleType, order: Order) -> dict[str, Any]:
@@ -249,9 +269,13 @@ def _read_state(file: Path | None) -> dict[str, Any]:
     if file is None:
         return {}
     try:
-        state = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+        with file.open("rb") as stream:
+            content = stream.read(LARGEST + 1)
+        state = json.loads(content.decode("utf-8")) if len(content) <= LARGEST else None
+    except (OSError, ValueError, RecursionError, MemoryError) as error:
         raise Problem(f"--state-file {file}: expected JSON: {error}") from error
+    if len(content) > LARGEST:
+        raise Problem(f"--state-file {file}: it has more than {LARGEST} bytes")
     if not isinstance(state, dict):
         raise Problem(f"--state-file {file}: expected a JSON object, not {type(state).__name__}")
     return state
@@ -281,14 +305,14 @@ def run(graph: TaskGraph, *, progress: bool, logs: bool) -> Summary:
             return graph.run()
     graph.on_task_done(lambda name, outcome: _say(LETTERS[outcome], nl=False))
     summary = graph.run()
-    click.echo()
+    say()
     return summary
 
 
 def _say(words: str, **options: Any) -> None:
     """Print *words*; if nobody reads any more, that is told once, at the end."""
     with contextlib.suppress(OSError):
-        click.echo(words, **options)
+        say(words, **options)
 
 
 def _bar(graph: TaskGraph) -> contextlib.AbstractContextManager[object]:
@@ -302,25 +326,33 @@ def _bar(graph: TaskGraph) -> contextlib.AbstractContextManager[object]:
     return bar
 
 
-def print_end(graph: TaskGraph, summary: Summary, *, shows_state: bool) -> None:
-    """Print what has failed, and the summary."""
+def print_end(graph: TaskGraph, summary: Summary, *, shows_state: bool, shows_values: bool) -> None:
+    """Print what has failed, the state, if that is asked for, and the summary."""
     for name, failure in summary.failures.items():
-        click.echo(f"\n---- {name} {ExitReason(failure.kind, failure.exception)}")
-        click.echo(failure.traceback, nl=False)
-    if shows_state:
-        click.echo("\nstate:")
+        say(f"\n---- {name} {ExitReason(failure.kind, failure.exception)}")
+        say(failure.traceback, nl=False)
+    if shows_state or shows_values:
+        say("\nstate:")
         for key, value in graph.state.items():
             if not _key(key).startswith("_"):
-                click.echo(f"  {_key(key)} = {_sanitised(key, value)}")
-    click.echo(f"==== {summary.text} ====")
+                say(
+                    f"  {_key(key)} = {_sanitised(key, value)}" if shows_values else f"  {_key(key)}: {_type_of(value)}"
+                )
+    say(f"==== {summary.text} ====")
+
+
+def _type_of(value: object) -> str:
+    """Return the type of a value of the state, with its size, if it has one; never what is in it."""
+    size = f", {len(value)}" if type(value) in (dict, list, tuple, set, frozenset, str, bytes) else ""  # type: ignore[arg-type]
+    return f"{type(value).__name__}{size}"
 
 
 def _sanitised(key: object, value: object, around: tuple[int, ...] = ()) -> str:
     """Return a text for a value of the state, without what looks like a secret; *around*: in what it is."""
-    if any(word in text(key).lower() for word in SECRET):
+    if SECRET.search(key if isinstance(key, str) else text(key)):
         return "***"
     if not isinstance(value, dict | list | tuple | set | frozenset):
-        return _cut(text(value))
+        return _cut(IN_A_URL.sub("***@", text(value)))
     if id(value) in around or len(around) == DEEPEST:
         return "…"
     around = (*around, id(value))

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from otpy.cli.group import INTERRUPTED
+from otpy.cli.terminal import say
 
 
 @click.command(
@@ -35,7 +36,12 @@ Examples:
     metavar="FILE",
     help="JSON, an object, that the state begins with.",
 )
-@click.option("--show-state", is_flag=True, help="Print the state at the end, without secrets.")
+@click.option("--show-state", is_flag=True, help="Print the names and types of what is in the state at the end.")
+@click.option(
+    "--show-values",
+    is_flag=True,
+    help="Print the values, too, but for those whose names sound like a secret: no guess finds all of them.",
+)
 @click.option("--log", "logs", is_flag=True, help="Say on stderr when each task begins and ends, and on which thread.")
 @click.option("--verbose", is_flag=True, help="Show the traceback of an error of the file or of the command line, too.")
 def tasks(target: str, settings: tuple[str, ...], workers: int | None, tags: str | None, **flags: Any) -> int:
@@ -43,7 +49,8 @@ def tasks(target: str, settings: tuple[str, ...], workers: int | None, tags: str
 
     FILE.py::NAME runs one task alone. --KEY=VALUE goes to the file's setup_state, a function that returns the state:
     setup_state(key, ...) takes each as a keyword, all of them str; setup_state(state) takes the dict that the state
-    begins with. --result-NAME=VALUE stands for the result of a task that is not run.
+    begins with. --result-NAME=VALUE stands for the result of a task that is not run. What the state has in
+    state["results"] stays there; a task that is run replaces its own.
 
     For each task it prints a letter: . passed, f failed, s skipped, c cancelled. Then it prints what has failed, and
     the summary.
@@ -57,8 +64,8 @@ def tasks(target: str, settings: tuple[str, ...], workers: int | None, tags: str
     with taskfile.refused_in_one_line(verbose=order.verbose):
         graph = taskfile.build(taskfile.load(order), order, workers, skips=flags["skip_deps"])
         if flags["shows_graph"]:
-            click.echo(taskfile.drawing(graph), nl=False)
+            say(taskfile.drawing(graph), nl=False)
             return 0
         summary = taskfile.run(graph, progress=flags["progress"], logs=flags["logs"])
-    taskfile.print_end(graph, summary, shows_state=flags["show_state"])
+    taskfile.print_end(graph, summary, shows_state=flags["show_state"], shows_values=flags["show_values"])
     return INTERRUPTED if summary.cancelled else int(summary.failed > 0)
