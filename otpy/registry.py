@@ -22,7 +22,6 @@ sinks run in the spawned thread; the hook of ``report_crashes_elsewhere`` in the
 from __future__ import annotations
 
 import contextlib
-import inspect
 import math
 import os
 import threading
@@ -35,7 +34,19 @@ import attrs
 
 from otpy import telemetry, threads
 from otpy.abc import Puttable, ReportHandler
-from otpy.exceptions import AlreadyStarted, CallTimeout, NotAlive, NotFound, Refusal, SpecError, printable, show
+from otpy.arguments import USE_ASYNCIO, check_call, check_function, check_result, check_sink
+from otpy.exceptions import (
+    AlreadyStarted,
+    CallTimeout,
+    NotAlive,
+    NotFound,
+    Refusal,
+    SpecError,
+    in_one_line,
+    means_success,
+    printable,
+    show,
+)
 from otpy.mailbox import Once, Reply
 from otpy.reports import ChildTerminated, ExitKind, ExitReason
 from otpy.specs import is_number
@@ -145,10 +156,11 @@ class ThreadRegistry:
 
         It should return soon after ``shutdown_requested`` has become true; ``wait_shutdown`` sleeps until then. The
         interpreter waits for it at its exit, and nobody asks it then: call ``shutdown_all`` before. What it dies of,
-        if not of SystemExit with code 0 or None, is logged, and goes to the sinks as a ``ChildTerminated``.
+        if not of SystemExit with code 0 or None, is logged, and goes to the sinks as a ``ChildTerminated``; so is a
+        coroutine that *target* returns, since nothing of that has run.
 
         Args:
-            target: A plain function.
+            target: A plain function; no class, no async function.
             name: Of the thread; no other one here has it.
             args, kwargs: For *target*.
             daemon: Let the interpreter end without waiting for it: it is cut off anywhere. Warns.
@@ -160,6 +172,8 @@ class ThreadRegistry:
             NotAlive: ``shutdown_all`` has been called.
             RuntimeError: The system has no more threads to give, or the interpreter exits.
         """
+        name, purpose = _plain(name), _plain(purpose)
+        _check(name, "name", name, isinstance(name, str) and name != "", "a non-empty str")
         run = self._body(name, *_checked_call(name, target, args, kwargs))
         _check(name, "daemon", daemon, isinstance(daemon, bool), "True or False")
         _check(name, "purpose", purpose, isinstance(purpose, str), "a str")
@@ -169,6 +183,11 @@ class ThreadRegistry:
         with _door:  # nothing is started here, and nobody waits: shutdown_all finds the entry, or it is not made
             self._admit(name)
             entry = threads.enlist(run, name=name, role=Role.SPAWNED, purpose=purpose, owner=self, daemon=daemon)
+            # A signal handler may have shut down in this thread since _admit: its look
+            # has not seen the entry.
+            if self._flag.has_happened:
+                threads.withdraw(entry)
+                self._admit(name)
         return threads.launch(entry)
 
     def active(self) -> tuple[TrackedThread, ...]:
@@ -231,13 +250,15 @@ class ThreadRegistry:
         with _door:  # whoever is in the record now is counted and waited for; whoever comes later is refused
             call.look()
             self._flag.happen()
-        self._calls.append(call)
         try:
+            self._calls.append(call)
             call.queue_up()
             call.ask()
             call.wait()
         finally:
-            self._calls.remove(call)
+            # a signal handler raised before it was in the list
+            with contextlib.suppress(ValueError):
+                self._calls.remove(call)
         return call.stats()
 
     def dump_status(self, stacks: bool = False) -> str:
@@ -247,7 +268,7 @@ class ThreadRegistry:
             stacks: Put under each thread what it is doing now.
         """
         found = self.active()
-        stack_of = {one.thread: _stack(one.thread) for one in found} if stacks else {}
+        stack_of = _stacks(found) if stacks else {}
         count = f"{len(found)} thread{'s' * (len(found) != 1)}{', shutdown requested' * self.shutdown_requested}"
         return "\n".join([count, *_table(found, stack_of)])
 
@@ -258,13 +279,12 @@ class ThreadRegistry:
         children go to the handlers of their trees, not here.
 
         Args:
-            sink: A callable, or anything with ``put``.
+            sink: A callable, or anything with ``put``; neither may be async.
 
         Raises:
-            SpecError: It is neither.
+            SpecError: It is neither, or cannot take a report.
         """
-        is_right = callable(sink) or isinstance(sink, Puttable)
-        _check("<registry>", "sink", sink, is_right, "a callable, or an object with put")
+        check_sink("<registry>", "sink", sink)
         self._sinks[object()] = handler_of(sink)
 
     def unsubscribe(self, sink: ReportHandler | Puttable) -> None:
@@ -307,12 +327,16 @@ class ThreadRegistry:
     ) -> Callable[[], None]:
         def run() -> None:
             try:
-                target(*args, **kwargs)
-            except BaseException as error:
-                if not _is_normal(error):
-                    self._tell(name, ExitReason(ExitKind.CRASHED, error))
+                self._report_end(name, _outcome(target, args, kwargs))
+            # another thread raised it in here, after the target's last line
+            except BaseException as late:
+                self._report_end(name, late)
 
         return run
+
+    def _report_end(self, name: str, error: BaseException | None) -> None:
+        if error is not None and not means_success(error):
+            self._tell(name, ExitReason(ExitKind.CRASHED, error))
 
     def _tell(self, name: str, reason: ExitReason) -> None:
         """Report that the thread *name* has died; whatever goes wrong in here is logged."""
@@ -340,30 +364,32 @@ def _check(name: object, field: str, value: object, is_right: bool, expected: st
         raise SpecError(name if isinstance(name, str) and name else "<thread>", field, value, expected)
 
 
+def _plain(text: Any) -> Any:
+    """Return a plain str: one of the user's own class could run code while the door is
+    held.
+    """
+    return str.__str__(text) if isinstance(text, str) else text
+
+
 def _checked_call(name: Any, target: Any, args: Any, kwargs: Any) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
     """Return target, args, kwargs, or refuse what would crash in the thread's first moment."""
-    _check(name, "name", name, isinstance(name, str) and name != "", "a non-empty str")
-    _check(name, "target", target, callable(target), "a callable")
-    is_plain = not any(ask(target) for ask in (inspect.iscoroutinefunction, inspect.isgeneratorfunction))
-    is_plain = is_plain and not inspect.isasyncgenfunction(target)
-    _check(name, "target", target, is_plain, "a plain function: calling this one would run nothing")
+    check_function(name, "target", target, "a callable", USE_ASYNCIO)
     is_right = isinstance(args, Iterable) and not isinstance(args, str | bytes)
     _check(name, "args", args, is_right, "a tuple, or another iterable that is no string")
     is_right = kwargs is None or (isinstance(kwargs, Mapping) and all(isinstance(key, str) for key in kwargs))
     _check(name, "kwargs", kwargs, is_right, "a dict whose keys are str, or None")
     args, kwargs = tuple(args), dict(kwargs or {})
-    try:
-        inspect.signature(target).bind(*args, **kwargs)
-    except TypeError as error:
-        raise SpecError(name, "target", target, f"a callable that takes args and kwargs ({error})") from None
-    except ValueError:
-        pass  # a builtin that does not tell its signature
+    check_call(name, "target", target, args, "a callable that takes args and kwargs", kwargs=kwargs)
     return target, args, kwargs
 
 
-def _is_normal(error: BaseException) -> bool:
-    """Whether this is a SystemExit that says that all is well. Its code may be anything; only numbers are compared."""
-    return isinstance(error, SystemExit) and (error.code is None or (isinstance(error.code, int) and error.code == 0))
+def _outcome(target: Callable[..., object], args: tuple[Any, ...], kwargs: dict[str, Any]) -> BaseException | None:
+    """Call *target*; return what it raised."""
+    try:
+        check_result(target, target(*args, **kwargs), USE_ASYNCIO)
+    except BaseException as error:
+        return error
+    return None
 
 
 # What people see
@@ -401,18 +427,24 @@ def _line(row: Sequence[str], widths: Sequence[int], stack: str) -> Iterator[str
 
 
 def _row(one: TrackedThread) -> tuple[str, ...]:
-    return _cell(one.name), one.state.value, f"{one.age:.1f} s", "yes" if one.daemon else "no", _cell(one.purpose)
+    return (
+        in_one_line(one.name),
+        one.state.value,
+        f"{one.age:.1f} s",
+        "yes" if one.daemon else "no",
+        in_one_line(one.purpose),
+    )
 
 
-def _cell(text: str) -> str:
-    """Return *text* in one line of visible characters."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
-
-
-def _stack(thread: threading.Thread) -> str:
-    """Return what *thread* is doing, formatted like a traceback; "" if it has ended."""
-    stack = threads.stack_of(thread.ident)
-    return printable(stack) if thread.is_alive() else ""  # its number may have been another thread's already
+def _stacks(found: Sequence[TrackedThread]) -> dict[threading.Thread, str]:
+    """Return what the threads are doing, formatted like tracebacks; "" for one that has
+    ended.
+    """
+    stacks = [threads.stack_of(one.thread.ident) for one in found]
+    # a thread that has ended may have left its number to another one, whose stack this
+    # is
+    pairs = zip(found, stacks, strict=True)
+    return {one.thread: printable(stack) if one.thread.is_alive() else "" for one, stack in pairs}
 
 
 # Shutdown
@@ -475,7 +507,8 @@ class _Shutdown:
     def stats(self) -> ShutdownStats:
         """Look again, and count."""
         running = {tree for tree, end in self.ends.items() if not end.is_given}  # before the look at their threads
-        alive = [entry for entry in self.seen if entry.alive]
+        # in the order of their starts
+        alive = dict.fromkeys(entry for entry in self.seen if entry.alive)
         joined = tuple(entry.name for entry in self.seen if entry not in alive)
         left = tuple(entry.name for entry in alive)
         orphaned = tuple(entry.name for entry in alive if _is_orphan(entry, running))

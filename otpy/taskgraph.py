@@ -1,4 +1,8 @@
-"""Functions with dependencies, run on threads under supervision. Built on the public API of otpy only.
+"""Functions with dependencies, run on threads under supervision.
+
+A run is an ordinary tree, made by the public API. From inside otpy come only words: the
+checks of arguments, what an exception means, the arithmetic of ``Backoff``, and how a
+failed callback is reported.
 
 Laws:
 1. All that is known of a run belongs to its scheduler, which is one thread: it alone decides what is ready, and what
@@ -7,7 +11,11 @@ Laws:
    the scheduler whose patience is over. What the other one says changes nothing.
 3. A worker that has lost a token takes no further task: it is about to be stopped, and nobody else shall be hit.
 4. What a worker has taken is in its seat, whatever happens to its thread. So the task of a dead one is known.
-5. User code runs on workers (tasks) and on the scheduler's thread (callbacks), and nothing that it raises hurts either.
+5. User code runs on workers (tasks, and what their exceptions say) and on the
+   scheduler's thread (callbacks), and nothing that it raises hurts either. A callback
+   that never returns keeps ``run`` from returning until the second signal.
+6. Each attempt has a context of its own: what it sets in context variables, no other
+   task sees.
 
 Theory of operation. A run is a tree: a dynamic supervisor ``workers``, and after it the ``scheduler``, which starts the
 workers as they are needed. It puts what is ready into one queue; the workers take it from there, run it, and put what
@@ -21,10 +29,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import functools
 import graphlib
 import heapq
-import inspect
 import itertools
 import math
 import os
@@ -57,16 +65,33 @@ from otpy import (
     Supervisor,
     SupervisorSpec,
 )
+from otpy.arguments import NO_AWAIT, check_call, check_function, check_result, is_async, is_coroutine
+from otpy.exceptions import meaning_of, means_success, show
+from otpy.restarts import Patience
+from otpy.telemetry import complain
 
 __all__ = ["Description", "Meta", "Outcome", "Summary", "Task", "TaskFailure", "TaskGraph", "marked", "task"]
 
 F = TypeVar("F", bound=Callable[..., object])
 
 UNLIMITED = 1_000_000_000
-"""The intensity of the tree of a run: tasks may kill their workers as often as they like."""
+"""How often the tasks of a run may kill their workers, and how many stuck threads they
+may leave behind.
+"""
+
+LAST_WORD = 1.0
+"""How long ``run`` waits for the summary of a scheduler that was given up in a
+callback, in seconds.
+"""
+
+SHOWN = 20
+"""How many names an error lists."""
 
 FAREWELL = 0.1
 """How long a worker whose task is dropped may take to end by itself, in seconds, before it is interrupted."""
+
+PAUSED = 1.0
+"""How late a timeout is noticed, at least, when the whole program could not run, in seconds."""
 
 SOON = 1.0
 """How long a worker may take to come, in seconds, before it is ordered again."""
@@ -109,7 +134,6 @@ def _names(value: Any) -> bool:
 FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     # field of a task: (whether a value is right, what would be right)
     "name": (lambda name: isinstance(name, str) and bool(name.strip()), "a non-empty str; a lambda needs a name"),
-    "function": (callable, "a callable"),
     "after": (_names, "an iterable of names of tasks"),
     "with_state": (_is_flag, "True or False"),
     "retries": (_count, "an int >= 0"),
@@ -129,25 +153,27 @@ def _check(instance: Task, field: Any, value: Any) -> None:
 
 
 def _check_function(instance: Task, field: Any, value: Any) -> None:
-    _check(instance, field, value)
-    if inspect.isgeneratorfunction(value) or inspect.isasyncgenfunction(value):
-        raise SpecError(_path(instance.name), "function", value, "no generator: calling it would run nothing")
+    path, name = _path(instance.name), field.name
+    if not is_async(value):
+        check_function(path, name, value, "a callable")
     args = ("state",) if instance.with_state else ()
-    try:
-        inspect.signature(value).bind(*args)
-    except TypeError as error:
-        expected = "a callable that takes (state)" if args else "a callable without arguments, or with_state=True"
-        raise SpecError(_path(instance.name), "function", value, f"{expected} ({error})") from None
-    except ValueError:
-        pass  # a builtin that does not tell its signature
+    expected = "a callable that takes (state)" if args else "a callable without arguments, or with_state=True"
+    check_call(path, name, value, args, expected)
 
 
 def _path(name: object) -> str:
     return f"tasks/{name}" if isinstance(name, str) and name else "tasks"
 
 
+def _to_str(value: Any) -> Any:
+    """Return a plain str: one of the user's own class could run code wherever it is
+    compared.
+    """
+    return str.__str__(value) if isinstance(value, str) else value
+
+
 def _to_tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else value
+    return tuple(map(_to_str, value)) if isinstance(value, Iterable) and not isinstance(value, str) else value
 
 
 @attrs.frozen(kw_only=True)
@@ -165,9 +191,9 @@ class Task:
         tags: For choosing.
     """
 
-    name: str = attrs.field(validator=_check)
+    name: str = attrs.field(converter=_to_str, validator=_check)
     with_state: bool = attrs.field(default=False, validator=_check)  # before the function, whose check needs it
-    function: Callable[..., object] = attrs.field(validator=_check_function)
+    function: Callable[..., object] = attrs.field(validator=_check_function, repr=show)
     after: tuple[str, ...] = attrs.field(default=(), converter=_to_tuple, validator=_check)
     retries: int = attrs.field(default=0, validator=_check)
     backoff: Backoff | None = attrs.field(default=None, validator=_check)
@@ -256,7 +282,7 @@ class TaskFailure:
 
     name: str
     kind: ExitKind
-    exception: BaseException
+    exception: BaseException = attrs.field(eq=id, repr=show)
     traceback: str
     attempts: int
 
@@ -416,8 +442,8 @@ class TaskGraph:
         """Add a task and return its name. The tasks that it comes after may be added later.
 
         Args:
-            function: Called as ``function()``. What it raises, whatever that is, is the failure of the task. An async
-                function gets an event loop of its own.
+            function: Called as ``function()``. What it raises, whatever that is, is the failure of the task, except a
+                SystemExit with code 0 or None: that is a return. An async function gets an event loop of its own.
             name: Default: that of the function.
             after: The names of the tasks that must have ended before.
             **options: *with_state*: call it as ``function(state)``. *retries*: how often to try again after a failure;
@@ -457,7 +483,9 @@ class TaskGraph:
         """All tasks, in the order of declaration."""
         return tuple(self._tasks.values())
 
-    # Callbacks. They run on the scheduler's thread: while one runs, nothing is dispatched
+    # Callbacks. They run on the scheduler's thread: while one runs, nothing is
+    # dispatched. All of these raise SpecError for a callback that is async, or that
+    # cannot be called like this
 
     def on_start(self, callback: Callable[..., object], *args: Any, **kwargs: Any) -> None:
         """Have ``callback(meta, *args, **kwargs)`` called when a run begins."""
@@ -483,8 +511,9 @@ class TaskGraph:
         self._register("on_done", callback, args, kwargs)
 
     def _register(self, event: str, callback: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if not callable(callback):
-            raise SpecError("tasks", event, callback, "a callable")
+        expected = f"a callable that takes ({', '.join(TOLD[event])}) and what is passed on"
+        check_function("tasks", event, callback, expected, NO_AWAIT)
+        check_call("tasks", event, callback, (*TOLD[event], *args), expected, kwargs=kwargs)
         bound = functools.partial(_call_with, callback, args, kwargs)
         self._callbacks[event] = (*self._callbacks.get(event, ()), bound)
 
@@ -493,15 +522,18 @@ class TaskGraph:
     def run(self) -> Summary:
         """Run all tasks and return what came of them.
 
-        In the main thread, SIGINT and SIGTERM end the run in order: nothing more is started, and what runs may finish.
-        A second signal interrupts what still runs, and these tasks are cancelled, too. The summary has every task.
+        In the main thread, SIGINT, SIGTERM, SIGHUP and SIGQUIT end the run in order:
+        nothing more is started, and what runs may finish. A second signal, more than a
+        second later, interrupts what still runs, and these tasks are cancelled, too.
+        The summary has every task. What a signal handler of the program raises goes on
+        when the run has ended in order.
 
         Raises:
             SpecError: A dependency is unknown, or there is a cycle; nothing has run.
             StartError: The system has no more threads to give; nothing has run.
         """
         run = _Run(self._plan())
-        otpy.run(run.plan.tree("tasks", lambda: run, {}), log=False)
+        otpy.run(run.plan.tree("tasks", lambda: run, {}), log=False, max_unstopped=UNLIMITED)
         return run.summarise()
 
     def as_child(self, id: str, **common: Any) -> SupervisorSpec:
@@ -533,7 +565,7 @@ class TaskGraph:
         for one in tasks:
             for name in one.after:
                 if name not in places:
-                    raise SpecError(_path(one.name), "after", name, f"one of the tasks: {', '.join(places)}")
+                    raise SpecError(_path(one.name), "after", name, f"one of the tasks: {_listed(places)}")
         plan = _Plan(
             tasks=tasks,
             after=tuple(tuple(places[name] for name in one.after) for one in tasks),
@@ -542,7 +574,8 @@ class TaskGraph:
             callbacks=dict(self._callbacks),
             state=self.state,
             lock=self.state["_state_lock"],
-            results=self.state["results"] if self._stores else None,
+            results=self.state["results"],
+            stores=self._stores,
             clears=self._clears,
         )
         plan.sorter()  # refuses cycles
@@ -579,6 +612,15 @@ class TaskGraph:
         return f"<TaskGraph of {len(self._tasks)} tasks>"
 
 
+TOLD: dict[str, tuple[str, ...]] = {
+    # event: what its callbacks get
+    "on_start": ("meta",),
+    "on_task_start": ("name",),
+    "on_task_run": ("name", "thread"),
+    "on_task_done": ("name", "outcome"),
+    "on_done": ("summary",),
+}
+
 LOCK = type(threading.RLock())
 
 FURNITURE: dict[str, tuple[Callable[[], object], Callable[[Any], bool], str]] = {
@@ -606,7 +648,12 @@ def _check_options(**options: Any) -> None:
 
 
 def _call_with(callback: Callable[..., object], args: tuple[Any, ...], kwargs: dict[str, Any], *told: object) -> None:
-    callback(*told, *args, **kwargs)
+    check_result(callback, callback(*told, *args, **kwargs))
+
+
+def _listed(names: Mapping[str, object]) -> str:
+    shown = ", ".join(itertools.islice(names, SHOWN))
+    return shown if len(names) <= SHOWN else f"{shown}, and {len(names) - SHOWN} more"
 
 
 def _escape(name: str) -> str:
@@ -663,7 +710,8 @@ class _Plan:
     callbacks: Mapping[str, tuple[Callable[..., object], ...]]
     state: dict[str, Any]
     lock: threading.RLock  # as it was: a task may change whatever is in the state
-    results: dict[str, Any] | None
+    results: dict[str, Any]  # so is this
+    stores: bool
     clears: bool
 
     def sorter(self) -> graphlib.TopologicalSorter[int]:
@@ -720,6 +768,7 @@ class _Seat:
     Attributes:
         held: The attempt that it has taken last.
         error: What it died of.
+        text: The traceback of that.
         cancel: Cancels the coroutine that it runs.
         loop: Runs that coroutine.
         is_dismissed: Whether it has lost a token.
@@ -729,13 +778,15 @@ class _Seat:
     number: int
     held: list[_Attempt] = attrs.field(factory=list)
     error: BaseException | None = None
+    text: str = ""
     cancel: Callable[[], object] | None = None
     loop: asyncio.AbstractEventLoop | None = None
     is_dismissed: bool = False
 
 
-STOPPED = (Killed, Fenced, asyncio.CancelledError)
-"""What a worker that is asked to stop lets pass."""
+def _is_stop(error: BaseException) -> bool:
+    """Whether a worker that is asked to stop lets this pass."""
+    return meaning_of(error) in (Killed, Fenced) or issubclass(type(error), asyncio.CancelledError)
 
 
 class _Run:
@@ -750,6 +801,7 @@ class _Run:
         self._outcomes: dict[int, Outcome] = {}
         self._failures: dict[str, TaskFailure] = {}
         self._open: set[_Attempt] = set()
+        self._patience: dict[int, Patience] = {}
         self._timers: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._numbers = itertools.count()
         self._is_begun = threading.Lock()  # whoever takes it runs the graph, and nobody gives it back
@@ -758,19 +810,36 @@ class _Run:
         self._hired = 0
         self._announces = "on_task_run" in plan.callbacks
         self._pool: Supervisor | None = None
-        self._log: Any = None
+        self._process = os.getpid()
+        self._is_over = False  # written by the caller of run
         self._summary: queue.SimpleQueue[Summary | BaseException] = queue.SimpleQueue()
         self._started_at, self._began = time.time(), time.monotonic()
 
     def summarise(self) -> Summary:
         """Return the summary, when the tree has ended; on the thread of the caller."""
-        if self._is_begun.acquire(blocking=False):  # the scheduler was given up before: this thread is it now
-            self._was_stopped = True
-            return self._go()
-        summary = self._summary.get()
-        if isinstance(summary, BaseException):
-            raise InternalError(f"the scheduler of a graph has crashed: {summary!r}") from summary
-        return summary
+        has_begun = not self._is_begun.acquire(blocking=False)
+        try:
+            said = self._summary.get(timeout=LAST_WORD if has_begun else 0.0)
+        except queue.Empty:
+            said = Killed()
+        if isinstance(said, Summary):
+            return said
+        if not _is_stop(said):
+            raise InternalError(f"the scheduler of a graph has crashed: {said!r}") from said
+        if has_begun:
+            return self._without_scheduler()
+        # the scheduler was given up before: this thread is it now
+        self._was_stopped = True
+        return self._go()
+
+    def _without_scheduler(self) -> Summary:
+        """Sum up what is known: the scheduler was given up, and hangs in a callback.
+        Nothing that ends later counts.
+        """
+        self._is_over = True
+        for attempt in list(self._open):
+            attempt.token.acquire(blocking=False)
+        return self._sum_up()
 
     # Workers; all of this runs on theirs
 
@@ -786,6 +855,7 @@ class _Run:
             seat.error = error
             if not ctx.running:
                 raise
+            seat.text = ExitReason(ExitKind.KILLED, error).traceback
             raise RuntimeError("the worker has died") from error  # SystemExit could mean that all is well
         finally:
             self._inbox.put((self._gone, seat))
@@ -802,25 +872,31 @@ class _Run:
         """Run a task; return whether the worker may go on."""
         if self._announces or attempt.task.timeout is not None:
             self._inbox.put((self._begun, attempt, seat, threading.current_thread(), time.monotonic()))
+        result: object = None
         try:
-            result = attempt.call()
-            if type(result) is types.CoroutineType:
-                result = _run_coroutine(seat, result)
+            result = contextvars.copy_context().run(_call_task, seat, attempt.call)
         except BaseException as error:
-            if not seat.ctx.running and isinstance(error, STOPPED):
+            if not seat.ctx.running and _is_stop(error):
                 raise
-            return self._finish(attempt, error)
-        return self._finish(attempt, None, result)
+            if not means_success(error):
+                return self._is_here() and self._finish(attempt, error)
+        return self._is_here() and self._finish(attempt, None, result)
+
+    def _is_here(self) -> bool:
+        """Whether this is the process of the run, and not one that a task has forked
+        and let return.
+        """
+        return os.getpid() == self._process
 
     def _finish(self, attempt: _Attempt, error: BaseException | None, result: object = None) -> bool:
-        keeps = self.plan.results is not None and error is None
+        text = _text_of(error)  # made here: it may run code of the exception's
+        keeps = self.plan.stores and error is None
         is_ours = self._keep(attempt, result) if keeps else attempt.token.acquire(blocking=False)
         if is_ours:  # the scheduler wakes up here: what this thread has to do before it waits again holds it up
-            self._inbox.put((self._finished, attempt, error))
+            self._inbox.put((self._finished, attempt, error, text))
         return is_ours
 
     def _keep(self, attempt: _Attempt, result: object) -> bool:
-        assert self.plan.results is not None
         with self.plan.lock:  # before the token: whoever has that must not be kept from telling
             is_ours = attempt.token.acquire(blocking=False)
             if is_ours:
@@ -841,7 +917,7 @@ class _Run:
     def schedule(self, ctx: Context) -> None:
         """Run the graph."""
         try:
-            self._ctx, self._log = ctx, ctx.log
+            self._ctx = ctx
             ctx.on_stop(lambda: self._inbox.put((self._stop,)))
             self._set_up(ctx.supervisor)
             ctx.ready()
@@ -871,7 +947,7 @@ class _Run:
     def _go(self) -> Summary:
         self._begin()
         self._advance()
-        while self._goes_on():
+        while self._goes_on() and self._is_here():
             call, *arguments = self._next()
             call(*arguments)
         return self._close()
@@ -881,7 +957,7 @@ class _Run:
 
     def _begin(self) -> None:
         if self.plan.clears:
-            self.plan.state["results"].clear()
+            self.plan.results.clear()
         names = tuple(one.name for one in self.plan.tasks)
         self._tell("on_start", Meta(tasks=names, workers=self.plan.workers, started_at=self._started_at))
 
@@ -894,7 +970,7 @@ class _Run:
         return summary
 
     def _sum_up(self) -> Summary:
-        outcomes = {one.name: self._outcomes[place] for place, one in enumerate(self.plan.tasks)}
+        outcomes = {one.name: self._outcomes.get(place, CANCELLED) for place, one in enumerate(self.plan.tasks)}
         return Summary(
             outcomes=types.MappingProxyType(outcomes),
             failures=types.MappingProxyType(
@@ -923,14 +999,12 @@ class _Run:
 
     def _tell(self, event: str, *told: object) -> None:
         for callback in self.plan.callbacks.get(event, ()):
+            if self._is_over:
+                return
             try:
                 callback(*told)
             except BaseException as error:
-                said = ExitReason(ExitKind.CRASHED, error).traceback.rstrip()
-                try:
-                    self._log.error("callback_failed", callback=event, exception=said)
-                except Exception:  # the log is broken, or there is none yet
-                    sys.stderr.write(f"otpy: callback_failed {event}\n{said}\n")
+                complain("callback_failed", error, callback=event)
 
     # What is ready, and what became of it
 
@@ -963,14 +1037,13 @@ class _Run:
         if "on_task_done" in self.plan.callbacks:
             self._tell("on_task_done", self.plan.tasks[place].name, outcome)
 
-    def _finished(self, attempt: _Attempt, error: BaseException | None) -> None:
+    def _finished(self, attempt: _Attempt, error: BaseException | None, text: str) -> None:
         self._open.discard(attempt)
         if error is None:
             self._settle(attempt.place, PASSED)
             self._advance()
         else:
-            _forget_our_frames(error)
-            self._fail(attempt, ExitKind.CRASHED, error, ExitReason(ExitKind.CRASHED, error).traceback)
+            self._fail(attempt, ExitKind.CRASHED, error, text)
 
     def _fail(self, attempt: _Attempt, kind: ExitKind, error: BaseException, text: str) -> None:
         task = attempt.task
@@ -984,10 +1057,11 @@ class _Run:
         self._advance()
 
     def _retry(self, attempt: _Attempt) -> None:
-        if attempt.task.backoff is None:
+        if (patience := self._patience.get(attempt.place)) is None:
+            patience = self._patience[attempt.place] = Patience(attempt.task.backoff, random.Random())
+        if (wait := patience.next_wait()) is None:
             self._dispatch(attempt.place, attempt.number + 1)
         else:
-            wait = _wait(attempt.task.backoff, attempt.number)
             self._arm(time.monotonic() + wait, self._try_again, attempt)
 
     def _try_again(self, attempt: _Attempt) -> None:
@@ -1003,10 +1077,17 @@ class _Run:
 
     def _begun(self, attempt: _Attempt, seat: _Seat, thread: threading.Thread, at: float) -> None:
         if attempt.task.timeout is not None:
-            self._arm(at + attempt.task.timeout, self._late, attempt, seat, thread)
+            due = at + attempt.task.timeout
+            self._arm(due, self._late, attempt, seat, thread, due)
         self._tell("on_task_run", attempt.task.name, thread.name)
 
-    def _late(self, attempt: _Attempt, seat: _Seat, thread: threading.Thread) -> None:
+    def _late(self, attempt: _Attempt, seat: _Seat, thread: threading.Thread, due: float | None) -> None:
+        now, timeout = time.monotonic(), attempt.task.timeout
+        if due is not None and timeout is not None and now - due >= PAUSED:
+            self._arm(
+                now + timeout, self._late, attempt, seat, thread, None
+            )  # the task could not run either: once more
+            return
         if attempt not in self._open or not attempt.token.acquire(blocking=False):
             return  # it is done, and has said so, or is about to
         self._open.remove(attempt)
@@ -1040,7 +1121,7 @@ class _Run:
             if seat.ctx.running:
                 self._open.remove(attempt)
                 error = seat.error or Killed()
-                self._fail(attempt, ExitKind.KILLED, error, ExitReason(ExitKind.KILLED, error).traceback)
+                self._fail(attempt, ExitKind.KILLED, error, seat.text or ExitReason(ExitKind.KILLED, error).traceback)
             else:  # somebody has stopped it
                 self._cancel(attempt)
 
@@ -1081,6 +1162,11 @@ class _Run:
                     self._open.discard(attempt)
 
 
+def _call_task(seat: _Seat, call: Callable[[], object]) -> object:
+    result = call()
+    return _run_coroutine(seat, result) if is_coroutine(result) else result
+
+
 def _run_coroutine(seat: _Seat, coroutine: Coroutine[Any, Any, object]) -> object:
     try:
         return asyncio.run(_cancellable(seat, coroutine))
@@ -1104,19 +1190,22 @@ async def _cancellable(seat: _Seat, coroutine: Coroutine[Any, Any, object]) -> o
         seat.cancel = None
 
 
-def _wait(backoff: Backoff, failures: int) -> float:
-    """Return how long to wait after so many failures."""
-    wait = min(backoff.maximum, backoff.initial * backoff.factor ** min(failures - 1, 1000 / backoff.factor))
-    return float(min(backoff.maximum, wait * (1 + backoff.jitter * random.uniform(-1, 1))))
+_TRACEBACK: Any = vars(BaseException)["__traceback__"]
+"""To get and set it without any code of the exception's class."""
 
 
-def _forget_our_frames(error: BaseException) -> None:
-    """Begin the traceback with the task's own line, if it has got so far."""
-    here = error.__traceback__
+def _text_of(error: BaseException | None) -> str:
+    """Return the traceback of what a task raised; it begins with the task's own line,
+    if it has got so far.
+    """
+    if error is None:
+        return ""
+    here = _TRACEBACK.__get__(error)
     while here is not None and here.tb_next is not None:
         if here.tb_frame.f_code.co_filename == __file__:
-            error.__traceback__ = here.tb_next
+            _TRACEBACK.__set__(error, here.tb_next)
         here = here.tb_next
+    return ExitReason(ExitKind.CRASHED, error).traceback
 
 
 def _stack_of(thread: threading.Thread) -> str:

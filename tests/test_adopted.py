@@ -286,13 +286,13 @@ async def coroutine():
     [
         ((None,), "factory", "a callable that makes a fresh object each time, such as its class"),
         ((Runs(),), "factory", "a callable that makes a fresh object each time, such as its class"),
-        ((coroutine,), "factory", "a plain function: calling this one would run nothing"),
+        ((coroutine,), "factory", "a plain function: calling an async function would run nothing"),
         ((int,), "factory", "a class with a run method"),
         ((Modern,), "factory", "another class: thread() takes a Service as it is"),
         ((NeedsArguments,), "factory", "a callable without arguments; bind them with functools.partial (missing a"),
         ((Runs, "close"), "stop", "a callable that takes the object, or None"),
-        ((Runs, coroutine), "stop", "a plain function: calling this one would run nothing"),
-        ((Runs, lambda: None), "stop", "a callable that takes the object (too many positional arguments)"),
+        ((Runs, coroutine), "stop", "a plain function: calling an async function would run nothing"),
+        ((Runs, lambda: None), "stop", "a callable that takes the object, or None (too many positional arguments)"),
     ],
 )
 def test_what_is_refused_at_once(arguments, field, expected):

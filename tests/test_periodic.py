@@ -230,6 +230,8 @@ def test_the_heartbeat_does_not_limit_the_wait(launch, recorder, called, clock):
     assert poke(app) is ChildState.RUNNING
     assert recorder.of(Stalled) == []
     clock.advance(60.0)
+    assert poke(app) is ChildState.RUNNING  # a clock that jumps is a pause, and the heartbeat begins anew
+    clock.advance(100.0)
     poke(app)
 
     assert recorder.wait_for(Stalled, "app/note").incarnation == 1
@@ -248,6 +250,8 @@ def test_the_heartbeat_limits_each_call(launch, recorder, called, clock):
     clock.advance(9.0)
     assert poke(app) is ChildState.RUNNING
     clock.advance(2.0)
+    assert poke(app) is ChildState.RUNNING  # a clock that jumps is a pause, and the heartbeat begins anew
+    clock.advance(10.0)
     poke(app)
 
     assert recorder.wait_for(Stalled, "app/hang").incarnation == 1

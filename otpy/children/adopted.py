@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
 import attrs
 
-from otpy.children.thread import Service, check_call, check_function, name_of
+from otpy.arguments import USE_COROUTINE, check_call, check_function, check_handler, check_method, check_result
+from otpy.children.thread import Service, name_of
 from otpy.context import Context
 from otpy.exceptions import SpecError, show
 from otpy.values import Value
@@ -32,6 +34,7 @@ def adopt(factory: Callable[[], Worker], stop: Callable[[Worker], object] | None
 
     Each incarnation is a fresh object from *factory*. It is made in the child's thread, and its ``run`` is called
     there: a ``threading.Thread`` is never started as such, so its ``name``, ``is_alive`` and ``join`` are of no use.
+    A ``multiprocessing.Process`` is refused: its ``run`` would not be in a process of its own.
     What ``run`` raises is the crash of the child. Its code may use ``otpy.current()``.
 
     When the child is asked to stop, the object is stopped on a helper thread, once. That may happen before ``run`` has
@@ -48,24 +51,41 @@ def adopt(factory: Callable[[], Worker], stop: Callable[[Worker], object] | None
         returned; what *factory* raises is a failed start then.
 
     Raises:
-        SpecError: *factory* or *stop* cannot be called like this, or *factory* is a class without ``run``.
+        SpecError: *factory* or *stop* cannot be called like this, or *factory* is a class without ``run``, with a
+            ``run`` or ``stop`` that is async or takes arguments, or of processes.
     """
-    check_function(PATH, "factory", factory, "a callable that makes a fresh object each time, such as its class")
-    _check_class(factory)
+    made = factory.func if isinstance(factory, functools.partial) else factory
+    if isinstance(made, type):
+        _check_class(made, stops=stop is None)
+    else:
+        check_function(PATH, "factory", factory, "a callable that makes a fresh object each time, such as its class")
     check_call(PATH, "factory", factory, (), "a callable without arguments; bind them with functools.partial")
     if stop is not None:
-        check_function(PATH, "stop", stop, "a callable that takes the object, or None")
-        check_call(PATH, "stop", stop, ("object",), "a callable that takes the object")
+        check_handler(PATH, "stop", stop, ("object",), "a callable that takes the object, or None")
     return Adopted(factory, stop)
 
 
-def _check_class(factory: Any) -> None:
-    if not isinstance(factory, type):
-        return
-    if issubclass(factory, Service):
-        raise SpecError(PATH, "factory", factory, "another class: thread() takes a Service as it is")
-    if not callable(getattr(factory, "run", None)):
-        raise SpecError(PATH, "factory", factory, "a class with a run method")
+def _check_class(made: type, *, stops: bool) -> None:
+    if issubclass(made, Service):
+        raise SpecError(PATH, "factory", made, "another class: thread() takes a Service as it is")
+    if _is_process(made):
+        raise SpecError(PATH, "factory", made, NO_PROCESS)
+    if not callable(getattr(made, "run", None)):
+        raise SpecError(PATH, "factory", made, "a class with a run method")
+    expected = "a class whose run and stop are plain methods without arguments"
+    for name in ("run", "stop") if stops else ("run",):
+        check_method(PATH, "factory", made, name, (), expected=expected)
+
+
+NO_PROCESS = "no multiprocessing.Process, whose run() would be in a thread here: give a function to process()"
+
+
+def _is_process(made: type) -> bool:
+    """Whether *made* is a class of processes; if that module has not been imported,
+    none is.
+    """
+    processes: Any = sys.modules.get("multiprocessing.process")
+    return processes is not None and issubclass(made, processes.BaseProcess)
 
 
 @attrs.frozen(repr=False, eq=False)
@@ -81,6 +101,9 @@ class Adopted(Value):
 
     def __call__(self, ctx: Context) -> None:
         worker = self.factory()
+        check_result(self.factory, worker, USE_COROUTINE)
+        if _is_process(type(worker)):
+            raise TypeError(f"{show(self.factory)} made {show(worker)}: expected {NO_PROCESS}")
         run, stop = _method(worker, "run"), self._stop_of(worker)
         if run is None:
             raise TypeError(f"{show(self.factory)} made {show(worker)}: expected an object with a run method")
@@ -88,7 +111,7 @@ class Adopted(Value):
             ctx.on_stop(stop)
         ctx.ready()
         if ctx.running:  # or else a stop has overtaken the start, and run might never hear of it
-            run()
+            check_result(run, run(), USE_COROUTINE)
 
     def _stop_of(self, worker: object) -> Callable[[], object] | None:
         return _method(worker, "stop") if self.stop is None else functools.partial(self.stop, worker)

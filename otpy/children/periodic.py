@@ -10,11 +10,15 @@ from typing import Any, Unpack
 import attrs
 
 from otpy.abc import Birth
-from otpy.children.thread import ThreadChild, check_call, check_function, name_of, path_of
+from otpy.arguments import check_call, check_function, check_result
+from otpy.children.thread import ThreadChild, name_of, path_of
 from otpy.context import Context
 from otpy.exceptions import SpecError
 from otpy.specs import ChildSpec, Common, check_common, is_number
 from otpy.values import Value
+
+IN_A_COROUTINE = "use coroutine(), with a loop that awaits it and ctx.sleep()"
+"""What to do with an async function."""
 
 
 def periodic(
@@ -53,7 +57,7 @@ def periodic(
     check_common("periodic", common)
     name = id if id is not None else name_of(function)
     path = path_of(name, "periodic")
-    check_function(path, "function", function, "a callable")
+    check_function(path, "function", function, "a callable", IN_A_COROUTINE)
     check_call(path, "function", function, args, "a callable that takes (*args), without ctx")
     _check_numbers(path, interval, retry_interval, retries)
     start = PeriodicStart(function, args, interval, retry_interval, retries)
@@ -93,7 +97,9 @@ class PeriodicStart(Value):
     def _call(self, ctx: Context, rhythm: Rhythm) -> float:
         """Call once, and return how long to wait for the next time."""
         started = time.monotonic()
-        failed = self.function(*self.args) is False
+        result = self.function(*self.args)
+        check_result(self.function, result, IN_A_COROUTINE)
+        failed = result is False
         wait = rhythm.next_wait(started, time.monotonic(), failed=failed)
         if failed:
             ctx.log.warning("call_failed", failures=rhythm.failures, next_call=round(wait, 3))
