@@ -78,6 +78,20 @@ def walks(session: nox.Session) -> None:
 
 
 @nox.session
+def look(session: nox.Session) -> None:
+    """Look at all that can happen to every small supervisor, for hours: ``nox -s look -- DEPTH``, five by default."""
+    session.install("-e", ".[tests]")
+    session.run("python", "-m", "tests.exhaustive", *session.posargs)
+
+
+@nox.session
+def seams(session: nox.Session) -> None:
+    """Run the tests of the seams, the slow ones, too."""
+    session.install("-e", ".[tests]")
+    session.run("python", "-m", "pytest", "-m", "slow or not slow", "tests/seams", *session.posargs)
+
+
+@nox.session
 def mixed(session: nox.Session) -> None:
     """Live 500 random lives of real trees with children of all kinds: ``nox -s mixed -- COUNT [FIRST]``."""
     session.install("-e", ".[tests]")

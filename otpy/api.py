@@ -21,6 +21,7 @@ from otpy.exceptions import (
     NotAlive,
     NotFound,
     ProcessDied,
+    ProtocolError,
     Refusal,
     RemoteError,
     Shutdown,
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from otpy import aio
     from otpy.children.coroutine import coroutine
     from otpy.children.json_reports import json_reports
+    from otpy.children.logfiles import reopen_logs
     from otpy.children.probes import Health, Http, Line, Notify, Port
     from otpy.children.process import process, programs
     from otpy.children.program import ProgramExit
@@ -87,6 +89,7 @@ __all__ = [
     "Port",
     "ProcessDied",
     "ProgramExit",
+    "ProtocolError",
     "Refusal",
     "RemoteError",
     "Restart",
@@ -114,6 +117,7 @@ __all__ = [
     "process",
     "programs",
     "registry",
+    "reopen_logs",
     "reports",
     "run",
     "start",
@@ -128,6 +132,7 @@ LATER = {
     **dict.fromkeys(("Health", "Http", "Line", "Notify", "Port"), "children.probes"),
     **dict.fromkeys(("process", "programs"), "children.process"),
     "ProgramExit": "children.program",
+    "reopen_logs": "children.logfiles",
 }
 """Where those names are that only programs with coroutines or processes need: these modules are slow to import."""
 

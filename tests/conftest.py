@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -11,7 +12,8 @@ import hypothesis
 import pytest
 
 import otpy
-from otpy import threads
+from otpy import telemetry, threads
+from otpy.children import callee
 from tests.helpers import HANG, Recorder
 
 hypothesis.settings.register_profile("otpy", deadline=None)  # a busy machine is no failure
@@ -26,12 +28,20 @@ for _name, _usual in (("SIGINT", signal.default_int_handler), ("SIGHUP", signal.
 @pytest.fixture(autouse=True)
 def _no_thread_outlives_its_test() -> Iterator[None]:
     before = set(threading.enumerate())  # what a test before this one has left is that one's failure
+    telemetry.forget_complaints()  # what another test has heard before this one has not
     yield
     left = [thread for thread in threading.enumerate() if thread not in before]
     for thread in left:
         thread.join(HANG)
     assert not [thread for thread in left if thread.is_alive()]
     assert not [entry for entry in threads.entries() if entry.thread not in before]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _the_resource_tracker_is_there() -> None:
+    """The first callable starts it, and this process keeps its descriptor: tests count descriptors."""
+    if os.name == "posix":
+        callee._tracker()
 
 
 @pytest.fixture

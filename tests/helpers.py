@@ -14,10 +14,18 @@ from typing import Any
 
 import attrs
 
-from otpy import ChildSpec, Context, thread
+from otpy import ChildSpec, Context, thread, threads
 from otpy.reports import Report
+from otpy.threads import Role
+from otpy.tree import Tree
 
 HANG = 20.0
+
+
+def close(tree: Tree) -> None:
+    """Close *tree* as its root does at its end, and wait for what its children have shared."""
+    tree.close()
+    assert not threads.settle(tree, {Role.HELPER, Role.HANDLER}, HANG)
 
 
 def wait_until(condition: Callable[[], Any], what: str = "") -> Any:

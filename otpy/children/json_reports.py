@@ -7,8 +7,8 @@ import datetime as dt
 import json
 from collections.abc import Callable
 
+from otpy.arguments import check_handler
 from otpy.children.program import ProgramExit
-from otpy.children.thread import check_call, check_function
 from otpy.reports import ChildTerminated, Report, ShutdownError, StartError
 
 ENDS = (ChildTerminated, StartError, ShutdownError)
@@ -20,7 +20,7 @@ def show(_name: str, text: str) -> None:
     print(text, flush=True)  # noqa: T201 - it is what this handler is for
 
 
-def json_reports(handler: Callable[[str, str], object] = show) -> Callable[[Report], None]:
+def json_reports(handler: Callable[[str, str], object] = show) -> Callable[[Report], object]:
     """Make a report handler for ``start(…, reports=…)`` or ``Supervisor.subscribe``.
 
     It calls ``handler(name, text)`` for each end of a program that is reported: the end of one that nobody has told to
@@ -42,13 +42,14 @@ def json_reports(handler: Callable[[str, str], object] = show) -> Callable[[Repo
     Raises:
         SpecError: *handler* cannot be called like this.
     """
-    check_function("<json_reports>", "handler", handler, "a callable that takes a name and a text")
-    check_call("<json_reports>", "handler", handler, ("name", "text"), "a callable that takes a name and a text")
+    expected = "a callable that takes a name and a text"
+    check_handler("<json_reports>", "handler", handler, ("name", "text"), expected)
 
-    def handle(report: Report) -> None:
+    def handle(report: Report) -> object:
         exit = report.reason.detail if isinstance(report, ENDS) and report.reason is not None else None
         if isinstance(exit, ProgramExit):
-            handler(report.path.rpartition("/")[2], json_of(report, exit))
+            return handler(report.path.rpartition("/")[2], json_of(report, exit))
+        return None
 
     return handle
 
