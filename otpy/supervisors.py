@@ -351,6 +351,8 @@ class SupervisorThread:
     def _is_lost(self) -> None:
         """Say the last word of a thread that could not say it itself; called on whatever thread finds that out."""
         SUPERVISING.discard(threading.get_ident())
+        if not self.alive:
+            return  # it has said its last word, and raised after that
         for child in self._children.values():
             with contextlib.suppress(BaseException):
                 child.kill(INTERRUPT_GRACE)

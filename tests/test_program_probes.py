@@ -1,6 +1,7 @@
 """Whether a program is ready, and whether it is well."""
 
 import http.server
+import os
 import socket
 import threading
 import time
@@ -13,7 +14,7 @@ from otpy.children.watch import Watch
 from otpy.messages import ChildExited, ChildStarted
 from otpy.reports import ChildTerminated, Progress, Stalled, StartError
 from tests.helpers import HANG, close, wait_until
-from tests.programs import SEND, children, python, sh, stat
+from tests.programs import SEND, children, guards_of, python, sh, stat
 from tests.test_child_contract import Stage
 
 
@@ -89,8 +90,9 @@ def test_one_that_ends_before_it_is_ready_did_not_start(launch):
 def test_one_that_ends_when_it_has_said_that_it_is_ready_did_start(launch, recorder):
     """Whatever it has said before that, and however late it is read."""
     code = SEND + "tell(b'STATUS=almost')\ntell(b'READY=1')\nos._exit(0)"
-    app, go = launch(supervisor("app")), threading.Event()
+    app, go, guards = launch(supervisor("app")), threading.Event(), guards_of(os.getpid())
     app._tree.shared(Watch).post(lambda: go.wait(HANG))
+    wait_until(lambda: guards_of(os.getpid()) - guards, "the guard, which is a child as well")
     before = set(children())
     starter = threading.Thread(target=app.start_child, args=(python(code, ready=True, restart="temporary"),))
     starter.start()

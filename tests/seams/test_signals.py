@@ -218,7 +218,7 @@ class TestHandlersOfTheProgram:
         """Python cannot put it back: ``faulthandler``'s, or one older than Python."""
         ran = program(
             """
-    faulthandler.register(signal.SIGQUIT)
+    faulthandler.register(signal.SIGQUIT, all_threads=False)  # a look at other threads that end is not safe
     libc = ctypes.CDLL(None)
     handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda number: None)
     libc.signal.argtypes, libc.signal.restype = [ctypes.c_int, ctypes.c_void_p], ctypes.c_void_p
