@@ -32,7 +32,20 @@ from typing import Any
 import attrs
 
 import otpy
-from otpy import Refusal, Service, Shutdown, adopt, coroutine, dynamic_supervisor, periodic, process, supervisor, thread
+from otpy import (
+    ChildState,
+    NotAlive,
+    Refusal,
+    Service,
+    Shutdown,
+    adopt,
+    coroutine,
+    dynamic_supervisor,
+    periodic,
+    process,
+    supervisor,
+    thread,
+)
 from otpy import threads as account
 from otpy.children import callee
 from otpy.messages import ChildExited, ChildStarted
@@ -576,21 +589,30 @@ class Walk:
             return
         victim = self.dice.choice(beating)
         self.say(f"stall {victim.path}")
-        assert victim.parent
-        above = self.handle(victim.parent)
-        # The first jump of the clock is a pause, after which all begin anew. The supervisor has read its deadlines when
-        # it answers the third call: the first wakes it, and the second may be read together with them.
-        for calls in (3, 1):
+        while not self.has_stalled(victim):  # a clock that jumps is a pause, after which all begin anew, once
             for node in beating:
                 if node is not victim:
                     self.life(node).put("beat")
                     self.life(node).heard.get(timeout=HANG)
             self.clock.advance(1.5 * HEARTBEAT)
-            for _ in range(calls):
-                above.which_children(HANG)
         self.model.reports.append(("Stalled", victim.path, victim.incarnation))
         self.model.end(victim, normal=False)
         self.settle("stall")
+
+    def has_stalled(self, victim: Node) -> bool:
+        """Whether its supervisor has found that out. It looks at the clock when it gets a message.
+
+        It has read its deadlines when it answers the third one: the first wakes it, and
+        the second may be read together with them.
+        """
+        assert victim.parent
+        try:
+            for _ in range(3):
+                found = {one.id: one for one in self.handle(victim.parent).which_children(HANG)}
+        except NotAlive:  # it has given up
+            return True
+        now = found.get(victim.id)
+        return now is None or now.state is not ChildState.RUNNING or now.incarnation != victim.incarnation
 
     def a_call(self) -> None:
         """Any call about any child, whether it is allowed or not."""
