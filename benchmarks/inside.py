@@ -15,9 +15,8 @@ import otpy
 from benchmarks.restarts import UNLIMITED
 from benchmarks.trees import resident
 from otpy.machine import SupervisorMachine
-from otpy.mailbox import SystemClock
 from otpy.messages import Begin, ChildExited, ChildStarted, Message, Start
-from otpy.reports import ChildTerminated, ExitKind, ExitReason, stamped
+from otpy.reports import ChildTerminated, ExitKind, ExitReason
 from otpy.telemetry import Telemetry
 
 CHILDREN = 100
@@ -70,7 +69,7 @@ def _tell(machine: SupervisorMachine, letters: list[Message], now: float) -> tup
 def reports_of_otpy(size: int) -> list[float]:
     """Send *size* reports of crashes as a supervisor does, and wait until the handler has had the last."""
     reports = _reports(size)
-    last, done, wall = reports[-1], threading.Event(), SystemClock.wall
+    last, done = reports[-1], threading.Event()
 
     def handle(report: ChildTerminated) -> None:
         if report is last:
@@ -80,7 +79,7 @@ def reports_of_otpy(size: int) -> list[float]:
     telemetry.subscribe("app", handle)
     began = perf_counter()
     for report in reports:
-        telemetry.tell(stamped(report, wall()))
+        telemetry.tell(report)
     done.wait()
     took = perf_counter() - began
     telemetry.close()

@@ -16,11 +16,10 @@ A child's crash is none of these: it is data, an ``ExitReason``, and never an ex
 
 from __future__ import annotations
 
-import contextlib
 import reprlib
 import traceback
-from collections.abc import Callable, Iterator
-from types import FrameType, TracebackType
+from collections.abc import Iterator
+from types import TracebackType
 from typing import Any, TypeGuard
 
 _SHORT = reprlib.Repr()
@@ -80,24 +79,8 @@ def lineage(error: BaseException | None) -> Iterator[BaseException]:
         seen.add(id(one))
         yield one
         left += [_SLOTS["__cause__"].__get__(one), _SLOTS["__context__"].__get__(one)]
-        if is_a(one, BaseExceptionGroup):
+        if issubclass(type(one), BaseExceptionGroup):
             left += _GROUP["exceptions"].__get__(one)
-
-
-def forget_locals(error: BaseException | None, is_ours: Callable[[FrameType], bool]) -> None:
-    """Release the local variables in the traceback of *error* and of all that led to it; the lines stay.
-
-    Args:
-        is_ours: Whether a frame may be emptied. Another part of the program may have raised the same exception since:
-            the traceback then shows that part's frames, and ``frame.clear`` ends a coroutine that waits.
-    """
-    for one in lineage(error):
-        found = traceback_object(one)
-        while found is not None:
-            if is_ours(found.tb_frame):
-                with contextlib.suppress(RuntimeError):  # it still runs
-                    found.tb_frame.clear()
-            found = found.tb_next
 
 
 def traceback_of(error: BaseException) -> str:
@@ -389,7 +372,9 @@ def meaning_of(error: BaseException | Sealed | None) -> type[BaseException] | No
     So ``Fatal`` means the same when it comes out of an ``asyncio.TaskGroup``. Runs no code
     of the exception's, and opens no sealed one.
     """
-    own: type = error.kind if is_sealed(error) else type(error)
+    own: type = type(error)
+    if issubclass(own, Sealed):
+        own = error.kind  # type: ignore[union-attr]
     if not issubclass(own, _SAYING):  # most are not: one look is enough
         return None
     if not issubclass(own, BaseExceptionGroup):

@@ -40,7 +40,7 @@ from typing import Any, Protocol
 from otpy import debugger, telemetry, threads
 from otpy.abc import Birth
 from otpy.pauses import PAUSE
-from otpy.reports import CRASHED, KILLED, STALLED, ExitReason, Stalled, Unstopped, stamped
+from otpy.reports import CRASHED, KILLED, STALLED, ExitReason, Stalled, Unstopped
 from otpy.threads import ThreadState
 from otpy.workers import Work, Workers
 
@@ -420,7 +420,7 @@ class LoopThread:
         self._tree.left_behind(self, report)
 
     def _tell(self, report: Stalled | Unstopped) -> None:
-        self._tree.telemetry.tell(stamped(report, self._tree.clock.wall()))
+        self._tree.telemetry.tell(report)
 
 
 def _others() -> set[asyncio.Task[Any]]:

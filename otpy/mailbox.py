@@ -55,7 +55,7 @@ class Mailbox:
 
     def get(self, timeout: float | None) -> Any:
         """Wait for the next item; raise ``queue.Empty`` after *timeout* seconds."""
-        return self._queue.get(timeout=timeout and bounded(timeout))
+        return self._queue.get(timeout=None if timeout is None else min(max(0.0, timeout), threading.TIMEOUT_MAX))
 
     def close(self, refuse: Callable[[Any], None]) -> None:
         """Close the box: all that is in it, and all that comes, goes to *refuse*."""
@@ -173,32 +173,36 @@ class Once:
 
 
 class Reply:
-    """A one-shot answer: given once by a supervisor's thread, waited for by callers on theirs."""
+    """A one-shot answer: given once by a supervisor's thread, waited for by callers on theirs.
 
-    __slots__ = ("_error", "_given", "_value")
+    Attributes:
+        given: Happens when the answer is there.
+    """
+
+    __slots__ = ("_error", "_value", "given")
 
     def __init__(self) -> None:
-        self._given = Once()
+        self.given = Once()
         self._value: Any = None
         self._error: Exception | None = None
 
     def answer(self, value: object) -> None:
         """Give the answer."""
         self._value = value
-        self._given.happen()
+        self.given.happen()
 
     def refuse(self, error: Exception) -> None:
         """Answer with an exception."""
         self._error = error
-        self._given.happen()
+        self.given.happen()
 
     def when_given(self, key: object, callback: Callable[[], object]) -> None:
         """Have *callback* called when the answer is there; on the thread that gives it, or at once."""
-        self._given.when(key, callback)
+        self.given.when(key, callback)
 
     @property
     def is_given(self) -> bool:
-        return self._given.has_happened
+        return self.given.has_happened
 
     @property
     def is_refused(self) -> bool:
@@ -207,7 +211,7 @@ class Reply:
 
     def is_given_within(self, seconds: float) -> bool:
         """Wait *seconds* for the answer; return whether it is there."""
-        return self._given.wait(seconds)
+        return self.given.wait(seconds)
 
     def wait(self, timeout: float | None, path: str) -> Any:
         """Return the answer, or raise it.
@@ -215,7 +219,7 @@ class Reply:
         Raises:
             CallTimeout: There was none after *timeout* seconds.
         """
-        if not self._given.wait(timeout):
+        if not self.given.wait(timeout):
             raise CallTimeout(path)
         if self._error is not None:
             if isinstance(self._error, StartError):

@@ -55,7 +55,6 @@ from otpy.reports import (
     StopStage,
     StrayMessage,
     Unstopped,
-    stamped,
     start_error,
 )
 from otpy.specs import AutoShutdown, ChildSpec, ChildType, Common, Strategy, SupervisorSpec, check_common
@@ -333,7 +332,8 @@ class SupervisorThread:
             if not is_open:
                 self.tree.open(self.mailbox.put, self.done)
                 is_open = True
-            while self.alive:
+            over = self.done.given
+            while not over.has_happened:
                 self.turn()
         except BaseException as error:
             if not self.alive:
@@ -342,7 +342,8 @@ class SupervisorThread:
             self._break_down(error) if is_open else self._crash(error)
         finally:
             SUPERVISING.discard(self._ident)
-            self._forget_turn()
+            self._message = None
+            self._orders.clear()
             self._ended.clear()
 
     def _crash(self, error: BaseException) -> None:
@@ -370,10 +371,7 @@ class SupervisorThread:
         self._orders = self.machine.receive(self._message, self._turned_at)
         for action in self._orders:
             PERFORM[type(action)](self, action)
-        self._forget_turn()
-
-    def _forget_turn(self) -> None:
-        """Drop what the turn was about; what is released of it goes later, from ``_ended``."""
+        # drop what the turn was about; what is released of it goes later, from ``_ended``
         self._message = None
         self._orders.clear()  # the machine has the same list
 
@@ -407,18 +405,15 @@ class SupervisorThread:
             self._consider_chores()
             if self._local:
                 raise queue.Empty  # a chore has left something to be read
-        calm = CALM if self._wants_spare else self._until_release()
+        wants_spare = self.spawner.is_short and self.machine.phase is Phase.UP
+        calm = CALM if wants_spare else self._until_release()
         if calm is None or (seconds is not None and seconds <= calm):
             return self.mailbox.get(seconds)
         try:
             return self.mailbox.get(calm)
         except queue.Empty:
-            self.spawner.refill() if self._wants_spare else self._release()
+            self.spawner.refill() if wants_spare else self._release()
             raise
-
-    @property
-    def _wants_spare(self) -> bool:
-        return self.spawner.is_short and self.machine.phase is Phase.UP
 
     def _consider_chores(self) -> None:
         """Do what can be done for many children at once, when there is no mail, or has been mail for long."""
@@ -575,7 +570,6 @@ class SupervisorThread:
             path=birth.path,
             incarnation=birth.incarnation,
             thread=birth.path,
-            time=self.tree.clock.wall(),
             reason=message.reason,
         )
         self.tree.telemetry.tell_late(report)
@@ -584,13 +578,15 @@ class SupervisorThread:
 
     def _ask(self, ref: int, what: str, *args: Any) -> Any:
         """Ask the child *ref* something; what that raises is its crash, and CONTRACT has what stands for an answer."""
+        ask, instead = CONTRACT[what]
         child = self._children.get(ref)
         if child is None:  # it has broken, and that is one of the next messages
-            return CONTRACT[what][1]
-        answer, error = _asked(child, what, *args)
-        if error is not None:
+            return instead
+        try:
+            return ask(child, *args)
+        except BaseException as error:
             self._has_broken(ref, error)
-        return answer
+            return instead
 
     def _has_broken(self, ref: int, error: BaseException) -> None:
         """A child has raised where it must not: end it by force, name it if it does not end, tell of its crash."""
@@ -655,7 +651,7 @@ class SupervisorThread:
             self.deliver(message)
         else:
             stray = StrayMessage(path=birth.path, incarnation=birth.incarnation, item=message)
-            self.tree.telemetry.tell(stamped(stray, self.tree.clock.wall()))
+            self.tree.telemetry.tell(stray)
 
     def _stop(self, action: messages.Stop) -> None:
         if self._stops is not None:
@@ -717,7 +713,7 @@ class SupervisorThread:
         action.reply.refuse(action.error)
 
     def _tell(self, action: messages.Tell) -> None:
-        self.tree.telemetry.tell(stamped(action.report, self.tree.clock.wall()))
+        self.tree.telemetry.tell(action.report)
 
     def _escalate(self, action: messages.Escalate) -> None:
         self.tree.telemetry.escalate(self.machine.spec.on_escalation, action.escalation)

@@ -40,7 +40,7 @@ from otpy import reports, threads
 from otpy.abc import Puttable, ReportHandler
 from otpy.arguments import check_result
 from otpy.exceptions import NotAlive, NotFound, printable, show, traceback_of
-from otpy.reports import Cause, Escalation, Report
+from otpy.reports import Cause, Escalation, Report, stamp
 from otpy.threads import Role
 
 EVENTS = {
@@ -428,8 +428,14 @@ class Telemetry:
         helpers: Runs what has no thread yet.
     """
 
-    def __init__(self, root: str, owner: object, on_escalation: Callable[[Escalation], object] | None) -> None:
-        self._root, self._owner, self._on_escalation = root, owner, on_escalation
+    def __init__(
+        self,
+        root: str,
+        owner: object,
+        on_escalation: Callable[[Escalation], object] | None,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self._root, self._owner, self._on_escalation, self._wall = root, owner, on_escalation, wall
         self._lock = threading.Lock()  # guards changes of the two lists; readers take the tuple as it is
         self._subscriptions: tuple[_Subscription, ...] = ()
         self._is_closed = self._is_given_up = False
@@ -470,13 +476,15 @@ class Telemetry:
             found[0].outlet.close()
 
     def tell(self, report: Report) -> None:
-        """Send *report* to everyone who wants it."""
+        """Write the time into *report*, which is new, and send it to all who have subscribed to its path."""
+        stamp(report, self._wall())  # a changed copy would cost ten times as much
         for subscription in self._subscriptions:
             if subscription.is_for_all or subscription.wants(report):  # most are, and that spares the call
                 subscription.outlet.send(report)
 
     def tell_late(self, report: Report) -> None:
         """Send *report*; if the tree has ended meanwhile, on a thread made for it."""
+        stamp(report, self._wall())
         with self._lock:  # no outlet is closed between the look and the sending
             handlers = [one.handler for one in self._subscriptions if self._is_closed and one.wants(report)]
             if not self._is_closed:

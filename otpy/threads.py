@@ -35,7 +35,6 @@ from typing import Any
 
 import attrs
 
-from otpy.exceptions import is_a
 from otpy.mailbox import Once, bounded
 
 if sys.version_info < (3, 14) and not getattr(sys, "_is_gil_enabled", lambda: True)():
@@ -94,7 +93,7 @@ class Reserve:
 
     def spend(self, error: BaseException | None) -> None:
         """Give it back, if *error* says that there is no memory."""
-        if is_a(error, MemoryError):
+        if issubclass(type(error), MemoryError):  # unlike isinstance this runs no code of its class
             held, self._held = self._held, None
             if held is not None:
                 held.close()
@@ -112,14 +111,6 @@ START_LIMIT = 1.0
 """How long to wait for a thread that has a witness to begin, in seconds. If it ends later, the witness tells."""
 
 
-def _empty_context() -> dict[str, Any]:
-    """Return the arguments that keep a thread from inheriting the context variables of its starter.
-
-    Free-threaded builds let it inherit them, and others do with an option; both since Python 3.14.
-    """
-    return {"context": contextvars.Context()} if sys.version_info >= (3, 14) else {}
-
-
 class Witness(weakref.ref[Any]):
     """A weak reference to what a thread calls first, which nothing but that thread keeps alive.
 
@@ -128,15 +119,9 @@ class Witness(weakref.ref[Any]):
             long as somebody waits for the begin of the thread, who sees that it has ended.
     """
 
-    __slots__ = ("_if_lost",)
+    __slots__ = ("if_lost",)
 
-    @property
-    def if_lost(self) -> Callable[[], object] | None:
-        return getattr(self, "_if_lost", None)  # there is none before it is sworn in
-
-    @if_lost.setter
-    def if_lost(self, call: Callable[[], object] | None) -> None:
-        self._if_lost = call
+    if_lost: Callable[[], object] | None
 
     def speak(self) -> None:
         """Do what is to be done; nothing if a signal has interrupted the making of it."""
@@ -161,7 +146,12 @@ class Thread(threading.Thread):
         if_lost: Callable[[], object] | None,
         tell: Callable[[Witness], object],
     ) -> None:
-        super().__init__(target=target, name=name, daemon=daemon, **_empty_context())
+        if sys.version_info >= (3, 14):
+            # free-threaded builds let it inherit the context variables of its starter,
+            # and others do with an option
+            super().__init__(target=target, name=name, daemon=daemon, context=contextvars.Context())
+        else:
+            super().__init__(target=target, name=name, daemon=daemon)
         self._if_lost, self._tell = if_lost, tell
         self._started = _Begun(self)
 

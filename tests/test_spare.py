@@ -219,17 +219,21 @@ def test_one_that_has_died_is_of_no_use(app, puppet, monkeypatch):
     assert [entry.name for entry in threads.entries(app._tree) if entry.thread is spare] == []
 
 
-def test_none_is_made_while_the_supervisor_ends(launch, puppet):
-    """Nobody would need it."""
-    app = launch(supervisor("app", children=[puppet.spec("a")]))
+def test_none_is_made_while_the_supervisor_ends(launch, puppet, monkeypatch):
+    """No child would need it. The supervisor is short of a spare, and has calm moments while its last child ends."""
+    refills = []
+    monkeypatch.setattr(threads.Spawner, "refill", refills.append)
+    app = launch(supervisor("app", children=[thread(end_slowly, id="a")]))
     core = app._tree.directory["app"]
-    core.spawner.keep_one()
     core.spawner.is_short = True
-    assert core._wants_spare
-    puppet.next()
     app.stop()
 
-    assert not core._wants_spare
+    assert not refills
+
+
+def end_slowly(ctx):
+    ctx.wait_stop()
+    time.sleep(20 * CALM)
 
 
 def test_the_registry_lists_threads_in_the_order_of_their_starts(app, puppet):

@@ -83,7 +83,7 @@ from otpy.exceptions import (
     traceback_of,
 )
 from otpy.messages import ChildExited, ChildStarted
-from otpy.reports import CRASHED, KILLED, ExitReason, Unstopped, stamped
+from otpy.reports import CRASHED, KILLED, ExitReason, Unstopped
 from otpy.specs import ChildSpec, Common, check_common
 from otpy.threads import Role, ThreadState
 
@@ -740,7 +740,7 @@ class CalleeChild:
         report = Unstopped(
             path=birth.path, incarnation=birth.incarnation, thread=birth.path, reason=LEFT, stack=left.stack()
         )
-        birth.tree.telemetry.tell_late(stamped(report, birth.tree.clock.wall()))  # it may be detached
+        birth.tree.telemetry.tell_late(report)  # it may be detached
         birth.tree.left_behind(left, report)
 
     def _close(self) -> None:

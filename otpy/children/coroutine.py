@@ -36,7 +36,7 @@ from otpy.exceptions import NotFound, SpecError, is_a, set_traceback, traceback_
 from otpy.loops import BLOCKED, CLEAN_UP, CLOSED, LoopThread, cancel, find_uvloop
 from otpy.mailbox import Once
 from otpy.messages import ChildExited, ChildStarted
-from otpy.reports import CRASHED, KILLED, ExitReason, Unstopped, stamped
+from otpy.reports import CRASHED, KILLED, ExitReason, Unstopped
 from otpy.specs import Budget, ChildSpec, Common, check_common
 from otpy.threads import Role, ThreadState
 from otpy.values import Value
@@ -499,7 +499,7 @@ class CoroutineChild:
             work.leave()
             name = f"{home.path} (to_thread)"
             report = Unstopped(path=birth.path, incarnation=birth.incarnation, thread=name, stack=work.stack())
-            birth.tree.telemetry.tell(stamped(report, birth.tree.clock.wall()))
+            birth.tree.telemetry.tell(report)
             birth.remind(0.0, functools.partial(birth.tree.left_behind, work, report))
         self._works_are_over(task)
 

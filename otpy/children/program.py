@@ -59,7 +59,7 @@ from otpy.exceptions import ProcessDied, printable
 from otpy.mailbox import Once
 from otpy.messages import ChildExited, ChildStarted
 from otpy.posix import NoPython, signal_group, signal_name
-from otpy.reports import CRASHED, KILLED, NORMAL, SHUTDOWN, ExitReason, OutputLost, Unstopped, stamped
+from otpy.reports import CRASHED, KILLED, NORMAL, SHUTDOWN, ExitReason, OutputLost, Unstopped
 from otpy.specs import Budget
 from otpy.threads import Role, ThreadState
 
@@ -660,7 +660,7 @@ class Program:
             path=birth.path, incarnation=birth.incarnation, thread=birth.path, reason=LEFT, stack=rest.stack()
         )
         self._watch.spared.update(one.pid for one in rest.living)
-        birth.tree.telemetry.tell_late(stamped(report, birth.tree.clock.wall()))
+        birth.tree.telemetry.tell_late(report)
         birth.tree.left_behind(rest, report)
         self._wind_up()
 
@@ -769,7 +769,7 @@ def _is_inherited(fd: int) -> bool:
 def _tell_lost(birth: Birth, file: str, error: OSError) -> None:
     reason = ExitReason(CRASHED, error)
     report = OutputLost(path=birth.path, incarnation=birth.incarnation, thread=birth.path, reason=reason, file=file)
-    birth.tree.telemetry.tell_late(stamped(report, birth.tree.clock.wall()))  # it may be detached
+    birth.tree.telemetry.tell_late(report)  # it may be detached
 
 
 def _ours() -> dict[bytes, bytes]:

@@ -5,7 +5,6 @@ A thread cannot be killed, only interrupted; interrupt.py says when and how.
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import opcode
 import sys
@@ -28,10 +27,10 @@ from otpy.exceptions import (
     Sealed,
     Shutdown,
     SpecError,
-    forget_locals,
-    is_sealed,
+    lineage,
     meaning_of,
     means_success,
+    traceback_object,
 )
 from otpy.messages import ChildExited, ChildStarted
 from otpy.reports import CRASHED, KILLED, NORMAL, SHUTDOWN, ExitKind, ExitReason
@@ -270,9 +269,11 @@ def forget(past: ExitReason | None, birth: Birth) -> None:
     would keep the one before alive, with all its locals, for ever. And these shall go here, not on the supervisor's
     thread; after the exit has been told: what they do when they go may take long.
     """
-    if past is not None and not is_sealed(past.raised):  # that one has no frames here
-        with WHATEVER_HAPPENS:
-            forget_locals(past.raised, EarlierLives(birth).ran)  # type: ignore[arg-type]
+    if past is not None and not issubclass(type(past.raised), Sealed):  # that one has no frames here
+        try:  # noqa: SIM105 - suppress() is three calls
+            EarlierLives(birth).forget(past.raised)  # type: ignore[arg-type]
+        except BaseException:  # noqa: S110 - whatever the finalizers of the locals have raised
+            pass
 
 
 class EarlierLives:
@@ -285,6 +286,21 @@ class EarlierLives:
     def __init__(self, birth: Birth) -> None:
         self._birth = birth
         self._known: dict[FrameType, bool] = {}
+
+    def forget(self, error: BaseException | None) -> None:
+        """Release the locals in the traceback of *error* and of all that led to it; the lines stay."""
+        for one in lineage(error):
+            found, caller, is_ours = traceback_object(one), None, False
+            while found is not None:
+                frame = found.tb_frame
+                if caller is None or frame.f_back is not caller:  # else the verdict is that of its caller
+                    is_ours = self.ran(frame)
+                if is_ours:
+                    try:  # noqa: SIM105 - suppress() is three calls, at each frame
+                        frame.clear()
+                    except RuntimeError:
+                        pass  # it still runs
+                caller, found = frame, found.tb_next
 
     def ran(self, frame: FrameType) -> bool:
         """Whether *frame* belongs to an earlier incarnation, and runs no more."""
@@ -334,8 +350,6 @@ WORDS: dict[type[BaseException] | None, ExitKind] = {
 }
 
 ASKED_AND_ENDED = ExitReason(SHUTDOWN)
-
-WHATEVER_HAPPENS = contextlib.suppress(BaseException)
 
 
 class Ended(Protocol):

@@ -20,7 +20,7 @@ import otpy
 from otpy import Backoff, Killed, coroutine, current, dynamic_supervisor, supervisor, thread, threads
 from otpy.children import interrupt
 from otpy.children.thread import EarlierLives
-from otpy.exceptions import forget_locals, show, traceback_of
+from otpy.exceptions import show, traceback_of
 from otpy.loops import LoopThread
 from otpy.reports import ChildTerminated, Progress, Unstopped
 from tests.helpers import HANG, wait_until
@@ -171,7 +171,7 @@ def test_frames_of_this_life_and_of_others_are_not_ours():
 
     with contextlib.suppress(ValueError):
         stranger()
-    forget_locals(error, EarlierLives(None).ran)
+    EarlierLives(None).forget(error)
 
     assert error.__traceback__.tb_next.tb_frame.f_locals["kept"] == "kept"
 
@@ -923,5 +923,4 @@ def test_threads_of_otpy_inherit_no_context(launch):
     launch(supervisor("app", children=[thread(child, id="a")]))
 
     assert seen.get(timeout=HANG) == "empty"
-    assert set(threads._empty_context()) == ({"context"} if sys.version_info >= (3, 14) else set())
     assert LoopThread is not None
