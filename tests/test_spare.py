@@ -222,7 +222,7 @@ def test_one_that_has_died_is_of_no_use(app, puppet, monkeypatch):
 def test_none_is_made_while_the_supervisor_ends(launch, puppet, monkeypatch):
     """No child would need it. The supervisor is short of a spare, and has calm moments while its last child ends."""
     refills = []
-    monkeypatch.setattr(threads.Spawner, "refill", refills.append)
+    monkeypatch.setattr(threads.Spawner, "refill", lambda spawner: refills.append(spawner))
     app = launch(supervisor("app", children=[thread(end_slowly, id="a")]))
     core = app._tree.directory["app"]
     core.spawner.is_short = True
