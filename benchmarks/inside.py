@@ -14,8 +14,8 @@ from time import perf_counter
 import otpy
 from benchmarks.restarts import UNLIMITED
 from benchmarks.trees import resident
-from otpy.machine import SupervisorMachine
-from otpy.messages import Begin, ChildExited, ChildStarted, Message, Start
+from otpy.core.machine import SupervisorMachine
+from otpy.core.messages import Begin, ChildExited, ChildStarted, Message, Start
 from otpy.reports import ChildTerminated, ExitKind, ExitReason
 from otpy.telemetry import Telemetry
 

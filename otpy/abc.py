@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import attrs
 
-from otpy.messages import Handover, Message
+from otpy.core.messages import Handover, Message
 from otpy.reports import ExitReason, Report
 from otpy.specs import ChildSpec
 from otpy.threads import Thread

@@ -22,9 +22,9 @@ from typing import Any
 from otpy import telemetry, threads
 from otpy.abc import Birth, Deliver
 from otpy.arguments import check_result, why_no_handler
+from otpy.core.messages import ChildStarted
 from otpy.exceptions import Fenced, NotFound, show
 from otpy.mailbox import Once
-from otpy.messages import ChildStarted
 from otpy.reports import ExitReason
 from otpy.specs import is_number
 from otpy.threads import Role

@@ -23,8 +23,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from otpy import threads
+from otpy.core.messages import CountChildren, StopSupervisor
 from otpy.mailbox import Reply
-from otpy.messages import CountChildren, StopSupervisor
 from otpy.reports import ExitKind, ExitReason, StopReport, Unstopped
 from otpy.threads import Role, ThreadState
 

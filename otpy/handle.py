@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from otpy import messages
 from otpy.abc import Puttable, ReportHandler
 from otpy.arguments import check_sink
 from otpy.context import current
+from otpy.core import messages
+from otpy.core.messages import StopSupervisor
 from otpy.ending import await_end
 from otpy.exceptions import CallTimeout, NotAlive, NotFound, SpecError, WouldDeadlock, show
 from otpy.mailbox import Reply
-from otpy.messages import StopSupervisor
 from otpy.reports import ChildInfo, Counts, ExitReason, Snapshot, StopReport
 from otpy.specs import ChildSpec, ChildType, is_number, plain
 from otpy.tree import SUPERVISING, Tree

@@ -39,7 +39,7 @@ from typing import Any, Protocol
 
 from otpy import debugger, telemetry, threads
 from otpy.abc import Birth
-from otpy.pauses import PAUSE
+from otpy.core.pauses import PAUSE
 from otpy.reports import CRASHED, KILLED, STALLED, ExitReason, Stalled, Unstopped
 from otpy.threads import ThreadState
 from otpy.workers import Work, Workers

@@ -29,11 +29,11 @@ from otpy import at_exit, threads
 from otpy.abc import Birth, Clock, Puttable, ReportHandler
 from otpy.arguments import check_handler, check_sink
 from otpy.clocks import GuardedClock
+from otpy.core.messages import Handover, StopSupervisor
 from otpy.ending import PROMPT, await_end
 from otpy.exceptions import CallTimeout, NotAlive, NotFound, SpecError, StartError, TreeFailed, show
 from otpy.handle import Supervisor
 from otpy.mailbox import SystemClock
-from otpy.messages import Handover, StopSupervisor
 from otpy.reports import ChildState, Escalation, ExitKind, StopReport
 from otpy.signals import Signals, stop_signals, unhandled_interrupt
 from otpy.specs import ChildType, SupervisorSpec, is_number

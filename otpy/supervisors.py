@@ -37,15 +37,18 @@ from typing import Any, Literal, Unpack
 
 import attrs
 
-from otpy import debugger, messages, threads
+from otpy import debugger, threads
 from otpy.abc import Birth, Child, Deliver
+from otpy.core import messages
+from otpy.core.endings import ENDING, FINISHED, UP
+from otpy.core.lives import INTERRUPT_GRACE
+from otpy.core.machine import SupervisorMachine
+from otpy.core.messages import ChildExited, ChildStarted, Due, Message, StopSupervisor
+from otpy.core.slots import RESTARTING, STARTING
 from otpy.exceptions import InternalError, NotAlive, show, type_name
 from otpy.handle import Supervisor
-from otpy.machine import INTERRUPT_GRACE, Phase, SupervisorMachine
 from otpy.mailbox import Mailbox, Reply, Timers
-from otpy.messages import ChildExited, ChildStarted, Due, Message, StopSupervisor
 from otpy.reports import (
-    ChildState,
     ChildTerminated,
     Escalation,
     ExitKind,
@@ -405,7 +408,7 @@ class SupervisorThread:
             self._consider_chores()
             if self._local:
                 raise queue.Empty  # a chore has left something to be read
-        wants_spare = self.spawner.is_short and self.machine.phase is Phase.UP
+        wants_spare = self.spawner.is_short and self.machine.phase is UP
         calm = CALM if wants_spare else self._until_release()
         if calm is None or (seconds is not None and seconds <= calm):
             return self.mailbox.get(seconds)
@@ -487,13 +490,13 @@ class SupervisorThread:
     def returns_in(self, id: str) -> float | None:
         """Return in how many seconds a child that waits for its restart is due; None: it does not wait for one."""
         slot = self.machine.slots.get(id)
-        if slot is None or slot.state is not ChildState.RESTARTING:
+        if slot is None or slot.state is not RESTARTING:
             return None
         return 0.0 if slot.due is None else max(0.0, slot.due - self.tree.clock.monotonic())
 
     def _note_stop(self, message: StopSupervisor) -> StopSupervisor:
         """Report the signal that asks for the stop: its handler could not."""
-        if message.signal and self.machine.phase in (Phase.BOOTING, Phase.UP, Phase.ENDING):
+        if message.signal and self.machine.phase is not FINISHED:
             stage = StopStage.HURRYING if self._signal else StopStage.STOPPING
             self._signal = message.signal
             self._tell_stage(stage, NEXT[stage])
@@ -517,7 +520,7 @@ class SupervisorThread:
         """Return what may keep a child from being ready in time: its kind may know, or it waits for an import."""
         child = self._children.get(ref)
         slot = None if child is None else self.machine.slots.get(child.birth.spec.id)
-        is_late = slot is not None and slot.ref == ref and slot.state is ChildState.STARTING
+        is_late = slot is not None and slot.ref == ref and slot.state is STARTING
         if child is None or not is_late:
             return ""
         advice: str = getattr(child.birth.spec.start, "if_late", "")
@@ -535,7 +538,7 @@ class SupervisorThread:
             self._keep(child, self._ask(message.ref, "state"))
             if self._children.pop(message.ref, None) is None and message.reason.is_normal:
                 return None  # it has broken just now, and that is the next message
-        if self.machine.phase is Phase.ENDING and isinstance(child, SupervisorThread) and child.done.is_given:
+        if self.machine.phase is ENDING and isinstance(child, SupervisorThread) and child.done.is_given:
             self._below[child.birth.spec.id] = child.done.wait(None, child.path)
         if message.ref in self._detached:
             self._mourn(message)

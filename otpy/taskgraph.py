@@ -66,8 +66,8 @@ from otpy import (
     SupervisorSpec,
 )
 from otpy.arguments import NO_AWAIT, check_call, check_function, check_result, is_async, is_coroutine
+from otpy.core.restarts import Delays
 from otpy.exceptions import meaning_of, means_success, show
-from otpy.restarts import Patience
 from otpy.telemetry import complain
 
 __all__ = ["Description", "Meta", "Outcome", "Summary", "Task", "TaskFailure", "TaskGraph", "marked", "task"]
@@ -801,7 +801,7 @@ class _Run:
         self._outcomes: dict[int, Outcome] = {}
         self._failures: dict[str, TaskFailure] = {}
         self._open: set[_Attempt] = set()
-        self._patience: dict[int, Patience] = {}
+        self._delays: dict[int, Delays] = {}
         self._timers: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._numbers = itertools.count()
         self._is_begun = threading.Lock()  # whoever takes it runs the graph, and nobody gives it back
@@ -1057,9 +1057,9 @@ class _Run:
         self._advance()
 
     def _retry(self, attempt: _Attempt) -> None:
-        if (patience := self._patience.get(attempt.place)) is None:
-            patience = self._patience[attempt.place] = Patience(attempt.task.backoff, random.Random())
-        if (wait := patience.next_wait()) is None:
+        if (delays := self._delays.get(attempt.place)) is None:
+            delays = self._delays[attempt.place] = Delays(attempt.task.backoff, random.Random())
+        if (wait := delays.next_wait()) is None:
             self._dispatch(attempt.place, attempt.number + 1)
         else:
             self._arm(time.monotonic() + wait, self._try_again, attempt)

@@ -20,9 +20,9 @@ import attrs
 
 from otpy import threads
 from otpy.abc import Clock
+from otpy.core.messages import StopSupervisor, TooManyUnstopped
 from otpy.ending import Until, Wait, never, wait_plainly
 from otpy.mailbox import Once, Reply
-from otpy.messages import StopSupervisor, TooManyUnstopped
 from otpy.reports import StopReport, Unstopped
 from otpy.telemetry import Telemetry
 from otpy.threads import Role

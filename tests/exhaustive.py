@@ -32,17 +32,19 @@ from typing import Any
 
 import attrs
 
-from otpy import exceptions, messages
-from otpy.machine import Phase, Plan, Slot, SupervisorMachine
-from otpy.messages import ChildExited, ChildStarted, Due, StopSupervisor
-from otpy.pauses import Pauses
-from otpy.reports import ChildState, ExitKind, ExitReason
-from otpy.restarts import Window
+from otpy import exceptions
+from otpy.core import messages, slots
+from otpy.core.endings import Phase
+from otpy.core.machine import SupervisorMachine
+from otpy.core.messages import ChildExited, ChildStarted, Due, StopSupervisor
+from otpy.core.pauses import Pauses
+from otpy.core.plan import Plan
+from otpy.core.restarts import Window
+from otpy.core.slots import NUMBERED, RESTARTING, RUNNING, STARTING, STOPPING, UNDEFINED, UNSTOPPED, Slot
+from otpy.reports import ExitKind, ExitReason
 from otpy.specs import Backoff, ChildSpec, Restart, Strategy, SupervisorSpec
 from tests.machine_talk import CRASH, NORMAL, SHUTDOWN, child, nested
 from tests.oracle import Oracle
-
-RUNNING, STARTING, STOPPING, RESTARTING, UNSTOPPED, UNDEFINED = ChildState
 
 IGNORE = ExitReason(ExitKind.NORMAL, exceptions.Ignore())
 
@@ -167,7 +169,11 @@ def clone(machine: SupervisorMachine) -> SupervisorMachine:
             twins[id(slot)] = one = Slot.__new__(Slot)
             for name in FIELDS:
                 setattr(one, name, getattr(slot, name))
-            one.leavers, one.waiting = slot.leavers[:], slot.waiting[:]
+            one.parked = slot.parked[:]
+            if (stopping := slot.stopping) is not None:
+                one.stopping = attrs.evolve(stopping, leavers=stopping.leavers[:])
+            if slot.held is not None:
+                one.held = attrs.evolve(slot.held)
         return one
 
     other = SupervisorMachine.__new__(SupervisorMachine)
@@ -175,7 +181,9 @@ def clone(machine: SupervisorMachine) -> SupervisorMachine:
     other.slots = {id: twin(slot) for id, slot in machine.slots.items()}
     other._live = {ref: twin(slot) for ref, slot in machine._live.items()}
     other._early = [(twin(slot), reason) for slot, reason in machine._early]
-    other._waiting, other._ended = machine._waiting.copy(), machine._ended[:]
+    other._waiting = machine._waiting.copy()
+    if machine.ending is not None:
+        other.ending = attrs.evolve(machine.ending, ended=machine.ending.ended[:])
     other._callers = {id: calls[:] for id, calls in machine._callers.items()}
     other._pauses = Pauses()  # time stands still
     other.window = Window(machine.window.intensity, machine.window.period)
@@ -244,24 +252,24 @@ class State:
 
     def of_child(self, ref: int, slot: Any) -> Iterator[tuple[str, object]]:
         match slot.state:
-            case ChildState.STARTING:
+            case slots.STARTING:
                 yield "up", ChildStarted(ref)
                 yield "fails", ChildExited(ref, CRASH)
                 yield "ignores", ChildExited(ref, IGNORE)
                 if self.case.late:
                     yield "late", Due(ref)
-            case ChildState.RUNNING if not any(one is slot for one, _ in self.machine._early):
+            case slots.RUNNING:
                 yield "crashes", ChildExited(ref, CRASH)
                 yield "leaves", ChildExited(ref, NORMAL)
                 if self.case.beats:
                     yield "stalls", Due(ref, 0.0)
-            case ChildState.STOPPING:
+            case slots.STOPPING:
                 yield "ends", ChildExited(ref, SHUTDOWN)
                 if self.case.hold or self.case.late:
                     yield "time is up for", Due(ref)
-            case ChildState.RESTARTING:
+            case slots.RESTARTING:
                 yield "again", messages.Retry(ref) if ref in self.again else Due(ref)
-            case ChildState.UNSTOPPED:
+            case slots.UNSTOPPED:
                 yield "wakes", ChildExited(ref, NORMAL)
 
     def possible_calls(self) -> Iterator[tuple[str, object]]:
@@ -291,13 +299,13 @@ class State:
         for action in actions:
             self.note(action)
         self.oracle.after(self.machine, actions)
-        self.check(before is not Phase.ENDED, "it goes on after its end")
+        self.check(before is not Phase.FINISHED, "it goes on after its end")
         self.look()
 
     def note(self, action: messages.Action) -> None:
         match action:
             case messages.Start(ref, spec):
-                asked = self.machine.phase in (Phase.ENDING, Phase.ENDED)
+                asked = self.machine.phase in (Phase.ENDING, Phase.FINISHED)
                 self.check(not asked, f"{spec.id} is started while the supervisor ends")
             case messages.Again(ref):
                 self.again |= {ref}
@@ -327,11 +335,11 @@ class State:
     def look(self) -> None:
         machine = self.machine
         for slot in machine.slots.values():
-            self.check((slot.state is UNDEFINED) == (slot.ref not in machine._live), f"{slot.id}: {slot.state}, live")
+            self.check((slot.state in NUMBERED) == (slot.ref in machine._live), f"{slot.id}: {slot.state}, live")
         is_still = machine.phase is Phase.UP and machine._plan is None
         if is_still and not any(slot.state in (STARTING, STOPPING) for slot in machine.slots.values()):
             self.look_at_rest()
-        if machine.phase is Phase.ENDED:
+        if machine.phase is Phase.FINISHED:
             self.check(not self.pending, f"it has ended without an answer to {list(self.pending)}")
 
     def look_at_rest(self) -> None:
@@ -351,7 +359,7 @@ class State:
             ending = [ref for ref, slot in state.machine._live.items() if slot.state is STOPPING]
             state.check(bool(ending), "its end waits for nothing")
             state.hear(ChildExited(ending[0], SHUTDOWN))
-        state.check(state.machine.phase is Phase.ENDED, "it has not ended")
+        state.check(state.machine.phase is Phase.FINISHED, "it has not ended")
 
     def print(self) -> tuple[object, ...]:
         """Return what makes this state another one than those seen before."""
@@ -360,14 +368,13 @@ class State:
             (
                 slot.id,
                 slot.state,
-                slot.why if slot.state in (STOPPING, UNSTOPPED) else None,
-                slot.killed and slot.state is STOPPING,
+                slot.stopping and (slot.stopping.why, slot.stopping.rung),
                 slot.due is None,
-                slot.wanted,
+                slot.held and (slot.held.why, slot.held.is_wanted),
                 slot.ref in self.again,
                 _kinds(slot.starters),
-                _kinds(slot.leavers),
-                _kinds(slot.waiting),
+                _kinds(slot.stopping.leavers if slot.stopping else ()),
+                _kinds(slot.parked),
             )
             for slot in machine.slots.values()
         )
@@ -420,7 +427,7 @@ def _beyond(edge: list[State], seen: set[tuple[object, ...]]) -> Iterator[State]
             then = state.after(label, message)
             if (mark := then.print()) not in seen:
                 seen.add(mark)
-                then.stops() if then.machine.phase is not Phase.ENDED else None
+                then.stops() if then.machine.phase is not Phase.FINISHED else None
                 yield then
 
 

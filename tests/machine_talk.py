@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from otpy import messages
-from otpy.machine import SupervisorMachine
-from otpy.messages import Action, ChildExited, ChildStarted
+from otpy.core import messages
+from otpy.core.machine import SupervisorMachine
+from otpy.core.messages import Action, ChildExited, ChildStarted
 from otpy.reports import ChildInfo, ExitKind, ExitReason
 from otpy.specs import ChildSpec, SupervisorSpec
 

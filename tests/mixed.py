@@ -48,7 +48,7 @@ from otpy import (
 )
 from otpy import threads as account
 from otpy.children import callee
-from otpy.messages import ChildExited, ChildStarted
+from otpy.core.messages import ChildExited, ChildStarted
 from otpy.reports import ChildTerminated, LimitReached, Progress, Report, ShutdownError, Stalled, StrayMessage
 from tests import callees
 from tests.helpers import HANG, ManualClock, wait_until

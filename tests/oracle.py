@@ -25,14 +25,14 @@ from typing import Any
 
 import attrs
 
-from otpy import messages
-from otpy.machine import Phase, SupervisorMachine, Why
-from otpy.messages import ChildExited, Due
-from otpy.reports import AutoShutdown, ChildState, StartError
+from otpy.core import messages, slots
+from otpy.core.endings import Phase
+from otpy.core.machine import SupervisorMachine
+from otpy.core.messages import ChildExited, Due
+from otpy.core.slots import LATE, RESTARTING, RUNNING, SILENT, STOPPING
+from otpy.reports import AutoShutdown, StartError
 from otpy.specs import AutoShutdown as Mode
 from otpy.specs import OnUnstopped, Restart, Strategy
-
-RUNNING, STARTING, STOPPING, RESTARTING, UNSTOPPED, UNDEFINED = ChildState
 
 
 @attrs.define(eq=False)
@@ -70,9 +70,11 @@ class Oracle:
 
     def ends(self, machine: SupervisorMachine, slot: Any, message: Any) -> bool:
         """Whether a significant child has ended by itself, and is not restarted."""
-        has_stalled = slot.state in (STOPPING, UNSTOPPED) and slot.why is Why.STALLED and not slot.leavers
+        fails = slot.stopping or slot.held
+        has_stalled = fails is not None and fails.why is SILENT and fails.has_failed
         if isinstance(message, Due):
-            is_given_up = slot.killed and slot.spec.unstopped is not OnUnstopped.HOLD
+            is_given_up = slot.stopping is not None and slot.stopping.was_interrupted
+            is_given_up = is_given_up and slot.spec.unstopped is not OnUnstopped.HOLD
             return has_stalled and slot.state is STOPPING and is_given_up and slot.spec.restart is Restart.TEMPORARY
         if has_stalled:
             return slot.spec.restart is Restart.TEMPORARY
@@ -125,7 +127,7 @@ class Oracle:
 
 def leavers(machine: SupervisorMachine) -> dict[object, str]:
     """Return the terminate_child calls that are being served, and about whom they are."""
-    return {call.reply: slot.id for slot in machine.slots.values() for call in slot.leavers}
+    return {call.reply: slot.id for slot in machine.slots.values() if slot.stopping for call in slot.stopping.leavers}
 
 
 def is_doomed(machine: SupervisorMachine, slot: Any) -> bool:
@@ -142,7 +144,7 @@ def comes(machine: SupervisorMachine, slot: Any) -> bool:
         return True
     order, strategy = list(machine.slots), machine.spec.strategy
     for one in machine.slots.values():
-        is_held_for = one.state is UNSTOPPED and (one.wanted or one.why is Why.LATE)
+        is_held_for = one.held is not None and (one.held.is_wanted or one.held.why is LATE)
         if one.state is RESTARTING or is_held_for:
             is_later = strategy is Strategy.REST_FOR_ONE and order.index(one.id) < order.index(slot.id)
             if one is slot or strategy is Strategy.ONE_FOR_ALL or is_later:
@@ -154,15 +156,16 @@ def prospects_of(machine: SupervisorMachine, slot: Any) -> Iterator[str]:
     """Yield "up" for a child that is, "open" for one that may come up, and nothing for
     one that has gone for good.
     """
-    fails = slot.why in (Why.LATE, Why.STALLED) and not slot.leavers
+    on_its_way = slot.stopping or slot.held
+    fails = on_its_way is not None and on_its_way.has_failed
     match slot.state:
-        case ChildState.RESTARTING:
+        case slots.RESTARTING:
             yield "up"
-        case ChildState.RUNNING if not is_doomed(machine, slot):
+        case slots.RUNNING | slots.ENDED if not is_doomed(machine, slot):
             yield "up"
-        case ChildState.STARTING if not is_doomed(machine, slot):
+        case slots.STARTING if not is_doomed(machine, slot):
             yield "open"
-        case ChildState.STOPPING | ChildState.UNSTOPPED if fails:
+        case slots.STOPPING | slots.UNSTOPPED if fails:
             yield "open"
         case _ if comes(machine, slot):
             yield "open"

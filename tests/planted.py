@@ -14,11 +14,14 @@ from typing import Any
 
 import attrs
 
-from otpy import machine, pauses, restarts
-from otpy.machine import Phase, Plan, Slot, SupervisorMachine, Why
-from otpy.messages import ChildExited
-from otpy.reports import ChildState, ExitReason
-from otpy.restarts import VERDICTS, Fate, Verdict
+from otpy.core import endings, lives, messages, pauses, restarts, slots
+from otpy.core.endings import Phase
+from otpy.core.machine import SupervisorMachine
+from otpy.core.messages import ChildExited
+from otpy.core.plan import Plan
+from otpy.core.restarts import VERDICTS, Fate, Verdict
+from otpy.core.slots import INTERRUPT, SILENT, STOPPING, UNDEFINED, Slot, Stopping, Why
+from otpy.reports import ExitReason
 from otpy.specs import Restart
 from otpy.supervisors import PERFORM, SupervisorThread
 
@@ -46,33 +49,33 @@ def _nothing(*args: object) -> None:
 @bug
 def stop_order(monkeypatch: Any) -> None:
     """Children stop in start order."""
-    real = machine._plan
+    real = Plan.of
 
     def plan(stops: Iterable[str], starts: Iterable[str], **more: Any) -> Plan:
         return real(reversed(list(stops)), starts, **more)
 
-    monkeypatch.setattr(machine, "_plan", plan)
+    monkeypatch.setattr(Plan, "of", plan)
 
 
 @bug
 def stops_side_by_side(monkeypatch: Any) -> None:
     """The next child is told to stop before the one before has ended."""
-    real = machine._plan
+    real = Plan.of
     monkeypatch.setattr(
-        machine, "_plan", lambda stops, starts, **more: real(stops, starts, **(more | {"width": float("inf")}))
+        Plan, "of", lambda stops, starts, **more: real(stops, starts, **(more | {"width": float("inf")}))
     )
 
 
 @bug
 def start_order(monkeypatch: Any) -> None:
     """A group starts in reverse order."""
-    real = machine.restart_group
+    real = endings.restart_group
 
     def restart_group(*args: Any) -> Any:
         stops, starts = real(*args)
         return stops, tuple(reversed(starts))
 
-    monkeypatch.setattr(machine, "restart_group", restart_group)
+    monkeypatch.setattr(endings, "restart_group", restart_group)
 
 
 @bug
@@ -106,64 +109,64 @@ def retries_are_free(monkeypatch: Any) -> None:
     def on_retry(self: SupervisorMachine, message: Any) -> None:
         slot = self._live.pop(message.ref, None)
         if slot is not None:
-            slot.state = ChildState.UNDEFINED
-            self._begin_group(slot)
+            slot.move(UNDEFINED)
+            self.begin_group(slot)
 
-    monkeypatch.setitem(machine.CLAUSES, machine.Retry, on_retry)
+    monkeypatch.setattr(SupervisorMachine, "_on_retry", on_retry)
 
 
 @bug
 def old_news_counts(monkeypatch: Any) -> None:
     """The number of the incarnation is not checked: what an abandoned one says is taken for the current one's."""
-    enlist, slots = SupervisorMachine._enlist, {}
+    number, known = SupervisorMachine.number, {}
 
     def remember(self: SupervisorMachine, slot: Slot) -> None:
-        enlist(self, slot)
-        slots[self, slot.ref] = slot
+        number(self, slot)
+        known[self, slot.ref] = slot
 
     def on_exited(self: SupervisorMachine, message: ChildExited) -> None:
-        slot = slots.get((self, message.ref))
+        slot = known.get((self, message.ref))
         real(self, message if slot is None or slot.ref not in self._live else ChildExited(slot.ref, message.reason))
 
     real = SupervisorMachine._on_exited
-    monkeypatch.setattr(SupervisorMachine, "_enlist", remember)
-    monkeypatch.setitem(machine.CLAUSES, ChildExited, on_exited)
+    monkeypatch.setattr(SupervisorMachine, "number", remember)
+    monkeypatch.setattr(SupervisorMachine, "_on_exited", on_exited)
 
 
 @bug
 def retry_is_not_cancelled(monkeypatch: Any) -> None:
     """A group restart or an end does not cancel the retries of its members."""
-    monkeypatch.setattr(SupervisorMachine, "_call_off", _nothing)
+    monkeypatch.setattr(SupervisorMachine, "call_off", _nothing)
 
 
 @bug
 def a_late_start_breaks_the_plan(monkeypatch: Any) -> None:
     """A group restart does not take over a child that stops because it was late (found by the walks)."""
-    monkeypatch.setattr(SupervisorMachine, "_overtake", SupervisorMachine._call_off)
+    monkeypatch.setattr(SupervisorMachine, "overtake", SupervisorMachine.call_off)
 
 
 @bug
 def deaths_during_boot_are_lost(monkeypatch: Any) -> None:
     """Crashes of children that were up while a later sibling started are forgotten."""
 
-    def is_up(self: SupervisorMachine) -> None:
+    def all_are_up(self: SupervisorMachine) -> None:
         self._early.clear()
         real(self)
 
-    real = SupervisorMachine._is_up
-    monkeypatch.setattr(SupervisorMachine, "_is_up", is_up)
+    real = SupervisorMachine._all_are_up
+    monkeypatch.setattr(SupervisorMachine, "_all_are_up", all_are_up)
 
 
 @bug
 def callers_wait_for_ever(monkeypatch: Any) -> None:
     """Calls that wait when the supervisor begins to end are not refused."""
-    monkeypatch.setattr(SupervisorMachine, "_refuse_all_calls", _nothing)
+    monkeypatch.setattr(SupervisorMachine, "refuse_all_calls", _nothing)
 
 
 @small_bug("p one_for_all never x")
 def starters_wait_for_ever(monkeypatch: Any) -> None:
     """A caller whose child was stopped while it started gets no answer."""
-    monkeypatch.setattr(SupervisorMachine, "_refuse_start", _nothing)
+    monkeypatch.setattr(SupervisorMachine, "refuse_start", _nothing)
 
 
 @small_bug("p rest_for_one never p hold")
@@ -171,10 +174,8 @@ def leavers_wait_for_ever(monkeypatch: Any) -> None:
     """terminate_child is not answered if the child could not be stopped and is held for."""
     real = SupervisorMachine._hold
 
-    def hold(self: SupervisorMachine, slot: Slot) -> None:
-        leavers, slot.leavers = slot.leavers, []
-        real(self, slot)
-        slot.leavers = leavers
+    def hold(self: SupervisorMachine, slot: Slot, stopping: Stopping) -> None:
+        real(self, slot, attrs.evolve(stopping, leavers=[]))
 
     monkeypatch.setattr(SupervisorMachine, "_hold", hold)
 
@@ -188,41 +189,43 @@ def temporary_children_come_back(monkeypatch: Any) -> None:
 @bug
 def temporary_bystanders_come_back(monkeypatch: Any) -> None:
     """A temporary child that was stopped in a group restart is started again with the others."""
-    monkeypatch.setattr(SupervisorMachine, "_forget_bystanders", lambda self, plan: setattr(plan, "bystanders", ()))
+    monkeypatch.setattr(SupervisorMachine, "_release_bystanders", lambda self, plan: setattr(plan, "bystanders", ()))
 
 
 @bug
 def bystanders_stay_down(monkeypatch: Any) -> None:
     """A group restart starts only the child that crashed."""
-    real = machine.restart_group
-    monkeypatch.setattr(machine, "restart_group", lambda *args: (real(*args)[0], (args[2],)))
+    real = endings.restart_group
+    monkeypatch.setattr(endings, "restart_group", lambda *args: (real(*args)[0], (args[2],)))
 
 
 @bug
 def ending_restarts(monkeypatch: Any) -> None:
     """A child that dies while its supervisor ends is restarted."""
-    real = SupervisorMachine._is_doomed
+    real = SupervisorMachine.is_doomed
     monkeypatch.setattr(
-        SupervisorMachine, "_is_doomed", lambda self, slot: self.phase is not Phase.ENDING and real(self, slot)
+        SupervisorMachine, "is_doomed", lambda self, slot: self.phase is not Phase.ENDING and real(self, slot)
     )
 
 
 @bug
 def odd_ends_are_silent(monkeypatch: Any) -> None:
     """A child that crashes when it is told to stop is not reported."""
-    monkeypatch.setattr(SupervisorMachine, "_check_end", _nothing)
+    monkeypatch.setattr(SupervisorMachine, "check_end", _nothing)
 
 
 @bug
 def deaths_are_told_twice(monkeypatch: Any) -> None:
     """A child that crashed and then belongs to a group that stops is reported again."""
-    real = SupervisorMachine._judge
+    real = SupervisorMachine.died
 
-    def judge(self: SupervisorMachine, slot: Slot, reason: Any) -> None:
+    def died(self: SupervisorMachine, slot: Slot, reason: Any) -> None:
+        is_doomed = self.is_doomed(slot)
         real(self, slot, reason)
-        self._check_end(slot, reason)
+        if not (is_doomed or reason.is_ignore):
+            self.check_end(slot, reason)
 
-    monkeypatch.setattr(SupervisorMachine, "_judge", judge)
+    monkeypatch.setattr(SupervisorMachine, "died", died)
 
 
 @bug
@@ -235,8 +238,8 @@ def no_hurry(monkeypatch: Any) -> None:
 def infinity_is_for_ever(monkeypatch: Any) -> None:
     """Hurrying does not reach children that have been asked already."""
 
-    def hurry(self: SupervisorMachine) -> None:
-        self._hurried = True
+    def hurry(self: SupervisorMachine, ending: Any) -> None:
+        ending.is_hurried = True
 
     monkeypatch.setattr(SupervisorMachine, "_hurry", hurry)
 
@@ -259,9 +262,9 @@ def held_is_replaced(monkeypatch: Any) -> None:
     """A child that is held for is forgotten: its number goes, its state stays."""
     real = SupervisorMachine._hold
 
-    def hold(self: SupervisorMachine, slot: Slot) -> None:
+    def hold(self: SupervisorMachine, slot: Slot, stopping: Stopping) -> None:
         del self._live[slot.ref]
-        real(self, slot)
+        real(self, slot, stopping)
 
     monkeypatch.setattr(SupervisorMachine, "_hold", hold)
 
@@ -269,12 +272,12 @@ def held_is_replaced(monkeypatch: Any) -> None:
 @bug
 def chain_is_cut(monkeypatch: Any) -> None:
     """An escalation forgets what came from below."""
-    real = machine.Escalation
+    real = endings.Escalation
 
     def cut(reason: ExitReason, **fields: Any) -> Any:
         return real(reason=attrs.evolve(reason, detail=None), **fields)
 
-    monkeypatch.setattr(machine, "Escalation", cut)
+    monkeypatch.setattr(endings, "Escalation", cut)
 
 
 @bug
@@ -293,32 +296,35 @@ def started_before_its_death(monkeypatch: Any) -> None:
 @bug
 def timers_survive(monkeypatch: Any) -> None:
     """The runtime never clears a timer, so that an old one meets a state that it was not set for."""
-    monkeypatch.setitem(PERFORM, machine.Disarm, _nothing)
+    monkeypatch.setitem(PERFORM, messages.Disarm, _nothing)
 
 
 @bug
 def killed_at_once(monkeypatch: Any) -> None:
     """Children are interrupted without having been asked."""
-    monkeypatch.setattr(SupervisorMachine, "_stop", lambda self, slot, why: _kill_instead(self, slot, why))
 
+    def stop(
+        self: SupervisorMachine, slot: Slot, why: Why, failure: Any = endings.ASKED_TO_STOP, leaver: Any = None
+    ) -> None:
+        stopping = Stopping(why, failure, leavers=[leaver] if leaver else [])
+        slot.move(STOPPING, stopping=stopping)
+        self._climb(slot, stopping, INTERRUPT)
 
-def _kill_instead(self: SupervisorMachine, slot: Slot, why: Why) -> None:
-    slot.state, slot.why = ChildState.STOPPING, why
-    self._kill(slot)
+    monkeypatch.setattr(SupervisorMachine, "stop", stop)
 
 
 @bug
 def a_check_in_is_not_looked_at(monkeypatch: Any) -> None:
     """A child is stalled once its first deadline has passed, whatever it did meanwhile."""
-    monkeypatch.setitem(machine.DUES, ChildState.RUNNING, lambda self, slot, message: self._stall(slot))
+    monkeypatch.setattr(SupervisorMachine, "_silent", lambda self, slot, message: self._stall(slot))
 
 
 @bug
 def one_check_in_is_enough(monkeypatch: Any) -> None:
     """The deadline is not set again once the child has checked in."""
-    monkeypatch.setitem(
-        machine.DUES,
-        ChildState.RUNNING,
+    monkeypatch.setattr(
+        SupervisorMachine,
+        "_silent",
         lambda self, slot, message: self._stall(slot) if message.silent_until <= self._now else None,
     )
 
@@ -330,27 +336,33 @@ def who_starts_is_not_watched(monkeypatch: Any) -> None:
 
     def on_started(self: SupervisorMachine, message: Any) -> None:
         real(self, message)
-        self._out = [one for one in self._out if not isinstance(one, machine.Arm)]
+        self._out = [one for one in self._out if not isinstance(one, messages.Arm)]
 
-    monkeypatch.setitem(machine.CLAUSES, machine.ChildStarted, on_started)
+    monkeypatch.setattr(SupervisorMachine, "_on_started", on_started)
 
 
 @bug
 def stalls_are_forgiven(monkeypatch: Any) -> None:
     """A stalled child is stopped, and that is all."""
-    monkeypatch.delitem(machine.AFTERMATH, Why.STALLED)
+    monkeypatch.setattr(slots, "FAILURES", slots.FAILURES - {SILENT})
 
 
 @bug
 def deadlines_survive(monkeypatch: Any) -> None:
     """The deadline of a child that has ended is not cleared."""
-    monkeypatch.setattr(SupervisorMachine, "_comes_down", _nothing)
+    real = SupervisorMachine._on_exited
+
+    def on_exited(self: SupervisorMachine, message: ChildExited) -> None:
+        real(self, message)
+        self._out = [one for one in self._out if one != messages.Disarm(message.ref)]
+
+    monkeypatch.setattr(SupervisorMachine, "_on_exited", on_exited)
 
 
 @bug
 def stalls_during_boot_are_judged_at_once(monkeypatch: Any) -> None:
     """The boot and the restart then make a mess of each other's plans."""
-    monkeypatch.setitem(machine.AFTERMATH, Why.STALLED, SupervisorMachine._died)
+    monkeypatch.setitem(lives.AFTERMATH, SILENT, "died")
 
 
 @bug
@@ -358,12 +370,12 @@ def calls_outlive_a_stall_that_ends_all(monkeypatch: Any) -> None:
     """Calls that waited for the end of a stalled child are looked at after that has ended the supervisor."""
 
     def stall_is_over(self: SupervisorMachine, slot: Slot, reason: Any) -> None:
-        waiting, slot.waiting = slot.waiting, []
+        parked, slot.parked = slot.parked, []
         real(self, slot, reason)
-        self._waiting.extend(waiting)
+        self._waiting.extend(parked)
 
     real = SupervisorMachine._stall_is_over
-    monkeypatch.setitem(machine.AFTERMATH, Why.STALLED, stall_is_over)
+    monkeypatch.setattr(SupervisorMachine, "_stall_is_over", stall_is_over)
 
 
 @bug
@@ -375,26 +387,26 @@ def pauses_are_silence(monkeypatch: Any) -> None:
 @bug
 def nobody_waits(monkeypatch: Any) -> None:
     """The back-off is worked out and not waited for."""
-    real = restarts.Patience.next_wait
-    monkeypatch.setattr(restarts.Patience, "next_wait", lambda self: real(self) and 0.0)
+    real = restarts.Delays.next_wait
+    monkeypatch.setattr(restarts.Delays, "next_wait", lambda self: real(self) and 0.0)
 
 
 @bug
 def patience_has_no_limit(monkeypatch: Any) -> None:
     """Waits grow beyond the maximum."""
 
-    def next_wait(self: restarts.Patience) -> float | None:
+    def next_wait(self: restarts.Delays) -> float | None:
         wait = real(self)
         return None if wait is None else self._last
 
-    def grow(self: restarts.Patience) -> float | None:
+    def grow(self: restarts.Delays) -> float | None:
         wait = next_wait(self)
         if wait is not None:
             self._last = wait * 3
         return self._last
 
-    real = restarts.Patience.next_wait
-    monkeypatch.setattr(restarts.Patience, "next_wait", grow)
+    real = restarts.Delays.next_wait
+    monkeypatch.setattr(restarts.Delays, "next_wait", grow)
 
 
 @bug
@@ -412,14 +424,14 @@ def the_group_does_not_wait(monkeypatch: Any) -> None:
 @bug
 def waits_are_not_absorbed(monkeypatch: Any) -> None:
     """A group restart leaves the timer of a waiting member armed."""
-    real = SupervisorMachine._call_off
+    real = SupervisorMachine.call_off
 
     def call_off(self: SupervisorMachine, slot: Slot) -> None:
         before = list(self._out)
         real(self, slot)
         self._out[:] = before
 
-    monkeypatch.setattr(SupervisorMachine, "_call_off", call_off)
+    monkeypatch.setattr(SupervisorMachine, "call_off", call_off)
 
 
 @bug
@@ -439,7 +451,7 @@ def strays_are_heirs(monkeypatch: Any) -> None:
             self._keep(child, child.state)
         real(self, action)
 
-    monkeypatch.setitem(PERFORM, machine.Start, start)
+    monkeypatch.setitem(PERFORM, messages.Start, start)
 
 
 @bug
@@ -452,8 +464,8 @@ def the_detached_die_in_silence(monkeypatch: Any) -> None:
 def the_detached_are_forgotten_too_early(monkeypatch: Any) -> None:
     """Workers are let go and waited for."""
 
-    def let_go(self: SupervisorMachine, slot: Slot) -> None:
-        self._do(machine.Detach(slot.ref))
+    def let_go(self: SupervisorMachine, slot: Slot, stopping: Stopping) -> None:
+        self._out.append(messages.Detach(slot.ref))
 
     monkeypatch.setattr(SupervisorMachine, "_let_go", let_go)
 
@@ -470,7 +482,7 @@ def who_is_being_stopped_for_good_counts(monkeypatch: Any) -> None:
     monkeypatch.setattr(
         SupervisorMachine,
         "_is_up_or_coming",
-        lambda self, slot: slot.state is not ChildState.UNDEFINED or real(self, slot),
+        lambda self, slot: slot.state is not UNDEFINED or real(self, slot),
     )
 
 
@@ -485,14 +497,14 @@ def bystanders_count(monkeypatch: Any) -> None:
             self._plan is not None and slot.id in {*self._plan.stops, *self._plan.starts, *self._plan.awaiting}
         )
 
-    real = SupervisorMachine._is_coming
-    monkeypatch.setattr(SupervisorMachine, "_is_coming", is_coming)
+    real = SupervisorMachine.is_coming
+    monkeypatch.setattr(SupervisorMachine, "is_coming", is_coming)
 
 
 @small_bug("T one_for_one all_significant T")
 def who_comes_does_not_count(monkeypatch: Any) -> None:
     """A significant child that its group restart is about to start does not count."""
-    monkeypatch.setattr(SupervisorMachine, "_is_coming", lambda self, slot: False)
+    monkeypatch.setattr(SupervisorMachine, "is_coming", lambda self, slot: False)
 
 
 @small_bug("px rest_for_one never x")
@@ -510,8 +522,8 @@ def bystanders_of_a_wait_keep_their_specs(monkeypatch: Any) -> None:
         slot = self.slots.get(next(iter(plan.starts)))
         if slot is not None and self.phase is Phase.UP and slot.spec.restart is Restart.TEMPORARY and not slot.starters:
             plan.starts.popitem(last=False)
-            if slot.state is ChildState.UNDEFINED:
-                self._rests(slot)
+            if slot.state is UNDEFINED:
+                self.release(slot)
             return
         real_start(self, plan)
 
@@ -526,10 +538,10 @@ def starts_that_are_overtaken_fail(monkeypatch: Any) -> None:
     forgotten.
     """
 
-    def gone(self: SupervisorMachine, slot: Slot) -> None:
-        if slot.why is Why.GROUP:
-            self._rests(slot)
-        real(self, slot)
+    def gone(self: SupervisorMachine, slot: Slot, stopping: Stopping) -> None:
+        if stopping.why is Why.GROUP:
+            self.release(slot)
+        real(self, slot, stopping)
 
     real = SupervisorMachine._gone
     monkeypatch.setattr(SupervisorMachine, "_gone", gone)
@@ -541,15 +553,15 @@ def starts_that_are_broken_off_fail(monkeypatch: Any) -> None:
     group does.
     """
 
-    def break_off(self: SupervisorMachine, slot: Slot, reason: Any) -> None:
+    def drop_plan(self: SupervisorMachine, slot: Slot, reason: Any) -> None:
         starts = list(self._plan.starts) if self._plan is not None and slot.id in self._plan.awaiting else []
         real(self, slot, reason)
         for one in [self.slots[id] for id in starts if id in self.slots]:
             if one.starters:
-                self._rests(one)
+                self.release(one)
 
-    real = SupervisorMachine._break_off
-    monkeypatch.setattr(SupervisorMachine, "_break_off", break_off)
+    real = SupervisorMachine._drop_plan
+    monkeypatch.setattr(SupervisorMachine, "_drop_plan", drop_plan)
 
 
 @small_bug("p one_for_all never x")
@@ -574,10 +586,10 @@ def only_a_caller_releases(monkeypatch: Any) -> None:
     (two may terminate each other).
     """
 
-    def gone(self: SupervisorMachine, slot: Slot) -> None:
-        if slot.why is Why.CALLED and not slot.leavers:
-            slot.why = Why.GROUP
-        real(self, slot)
+    def gone(self: SupervisorMachine, slot: Slot, stopping: Stopping) -> None:
+        if stopping.why is Why.CALLED and not stopping.leavers:
+            stopping.why = Why.GROUP
+        real(self, slot, stopping)
 
     real = SupervisorMachine._gone
     monkeypatch.setattr(SupervisorMachine, "_gone", gone)
@@ -593,8 +605,8 @@ def ends_are_judged_at_once(monkeypatch: Any) -> None:
         real(self)
         self._open_end = None
 
-    real = SupervisorMachine._judge_open_end
-    monkeypatch.setattr(SupervisorMachine, "_judge_open_end", judge)
+    real = SupervisorMachine.judge_open_end
+    monkeypatch.setattr(SupervisorMachine, "judge_open_end", judge)
 
 
 @small_bug("T one_for_one all_significant T", is_rare=True)
@@ -609,8 +621,8 @@ def ends_are_judged_once_more(monkeypatch: Any) -> None:
         if self.phase is Phase.UP:
             self._open_end = end
 
-    real = SupervisorMachine._judge_open_end
-    monkeypatch.setattr(SupervisorMachine, "_judge_open_end", judge)
+    real = SupervisorMachine.judge_open_end
+    monkeypatch.setattr(SupervisorMachine, "judge_open_end", judge)
 
 
 @small_bug("tpp one_for_all never p")
@@ -620,16 +632,16 @@ def ignored_while_overtaken_is_a_failure(monkeypatch: Any) -> None:
     """
 
     def ended_early(self: SupervisorMachine, slot: Slot, reason: Any) -> None:
-        self._absorb(slot, reason) if self._is_doomed(slot) else real(self, slot, reason)
+        self.absorb(slot, reason) if self.is_doomed(slot) else real(self, slot, reason)
 
     real = SupervisorMachine._ended_early
-    monkeypatch.setitem(machine.EXITS, ChildState.STARTING, ended_early)
+    monkeypatch.setattr(SupervisorMachine, "_ended_early", ended_early)
 
 
 @small_bug("p rest_for_one never p")
 def refused_newcomers_are_kept(monkeypatch: Any) -> None:
     """A new child whose start has failed stays specified."""
-    monkeypatch.setattr(machine, "_is_new", lambda slot: False)
+    monkeypatch.setattr(Slot, "is_new", False)
 
 
 @small_bug("p one_for_all never x")
@@ -643,4 +655,4 @@ def deleting_forgets_the_caller(monkeypatch: Any) -> None:
         real(self, call, slot)
 
     real = SupervisorMachine._delete
-    monkeypatch.setitem(machine.PRESENT, machine.DeleteChild, delete)
+    monkeypatch.setattr(SupervisorMachine, "_delete", delete)

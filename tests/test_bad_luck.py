@@ -23,7 +23,7 @@ from otpy import (
     thread,
     threads,
 )
-from otpy.messages import ChildStarted, Due, StopSupervisor
+from otpy.core.messages import ChildStarted, Due, StopSupervisor
 from otpy.reports import ChildTerminated, Progress, ShutdownError, StrayMessage, Unstopped
 from otpy.reports import StartError as StartErrorReport
 from tests.helpers import HANG, Puppet, wait_until

@@ -20,7 +20,7 @@ import otpy
 from otpy import ExitKind, SpecError, dynamic_supervisor, posix, process, supervisor
 from otpy.children import callee, remote
 from otpy.children.wire import Messages
-from otpy.messages import ChildExited, ChildStarted
+from otpy.core.messages import ChildExited, ChildStarted
 from otpy.reports import ChildTerminated, Progress, Stalled, Unstopped
 from tests import callees
 from tests.helpers import HANG, ManualClock, close, wait_until

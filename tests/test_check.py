@@ -23,9 +23,9 @@ from otpy import (
     thread,
 )
 from otpy.check import RULES, Finding, Level, check, most_restarts, slowest, stop_time, walk
-from otpy.machine import SupervisorMachine
-from otpy.messages import Arm, Begin, ChildExited, ChildStarted, Due, End, Start
-from otpy.restarts import Window
+from otpy.core.machine import SupervisorMachine
+from otpy.core.messages import Arm, Begin, ChildExited, ChildStarted, Due, End, Start
+from otpy.core.restarts import Window
 from otpy.taskgraph import TaskGraph
 from tests.machine_talk import CRASH
 

@@ -25,8 +25,8 @@ from otpy import (
     threads,
 )
 from otpy.abc import Birth, Child
+from otpy.core.messages import ChildExited, ChildStarted, Handover
 from otpy.mailbox import SystemClock
-from otpy.messages import ChildExited, ChildStarted, Handover
 from otpy.supervisors import SupervisorThread
 from otpy.telemetry import Telemetry
 from otpy.threads import Spawner

@@ -510,7 +510,7 @@ def test_it_is_cancelled_before_its_first_step(launch, recorder, stages):
 
 
 def start_child(id):
-    return otpy.messages.StartChild(reply=otpy.mailbox.Reply(), spec=coroutine(wait, id=id))
+    return otpy.core.messages.StartChild(reply=otpy.mailbox.Reply(), spec=coroutine(wait, id=id))
 
 
 def test_somebody_stops_the_loop(launch, stages):
@@ -1369,7 +1369,7 @@ def test_who_was_told_to_stop_stays_on_the_ladder(launch, recorder, stages, gate
     life = first.next()
     second.next()
     block(life, gate)
-    app._tree.directory["app"].mailbox.put(otpy.messages.TerminateChild(reply=otpy.mailbox.Reply(), id="b"))
+    app._tree.directory["app"].mailbox.put(otpy.core.messages.TerminateChild(reply=otpy.mailbox.Reply(), id="b"))
     let_time_pass(app, clock, lambda: recorder.of(Stalled))
     assert first.next().loop is not life.loop
     let_time_pass(app, clock, lambda: recorder.of(Unstopped, "app/b"))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from otpy import exceptions, messages
-from otpy.messages import ChildExited, ChildStarted, StopSupervisor
+from otpy import exceptions
+from otpy.core import messages
+from otpy.core.messages import ChildExited, ChildStarted, StopSupervisor
 from otpy.reports import Counts, ExitKind, ExitReason
 from tests.machine_talk import CRASH, KILLED, NORMAL, SHUTDOWN, Talk, booted, child, nested
 
@@ -32,8 +33,8 @@ class TestBoot:
         assert talk.exit("c") == ["tell StartError app/c crashed", "stop 2", "arm 2 at 5"]
         assert talk.exit("b", SHUTDOWN) == ["disarm 2", "stop 1", "arm 1 at 5"]
         assert talk.exit("a", SHUTDOWN) == ["disarm 1", "end shutdown b a"]
-        assert isinstance(talk.machine.outcome.exception, exceptions.StartError)
-        assert talk.machine.outcome.exception.path == "app/c"
+        assert isinstance(talk.machine.ending.outcome.exception, exceptions.StartError)
+        assert talk.machine.ending.outcome.exception.path == "app/c"
 
     def test_a_nested_failure_keeps_the_path_of_the_leaf(self):
         """A supervisor that did not come up hands on the error of the child that failed."""
@@ -42,7 +43,7 @@ class TestBoot:
         talk.begin()
         talk.exit("s", ExitReason(ExitKind.SHUTDOWN, leaf))
 
-        assert talk.machine.outcome.exception is leaf
+        assert talk.machine.ending.outcome.exception is leaf
 
     def test_a_child_that_declines_is_kept_and_the_next_one_starts(self):
         """Ignore is no failure."""
@@ -437,8 +438,8 @@ class TestEnd:
         """An escalation that comes from below is the last link of the chain, after those below it."""
         low, high = booted(child("x"), intensity=0), booted(nested("s"), intensity=0)
         low.exit("x")
-        high.exit("s", low.machine.outcome)
-        first, second = low.machine.outcome.detail, high.machine.outcome.detail
+        high.exit("s", low.machine.ending.outcome)
+        first, second = low.machine.ending.outcome.detail, high.machine.ending.outcome.detail
 
         assert (first.child, first.chain, first.restarts) == ("app/x", (), 1)
         assert (second.child, second.chain) == ("app/s", (first,))
@@ -484,9 +485,9 @@ class TestEnd:
         talk = booted(child("a"), intensity=0)
         talk.exit("a")
 
-        assert talk.machine.outcome.kind is ExitKind.LIMIT_REACHED
+        assert talk.machine.ending.outcome.kind is ExitKind.LIMIT_REACHED
         talk.hear(StopSupervisor())
-        assert talk.machine.outcome.kind is ExitKind.LIMIT_REACHED
+        assert talk.machine.ending.outcome.kind is ExitKind.LIMIT_REACHED
 
     @pytest.mark.parametrize(
         ("mode", "ends_after"), [("never", None), ("any_significant", "a"), ("all_significant", "b")]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from otpy import Backoff, exceptions, messages
-from otpy.messages import ChildExited, StopSupervisor
+from otpy import Backoff, exceptions
+from otpy.core import messages
+from otpy.core.messages import ChildExited, StopSupervisor
 from otpy.reports import ExitKind, ExitReason
 from tests.machine_talk import CRASH, KILLED, NORMAL, SHUTDOWN, Talk, booted, child, nested
 
@@ -163,7 +164,7 @@ class TestStalls:
             "tell Progress app/b",
             "up",
             "tell ChildTerminated app/a stalled",
-            "start a 2 as 4",
+            "start a 2 as 3",
         ]
 
     def test_a_child_that_was_given_up_during_boot_is_heard_of_once(self):
@@ -175,7 +176,7 @@ class TestStalls:
         talk.due("a")
 
         assert talk.hear(ChildExited(1, NORMAL)) == []
-        assert talk.up("b")[-2:] == ["tell ChildTerminated app/a stalled", "start a 2 as 4"]
+        assert talk.up("b")[-2:] == ["tell ChildTerminated app/a stalled", "start a 2 as 3"]
 
     def test_a_crash_clears_the_deadline(self):
         """Otherwise the supervisor would wake up for nobody."""
@@ -515,7 +516,7 @@ class TestDetach:
             "detach 1",
             "end shutdown b~ a~",
         ]
-        assert talk.machine.outcome.detail == "detached"
+        assert talk.machine.ending.outcome.detail == "detached"
 
     def test_a_nested_supervisor_does_the_same_and_ends(self):
         """Its parent waits for that."""

@@ -28,7 +28,7 @@ from otpy import (
 )
 from otpy.children import guard, lifeline, probes, program
 from otpy.children.probes import Health, Port
-from otpy.messages import ChildExited, ChildStarted
+from otpy.core.messages import ChildExited, ChildStarted
 from otpy.reports import ChildTerminated, Progress, ShutdownError, StartError
 from tests.helpers import HANG, close, wait_until
 from tests.programs import children, guards_of, mark, marked, members, number_in, python, sh, stat

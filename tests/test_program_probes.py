@@ -11,7 +11,7 @@ import pytest
 import otpy
 from otpy import Health, Http, Line, Notify, Port, supervisor
 from otpy.children.watch import Watch
-from otpy.messages import ChildExited, ChildStarted
+from otpy.core.messages import ChildExited, ChildStarted
 from otpy.reports import ChildTerminated, Progress, Stalled, StartError
 from tests.helpers import HANG, close, wait_until
 from tests.programs import SEND, children, guards_of, python, sh, stat

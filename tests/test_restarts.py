@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from otpy import Backoff, ExitKind, ExitReason, Restart, Shutdown
-from otpy.restarts import ACCEPTABLE, VERDICTS, Fate, Final, Patience, Verdict, Window, final, is_acceptable
+from otpy.core.restarts import ACCEPTABLE, VERDICTS, Delays, Fate, Final, Verdict, Window, final, is_acceptable
 
 PLAIN = ExitReason(ExitKind.SHUTDOWN)
 WITH_REASON = ExitReason(ExitKind.SHUTDOWN, Shutdown("done"))
@@ -106,12 +106,12 @@ def waits(patience, *ups):
 
 def test_without_a_backoff_nobody_waits():
     """None is not zero: there is no wait that could be cancelled."""
-    assert waits(Patience(None, random.Random(0)), 0.0, 100.0) == [None, None]
+    assert waits(Delays(None, random.Random(0)), 0.0, 100.0) == [None, None]
 
 
 def test_an_instant_crasher_reaches_the_maximum_and_stays_there():
     """However often it crashes."""
-    patience = Patience(Backoff(0.5, 30.0, jitter=0.0), random.Random(0))
+    patience = Delays(Backoff(0.5, 30.0, jitter=0.0), random.Random(0))
 
     assert waits(patience, *[0.0] * 8) == [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0]
     assert waits(patience, *[0.0] * 2000)[-1] == 30.0
@@ -121,19 +121,19 @@ def test_monthly_crashes_never_wait_the_maximum():
     """A calm child starts over, each time."""
     month = 30 * 24 * 3600.0
 
-    assert waits(Patience(Backoff(0.5, 30.0, jitter=0.0), random.Random(0)), *[month] * 100) == [0.5] * 100
+    assert waits(Delays(Backoff(0.5, 30.0, jitter=0.0), random.Random(0)), *[month] * 100) == [0.5] * 100
 
 
 def test_calm_is_to_be_up_for_reset_after_in_one_piece():
     """Shorter lives do not add up; the boundary counts as calm."""
-    patience = Patience(Backoff(1.0, 8.0, jitter=0.0, reset_after=10.0), random.Random(0))
+    patience = Delays(Backoff(1.0, 8.0, jitter=0.0, reset_after=10.0), random.Random(0))
 
     assert waits(patience, 0.0, 9.9, 9.9, 10.0, 0.0) == [1.0, 2.0, 4.0, 1.0, 2.0]
 
 
 def test_a_factor_of_one_waits_always_the_same():
     """Constant waits are a back-off, too."""
-    assert waits(Patience(Backoff(2.0, 9.0, factor=1.0, jitter=0.0), random.Random(0)), 0, 0, 0) == [2.0] * 3
+    assert waits(Delays(Backoff(2.0, 9.0, factor=1.0, jitter=0.0), random.Random(0)), 0, 0, 0) == [2.0] * 3
 
 
 @given(
@@ -141,8 +141,8 @@ def test_a_factor_of_one_waits_always_the_same():
 )
 def test_jitter_stays_in_its_bounds(initial, factor, jitter, ups, seed):
     """It changes a wait by at most that part, never beyond the maximum, and is not carried on."""
-    calm, maximum = Patience(Backoff(initial, 50.0, factor, 0.0, 10.0), random.Random(seed)), 50.0
-    shaken = Patience(Backoff(initial, maximum, factor, jitter, 10.0), random.Random(seed))
+    calm, maximum = Delays(Backoff(initial, 50.0, factor, 0.0, 10.0), random.Random(seed)), 50.0
+    shaken = Delays(Backoff(initial, maximum, factor, jitter, 10.0), random.Random(seed))
 
     for without, got in zip(waits(calm, *ups), waits(shaken, *ups), strict=True):
         assert without * (1 - jitter) - 1e-9 <= got <= min(maximum, without * (1 + jitter)) + 1e-9
@@ -151,7 +151,7 @@ def test_jitter_stays_in_its_bounds(initial, factor, jitter, ups, seed):
 def test_the_same_seed_waits_the_same():
     """And another one does not."""
     backoff = Backoff(1.0, 60.0)
-    once, again, other = (waits(Patience(backoff, random.Random(seed)), *[0.0] * 5) for seed in (7, 7, 8))
+    once, again, other = (waits(Delays(backoff, random.Random(seed)), *[0.0] * 5) for seed in (7, 7, 8))
 
     assert once == again != other
 

@@ -7,7 +7,7 @@ import attrs
 import pytest
 
 from otpy import ChildState, ExitKind, ExitReason, Restart, reports, specs, thread
-from otpy.messages import Arm, CountChildren, Disarm, Handover, Start, Stop
+from otpy.core.messages import Arm, CountChildren, Disarm, Handover, Start, Stop
 from otpy.reports import Cause, Progress
 
 MODULES = (reports, specs)

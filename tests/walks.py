@@ -23,14 +23,17 @@ from typing import Any
 
 import attrs
 
-from otpy import exceptions, messages, reports
+from otpy import exceptions, reports
 from otpy.abc import Birth, Deliver
-from otpy.machine import ACTIVE, ASKED_TO_STOP, INTERRUPT_GRACE, Phase
+from otpy.core import messages
+from otpy.core.endings import ASKED_TO_STOP, OVER, Phase
+from otpy.core.lives import INTERRUPT_GRACE
+from otpy.core.messages import ChildExited, ChildStarted, StopSupervisor
+from otpy.core.slots import ACTIVE, NUMBERED, RESTARTING, RUNNING, STARTING, STOPPING, UNDEFINED, UNSTOPPED
+from otpy.core.strategy import restart_group
 from otpy.mailbox import Reply
-from otpy.messages import ChildExited, ChildStarted, StopSupervisor
-from otpy.reports import ChildState, ExitKind, ExitReason
+from otpy.reports import ExitKind, ExitReason
 from otpy.specs import AutoShutdown, Backoff, Budget, ChildSpec, ChildType, Restart, Strategy, SupervisorSpec
-from otpy.strategy import restart_group
 from otpy.supervisors import SupervisorThread
 from otpy.threads import Spawner
 from otpy.tree import Tree
@@ -509,7 +512,7 @@ class World:
             self._call(core)
 
     def _set_two_against_each_other(self, core: SupervisorThread) -> None:
-        running = [slot.id for slot in core.machine.slots.values() if slot.state is ChildState.RUNNING]
+        running = [slot.id for slot in core.machine.slots.values() if slot.state is RUNNING]
         if len(running) > 1:
             one, other = self.random.sample(running, 2)
             for id, by in ((one, other), (other, one)):
@@ -522,7 +525,7 @@ class World:
         ids = [*core.machine.slots]
         if len(ids) < 4 or not self.is_dense:
             ids.append(f"n{next(self._ids)}")
-        busy = [slot.id for slot in core.machine.slots.values() if slot.state is ChildState.STOPPING]
+        busy = [slot.id for slot in core.machine.slots.values() if slot.state is STOPPING]
         id, reply = self.random.choice(busy if busy and self.is_dense and self.chance(0.5) else ids), Reply()
         auto = core.machine.spec.auto_shutdown
         spec = self._any_child(id, 0, auto)
@@ -550,7 +553,7 @@ class World:
         self._post(core, call)
 
     def _any_inside(self, core: SupervisorThread) -> str | None:
-        running = [slot.id for slot in core.machine.slots.values() if slot.state is ChildState.RUNNING]
+        running = [slot.id for slot in core.machine.slots.values() if slot.state is RUNNING]
         return self.random.choice(running) if running and self.chance(0.3) else None
 
     def _post(self, core: SupervisorThread, message: object) -> None:
@@ -579,7 +582,7 @@ class World:
         self._on_stage[actor.path] = actor
         machine = chronicle.core.machine
         slot = actor.slot = machine.slots[actor.birth.spec.id]
-        is_over = machine.phase in (Phase.ENDING, Phase.ENDED) and not self._is_about_to_end(chronicle.core)
+        is_over = machine.phase in OVER and not self._is_about_to_end(chronicle.core)
         self.check(not is_over, f"{actor.path} started while ending")
         left = self._left.get(slot)
         self.check(actor.saved == left, f"{actor.path} got {actor.saved}, and was left {left}")
@@ -595,22 +598,25 @@ class World:
 
     def _note_start(self, chronicle: Chronicle, actor: Actor) -> None:
         slot = chronicle.core.machine.slots[actor.birth.spec.id]
-        if slot.cause is reports.Cause.CALL:
+        if slot.starting is None:
+            return  # a stop was decided in the same turn
+        cause = slot.starting.cause
+        if cause is reports.Cause.CALL:
             chronicle.called.add(actor)
             return
         machine = chronicle.core.machine
-        resurrected = slot.cause is reports.Cause.RESTART and slot.spec.restart is Restart.TEMPORARY
+        resurrected = cause is reports.Cause.RESTART and slot.spec.restart is Restart.TEMPORARY
         self.check(not resurrected, f"{actor.path} is temporary and was restarted")
         if machine.spec.strategy is Strategy.ONE_FOR_ONE:
-            if slot.cause is reports.Cause.RESTART:
+            if cause is reports.Cause.RESTART:
                 chronicle.restarts.append(self.now)
                 self._check_window(chronicle, chronicle.restarts)
-        elif slot.cause is reports.Cause.RESTART:
+        elif cause is reports.Cause.RESTART:
             later = list(machine.slots)[list(machine.slots).index(slot.id) + 1 :]
             self.check(
                 not any(self._is_on_stage(f"{machine.path}/{id}") for id in later), f"{actor.path} before a later one"
             )
-        if slot.cause is reports.Cause.INIT:
+        if cause is reports.Cause.INIT:
             later = list(machine.slots)[list(machine.slots).index(slot.id) + 1 :]
             self.check(not any(self._is_on_stage(f"{machine.path}/{id}") for id in later), f"{actor.path} out of order")
 
@@ -618,7 +624,8 @@ class World:
         """A child that failed and is restarted alone has waited; a call or a group restart may have hastened it."""
         failed = self._failed.pop(slot, None)
         is_alone = chronicle.core.machine.spec.strategy is Strategy.ONE_FOR_ONE
-        if failed is not None and is_alone and slot.cause is reports.Cause.RESTART:
+        is_restart = slot.starting is not None and slot.starting.cause is reports.Cause.RESTART
+        if failed is not None and is_alone and is_restart:
             waited, backoff = self.now - failed, slot.spec.backoff
             least = backoff.initial * (1 - backoff.jitter)
             self.check(waited >= least - 1e-9, f"{chronicle.core.path}/{slot.id} waited {waited:.3f} s only")
@@ -635,7 +642,7 @@ class World:
     def note_stop(self, actor: Actor) -> None:
         machine = self._of(actor.path).core.machine
         self.say(f"stop {actor.path}")
-        if machine.phase is Phase.ENDING and not machine.spec.dynamic and not machine._hurried:
+        if machine.phase is Phase.ENDING and not machine.spec.dynamic and not machine.ending.is_hurried:
             order = list(machine.slots)
             later = order[order.index(actor.birth.spec.id) + 1 :]
             self.check(
@@ -648,7 +655,9 @@ class World:
         budget = shutdown if isinstance(shutdown, float) else math.inf
         in_time = self.now - self._from(actor.asked_at) >= budget - 1e-9
         self.say(f"kill {actor.path}")
-        self.check(in_time or machine._hurried or shutdown is Budget.BRUTAL_KILL, f"{actor.path} was killed too early")
+        is_hurried = machine.ending is not None and machine.ending.is_hurried
+        is_due = in_time or is_hurried or shutdown is Budget.BRUTAL_KILL
+        self.check(is_due, f"{actor.path} was killed too early")
 
     def note_end(self, actor: Actor) -> None:
         self.say(f"{'fence' if not actor.ended else 'end'} {actor.path} {actor.birth.incarnation} {actor.reason}")
@@ -738,20 +747,17 @@ class World:
     def _check_consistency(self, core: SupervisorThread) -> None:
         """After each turn: every live number is a running child or a waiting retry, and the other way round."""
         machine = core.machine
-        running = {ref for ref, slot in machine._live.items() if slot.state is not ChildState.RESTARTING}
-        gone = {ref for ref, slot in machine._live.items() if slot.state is ChildState.UNSTOPPED}
-        gone |= {slot.ref for slot, _ in machine._early}
+        running = {ref for ref, slot in machine._live.items() if slot.state is not RESTARTING}
+        gone = {ref for ref, slot in machine._live.items() if slot.state is UNSTOPPED}
         self.check(
             running - gone == set(core._children), f"{core.path}: {running} live, {set(core._children)} children"
         )
         for slot in machine.slots.values():
-            self.check(
-                (slot.state is ChildState.UNDEFINED) == (slot.ref not in machine._live), f"{core.path}/{slot.id}: ref"
-            )
-            is_busy = slot.state in (ChildState.STARTING, ChildState.STOPPING)
+            self.check((slot.state in NUMBERED) == (slot.ref in machine._live), f"{core.path}/{slot.id}: ref")
+            is_busy = slot.state in (STARTING, STOPPING)
             self.check(not slot.starters or is_busy or comes(machine, slot), f"{slot.id}: starters")
-            self.check(not slot.leavers or slot.state is ChildState.STOPPING, f"{slot.id}: leavers")
-            self.check(not slot.waiting or slot.state is ChildState.STOPPING, f"{slot.id}: waiting")
+            self.check((slot.stopping is not None) == (slot.state is STOPPING), f"{slot.id}: stopping")
+            self.check(not slot.parked or slot.state is STOPPING, f"{slot.id}: parked")
         self.check(not machine._waiting or machine._plan is not None, f"{core.path}: calls wait for nothing")
         self.check(machine.phase is Phase.UP or machine._plan is not None, f"{core.path}: no plan")
         if machine.phase is Phase.UP and machine._plan is None:
@@ -761,19 +767,18 @@ class World:
         self._check_timers(core)
         for id in machine._plan.awaiting if machine._plan else ():
             state = machine.slots[id].state
-            self.check(state in (ChildState.STARTING, ChildState.STOPPING), f"{core.path} waits for {id}, {state}")
+            self.check(state in (STARTING, STOPPING), f"{core.path} waits for {id}, {state}")
 
     def _check_timers(self, core: SupervisorThread) -> None:
         """Whoever has to check in, or waits for a restart, has a timer; nobody has one who is gone."""
         machine, timers = core.machine, core.timers._armed
         stale = set(timers) - set(machine._live) - {messages.SUPERVISOR}
         self.check(not stale, f"{core.path}: stale timers {stale}")
-        early = {slot for slot, _ in machine._early}
         for slot in machine._live.values():
-            if slot.state is ChildState.RUNNING and slot.spec.heartbeat is not None and slot not in early:
+            if slot.state is RUNNING and slot.spec.heartbeat is not None:
                 self._check_heartbeat(core, slot)
             if slot.due is not None:
-                self.check(slot.state is ChildState.RESTARTING and slot.ref in timers, f"{slot.id} waits for nothing")
+                self.check(slot.state is RESTARTING and slot.ref in timers, f"{slot.id} waits for nothing")
                 self.check(slot.due <= self.now + slot.spec.backoff.maximum, f"{slot.id} waits too long")
                 self._check_group_waits(core, slot)
 
@@ -802,11 +807,11 @@ class World:
         In a group that goes for the whole group, and while a member waits, others may wait with it.
         """
         excused, slots = self._supervisors[core.path].excused, core.machine.slots.values()
-        waits = any(slot.state in (ChildState.RESTARTING, ChildState.UNSTOPPED) for slot in slots)
+        waits = any(slot.state in (RESTARTING, UNSTOPPED) for slot in slots)
         if core.machine.spec.strategy is not Strategy.ONE_FOR_ONE and (waits or excused):
             return
         for slot in slots:
-            if slot.state is ChildState.UNDEFINED and slot.spec.restart is Restart.PERMANENT and slot.id not in excused:
+            if slot.state is UNDEFINED and slot.spec.restart is Restart.PERMANENT and slot.id not in excused:
                 declined = slot.last_exit is not None and slot.last_exit.is_ignore
                 self.check(declined, f"{core.path}/{slot.id} was forgotten")
 
@@ -816,7 +821,7 @@ class World:
         """
         for slot in core.machine.slots.values():
             goes = core.machine.spec.dynamic or slot.spec.restart is Restart.TEMPORARY
-            is_kept = slot.state is ChildState.UNDEFINED and not slot.starters
+            is_kept = slot.state is UNDEFINED and not slot.starters
             self.check(not (goes and is_kept), f"{core.path}/{slot.id} has gone, and its spec is kept")
 
     def _check_starts(self) -> None:

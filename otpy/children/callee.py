@@ -67,6 +67,7 @@ from otpy.children import remote
 from otpy.children.remote import BEAT, BEATS, EXIT, LEAST, SIZES, STATE, UP
 from otpy.children.thread import name_of, path_of, reason_of
 from otpy.children.wire import Messages, allowed, raised_by
+from otpy.core.messages import ChildExited, ChildStarted
 from otpy.descendants import Family, Seen
 from otpy.exceptions import (
     Killed,
@@ -82,7 +83,6 @@ from otpy.exceptions import (
     text_of,
     traceback_of,
 )
-from otpy.messages import ChildExited, ChildStarted
 from otpy.reports import CRASHED, KILLED, ExitReason, Unstopped
 from otpy.specs import ChildSpec, Common, check_common
 from otpy.threads import Role, ThreadState

@@ -32,10 +32,10 @@ from otpy.arguments import check_call, is_async
 from otpy.children.interrupt import WRAPPERS
 from otpy.children.thread import ASKED_AND_ENDED, forget, name_of, path_of, reason_of
 from otpy.context import Context, current
+from otpy.core.messages import ChildExited, ChildStarted
 from otpy.exceptions import NotFound, SpecError, is_a, set_traceback, traceback_object
 from otpy.loops import BLOCKED, CLEAN_UP, CLOSED, LoopThread, cancel, find_uvloop
 from otpy.mailbox import Once
-from otpy.messages import ChildExited, ChildStarted
 from otpy.reports import CRASHED, KILLED, ExitReason, Unstopped
 from otpy.specs import Budget, ChildSpec, Common, check_common
 from otpy.threads import Role, ThreadState

@@ -29,9 +29,9 @@ import attrs
 
 from otpy import posix, threads
 from otpy.children.patterns import Unsuited, program_of
+from otpy.core.pauses import PAUSE
 from otpy.exceptions import SpecError
 from otpy.mailbox import Once
-from otpy.pauses import PAUSE
 from otpy.specs import is_number
 from otpy.threads import Role
 

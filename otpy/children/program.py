@@ -54,10 +54,10 @@ from otpy.children.output import Called, Handout, Journal, Lane, Lines, Scan, Si
 from otpy.children.probes import Asking, Health, Line, Notify, Probe
 from otpy.children.rest import AGAIN, Rest
 from otpy.children.watch import Watch
+from otpy.core.messages import ChildExited, ChildStarted
 from otpy.descendants import Family, Seen
 from otpy.exceptions import ProcessDied, printable
 from otpy.mailbox import Once
-from otpy.messages import ChildExited, ChildStarted
 from otpy.posix import NoPython, signal_group, signal_name
 from otpy.reports import CRASHED, KILLED, NORMAL, SHUTDOWN, ExitReason, OutputLost, Unstopped
 from otpy.specs import Budget

@@ -19,6 +19,7 @@ from otpy.abc import Birth, Deliver
 from otpy.arguments import USE_COROUTINE, check_call, check_function, check_method, check_result
 from otpy.children.interrupt import WRAPPERS, Gate, Interrupts, can_interrupt
 from otpy.context import Context
+from otpy.core.messages import ChildExited, ChildStarted
 from otpy.exceptions import (
     Fatal,
     Fenced,
@@ -32,7 +33,6 @@ from otpy.exceptions import (
     means_success,
     traceback_object,
 )
-from otpy.messages import ChildExited, ChildStarted
 from otpy.reports import CRASHED, KILLED, NORMAL, SHUTDOWN, ExitKind, ExitReason
 from otpy.specs import ChildSpec, Common, check_common
 from otpy.threads import ThreadState

@@ -15,10 +15,10 @@ from otpy import (
     Shutdown,
     StartError,
     dynamic_supervisor,
-    messages,
     supervisor,
     thread,
 )
+from otpy.core import messages
 from otpy.reports import AutoShutdown, ChildTerminated, LimitReached, Progress, ShutdownError, StrayMessage
 from tests.conformance.tools import Hurdle, held, join, look, post, stays_up, wait_for_look
 from tests.helpers import HANG, ManualClock, Puppet

@@ -20,11 +20,11 @@ from otpy import (
     StartError,
     StillRestarting,
     dynamic_supervisor,
-    messages,
     supervisor,
     thread,
     threads,
 )
+from otpy.core import messages
 from otpy.reports import Cause, Progress, Unstopped
 from tests.conformance.tools import Hurdle, join, look, post, wait_for_look
 from tests.helpers import HANG, Puppet, wait_until

@@ -4,8 +4,9 @@ import collections
 
 import pytest
 
-from otpy import ExitKind, ExitReason, Ignore, Shutdown, messages
-from otpy.machine import SupervisorMachine
+from otpy import ExitKind, ExitReason, Ignore, Shutdown
+from otpy.core import messages
+from otpy.core.machine import SupervisorMachine
 from tests.machine_talk import CRASH, NORMAL, SHUTDOWN, child, nested
 
 FAILED = ExitReason(ExitKind.CRASHED, RuntimeError("no start"))

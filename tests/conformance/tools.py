@@ -16,7 +16,8 @@ from typing import Any
 import attrs
 import pytest
 
-from otpy import ChildSpec, Context, StartError, Supervisor, messages, thread
+from otpy import ChildSpec, Context, StartError, Supervisor, thread
+from otpy.core import messages
 from otpy.mailbox import Reply
 from tests.helpers import HANG, wait_until
 

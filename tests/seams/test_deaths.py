@@ -22,7 +22,7 @@ from otpy import (
     threads,
 )
 from otpy.children.thread import ThreadChild
-from otpy.messages import ChildExited, ChildStarted, StopSupervisor
+from otpy.core.messages import ChildExited, ChildStarted, StopSupervisor
 from otpy.reports import (
     ChildTerminated,
     ExitKind,

@@ -30,9 +30,9 @@ from otpy import (
     supervisor,
     thread,
 )
+from otpy.core.restarts import is_acceptable
 from otpy.exceptions import meaning_of, means_success
 from otpy.reports import AutoShutdown, ChildTerminated, LimitReached, ShutdownError, Unstopped
-from otpy.restarts import is_acceptable
 from otpy.specs import Restart
 from otpy.taskgraph import Outcome, TaskGraph
 from tests import callees

@@ -202,7 +202,7 @@ def test_a_supervisor_that_does_not_answer_is_named_and_left():
         """
         import threading
         from otpy import ChildSpec, ending, start, supervisor
-        from otpy.messages import ChildStarted
+        from otpy.core.messages import ChildStarted
 
         class Blocks:
             alive, state = True, None

@@ -526,7 +526,7 @@ class Loop:
 @pytest.mark.parametrize("busy", BUSY, ids=lambda busy: busy.__name__)
 def test_an_interrupt_waits_until_the_thread_holds_nothing(busy, owner, launch, recorder, monkeypatch):
     """It comes when the thread has given back what it holds, and then it comes."""
-    monkeypatch.setattr("otpy.machine.INTERRUPT_GRACE", HANG)
+    monkeypatch.setattr("otpy.core.machine.INTERRUPT_GRACE", HANG)
     looks = count_looks(monkeypatch)
     child = Loop(owner, busy)
     app = launch(supervisor("app", children=[thread(child, id="a", shutdown="brutal_kill")]))

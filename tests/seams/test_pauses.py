@@ -20,10 +20,11 @@ import pytest
 import structlog
 
 import otpy
-from otpy import Backoff, coroutine, debugger, loops, messages, pauses, start, supervisor, taskgraph, thread
+from otpy import Backoff, coroutine, debugger, loops, start, supervisor, taskgraph, thread
 from otpy.children import probes
+from otpy.core import messages, pauses
+from otpy.core.messages import Due, StopSupervisor
 from otpy.mailbox import Once
-from otpy.messages import Due, StopSupervisor
 from otpy.reports import ExitKind, Progress, Stalled
 from tests import pausing
 from tests.helpers import HANG, ManualClock, Puppet, wait_until
@@ -116,7 +117,7 @@ class TestHeartbeats:
     def test_switched_off_there_is_no_deadline(self):
         """And the one of the start is cleared as for any child."""
         talk = Talk(child("a", heartbeat=4.0, start_timeout=1.0))
-        talk.machine = otpy.machine.SupervisorMachine(talk.machine.spec, "app", heartbeats=False)
+        talk.machine = otpy.core.machine.SupervisorMachine(talk.machine.spec, "app", heartbeats=False)
 
         assert talk.begin() == ["start a 1 as 1", "arm 1 at 1"]
         assert talk.up("a") == ["disarm 1", "tell Progress app/a", "up"]

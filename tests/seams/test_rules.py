@@ -12,9 +12,10 @@ import threading
 import pytest
 
 import otpy
-from otpy import Backoff, exceptions, messages
-from otpy.machine import Phase
-from otpy.messages import StopSupervisor
+from otpy import Backoff, exceptions
+from otpy.core import messages
+from otpy.core.endings import Phase
+from otpy.core.messages import StopSupervisor
 from otpy.reports import ExitKind, ExitReason
 from tests.helpers import HANG, Puppet, wait_until
 from tests.machine_talk import CRASH, KILLED, NORMAL, SHUTDOWN, booted, child

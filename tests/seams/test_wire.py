@@ -28,7 +28,6 @@ from otpy import (
     ProtocolError,
     RemoteError,
     SpecError,
-    machine,
     mailbox,
     posix,
     process,
@@ -38,8 +37,9 @@ from otpy import (
     tree,
 )
 from otpy.children import callee, remote, wire
+from otpy.core import machine
+from otpy.core.messages import ChildExited
 from otpy.exceptions import RemoteTraceback, is_sealed
-from otpy.messages import ChildExited
 from otpy.reports import CRASHED, ChildTerminated, ExitReason, LimitReached
 from tests import callees
 from tests.helpers import HANG, wait_until

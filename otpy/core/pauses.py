@@ -28,7 +28,7 @@ REMEMBERED = 1000
 oldest of them is the first."""
 
 
-def patience(heartbeat: float) -> float:
+def slack(heartbeat: float) -> float:
     """Return how late a heartbeat's deadline is read after a pause, at least, in seconds."""
     return min(PAUSE, heartbeat / 4)
 

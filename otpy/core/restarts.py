@@ -126,7 +126,7 @@ class Window:
             self._times.popleft()
 
 
-class Patience:
+class Delays:
     """How long one child waits before its next restart. Without a ``Backoff`` it does not wait.
 
     Laws:
