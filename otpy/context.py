@@ -44,6 +44,7 @@ class Context:
 
     Attributes:
         running: True until the child is asked to stop.
+        saved: What is left to the replacement: the object itself.
     """
 
     __slots__ = (
@@ -56,10 +57,10 @@ class Context:
         "_gate",
         "_is_ready",
         "_monotonic",
-        "_saved",
         "_stop",
         "_thread",
         "running",
+        "saved",
     )
 
     def __init__(self, birth: Birth, deliver: Deliver, stop: Once | None = None) -> None:
@@ -71,7 +72,7 @@ class Context:
         self._fenced = False
         self._thread: int | None = None
         self._gate: Once | None = None
-        self._saved = birth.handover.state
+        self.saved = birth.handover.state
         self._monotonic = birth.tree.clock.monotonic
         self._beat: float | tuple[float, float] = self._monotonic()  # or with what is allowed once, in one store
 
@@ -114,7 +115,7 @@ class Context:
         very object that this function returned.
         """
         self._use()
-        return copy.deepcopy(self._saved) if self._copies() else self._saved
+        return copy.deepcopy(self.saved) if self._copies() else self.saved
 
     def check_in(self, state: Any = UNCHANGED, *, allow: float | None = None) -> None:
         """Say that all is well; a child with a ``heartbeat`` must do so at least that often. Costs next to nothing.
@@ -244,13 +245,8 @@ class Context:
             return beat[0], beat[0] + max(heartbeat, beat[1])
         return beat, beat + heartbeat
 
-    @property
-    def saved(self) -> object:
-        """What is left to the replacement: the object itself."""
-        return self._saved
-
     def _copies(self) -> bool:
-        return self._birth.spec.snapshot is copy.deepcopy and type(self._saved) not in PLAIN
+        return self._birth.spec.snapshot is copy.deepcopy and type(self.saved) not in PLAIN
 
     def _copied(self, value: object) -> object:
         snapshot = self._birth.spec.snapshot
@@ -264,7 +260,7 @@ class Context:
     def _check_in_with(self, state: Any, allow: float | None) -> None:
         self._use()
         if state is not UNCHANGED:
-            self._saved = self._copied(state)
+            self.saved = self._copied(state)
         if allow is None:
             self._beat = self._monotonic()
         elif is_number(allow) and allow > 0:

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import reprlib
 import traceback
-from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, TypeGuard
 
@@ -68,19 +67,21 @@ def set_traceback(error: BaseException, found: TracebackType | None) -> None:
     _SLOTS["__traceback__"].__set__(error, found)
 
 
-def lineage(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield *error* and all that led to it, each once; this runs no code of the exceptions'."""
+def lineage(error: BaseException | None) -> list[BaseException]:
+    """Return *error* and all that led to it, each once; this runs no code of the exceptions'."""
     left: list[BaseException | None] = [error]
+    found: list[BaseException] = []
     seen: set[int] = set()
     while left:
         one = left.pop()
         if one is None or id(one) in seen:
             continue
         seen.add(id(one))
-        yield one
+        found.append(one)
         left += [_SLOTS["__cause__"].__get__(one), _SLOTS["__context__"].__get__(one)]
         if issubclass(type(one), BaseExceptionGroup):
             left += _GROUP["exceptions"].__get__(one)
+    return found
 
 
 def traceback_of(error: BaseException) -> str:

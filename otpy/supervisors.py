@@ -272,6 +272,7 @@ class SupervisorThread:
     _message: object = attrs.field(default=None, init=False)
     _has_read_all: bool = attrs.field(default=False, init=False)
     _report: StopReport | None = attrs.field(default=None, init=False)
+    _is_gone: bool = attrs.field(default=False, init=False)
     _turned_at: float = attrs.field(default=0.0, init=False)
     _stops: StopTimers | None = attrs.field(default=None, init=False)
     _signal: str = attrs.field(default="", init=False)
@@ -355,8 +356,11 @@ class SupervisorThread:
     def _is_lost(self) -> None:
         """Say the last word of a thread that could not say it itself; called on whatever thread finds that out."""
         SUPERVISING.discard(threading.get_ident())
-        if not self.alive:
+        if self._is_gone:
             return  # it has said its last word, and raised after that
+        if not self.alive and self._report is not None:
+            self._say_last_word(self._report)  # it was hit amidst that; what comes twice counts once
+            return
         for child in self._children.values():
             with contextlib.suppress(BaseException):
                 child.kill(INTERRUPT_GRACE)
@@ -535,7 +539,9 @@ class SupervisorThread:
         else:
             slot = self.machine.slots.get(child.birth.spec.id)
             self._let_go(message, child, slot, slot and slot.last_exit)
-            self._keep(child, self._ask(message.ref, "state"))
+            state = self._ask(message.ref, "state")
+            if state is not child.birth.handover.state:
+                self._keep(child, state)
             if self._children.pop(message.ref, None) is None and message.reason.is_normal:
                 return None  # it has broken just now, and that is the next message
         if self.machine.phase is ENDING and isinstance(child, SupervisorThread) and child.done.is_given:
@@ -778,6 +784,7 @@ class SupervisorThread:
         if not self.up.is_given:
             self.up.refuse(start_error(self.path, report.reason))
         self._deliver(ChildExited(self.birth.ref, report.reason))
+        self._is_gone = True
 
     def _refuse_leftover(self, item: object) -> None:
         self._ended.append(item)

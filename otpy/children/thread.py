@@ -9,7 +9,7 @@ import inspect
 import opcode
 import sys
 from collections.abc import Callable
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import Any, Protocol, Unpack
 
 import attrs
@@ -31,7 +31,6 @@ from otpy.exceptions import (
     lineage,
     meaning_of,
     means_success,
-    traceback_object,
 )
 from otpy.reports import CRASHED, KILLED, NORMAL, SHUTDOWN, ExitKind, ExitReason
 from otpy.specs import ChildSpec, Common, check_common
@@ -81,7 +80,8 @@ def thread(target: Callable[..., object], *args: Any, id: str | None = None, **c
     _check(path_of(name, "thread"), target, args)
     if _is_service(target):
         common["ready"] = True
-    return ChildSpec(id=name, start=ThreadStart(target, args), **common)
+    start = ServiceStart(target, args) if _is_service(target) else ThreadStart(target, args)
+    return ChildSpec(id=name, start=start, **common)
 
 
 def _is_service(target: object) -> bool:
@@ -127,31 +127,33 @@ class ThreadStart(Value):
     args: tuple[Any, ...]
 
     def __call__(self, birth: Birth) -> ThreadChild:
-        return ThreadChild(birth, self.serve if _is_service(self.target) else self.run)
+        return ThreadChild(birth, self.run)
 
     def run(self, ctx: Context) -> None:
+        """Live one life; in the thread of the child."""
         check_result(self.target, self.target(ctx, *self.args), USE_COROUTINE)
-
-    def serve(self, ctx: Context) -> None:
-        _run_service(self.target, self.args, ctx)  # type: ignore[arg-type]
 
 
 NO_ASYNC_METHODS = "the methods of a Service are called, not awaited"
 
 
-def _run_service(kind: type[Service], args: tuple[Any, ...], ctx: Context) -> None:
-    service: Any = kind()
-    service.ctx = ctx
-    check_result(service.init, service.init(*args), NO_ASYNC_METHODS)
-    if kind.stop is not Service.stop:
-        ctx.on_stop(service.stop)
-    ctx.ready()
-    try:
-        check_result(service.run, service.run(), NO_ASYNC_METHODS)
-    except BaseException as error:
-        service.terminate(reason_of(error, ctx))
-        raise
-    service.terminate(reason_of(None, ctx))
+@attrs.frozen(repr=False, eq=False)
+class ServiceStart(ThreadStart):
+    """The same for a subclass of ``Service``."""
+
+    def run(self, ctx: Context) -> None:
+        service: Any = self.target()
+        service.ctx = ctx
+        check_result(service.init, service.init(*self.args), NO_ASYNC_METHODS)
+        if type(service).stop is not Service.stop:
+            ctx.on_stop(service.stop)
+        ctx.ready()
+        try:
+            check_result(service.run, service.run(), NO_ASYNC_METHODS)
+        except BaseException as error:
+            service.terminate(reason_of(error, ctx))
+            raise
+        service.terminate(reason_of(None, ctx))
 
 
 @attrs.define(eq=False, repr=False)
@@ -244,7 +246,8 @@ class ThreadChild:
         return None
 
     def _end(self, error: BaseException | None) -> None:
-        threads.reserve.spend(error)
+        if issubclass(type(error), MemoryError):
+            threads.reserve.spend(error)
         past, self.birth.last_exit = self.birth.last_exit, None
         self._deliver(ChildExited(self.birth.ref, reason_of(error, self._ctx)))
         forget(past, self.birth)
@@ -276,6 +279,9 @@ def forget(past: ExitReason | None, birth: Birth) -> None:
             pass
 
 
+TRACEBACK: Callable[[BaseException], TracebackType | None] = vars(BaseException)["__traceback__"].__get__
+
+
 class EarlierLives:
     """Knows the frames in which earlier incarnations of a child ran: those that were called by our wrapper.
 
@@ -290,7 +296,7 @@ class EarlierLives:
     def forget(self, error: BaseException | None) -> None:
         """Release the locals in the traceback of *error* and of all that led to it; the lines stay."""
         for one in lineage(error):
-            found, caller, is_ours = traceback_object(one), None, False
+            found, caller, is_ours = TRACEBACK(one), None, False
             while found is not None:
                 frame = found.tb_frame
                 if caller is None or frame.f_back is not caller:  # else the verdict is that of its caller
@@ -314,13 +320,12 @@ class EarlierLives:
         elif above in self._known:
             verdict = self._known[above]
         else:
-            verdict = self._known[above] = self._is_earlier(above.f_locals.get("self"))
+            own, child = self._birth, above.f_locals.get("self")
+            birth = own if child is None else child.birth  # None: that frame has been emptied
+            verdict = birth.handover is own.handover and birth.incarnation < own.incarnation
+            self._known[above] = verdict
         self._known.update(dict.fromkeys(way, verdict))
         return verdict
-
-    def _is_earlier(self, child: Any) -> bool:
-        birth = child.birth if child is not None else self._birth  # None: that frame has been emptied
-        return birth.handover is self._birth.handover and birth.incarnation < self._birth.incarnation
 
 
 def _has_run_out(frame: FrameType) -> bool:

@@ -86,7 +86,7 @@ from otpy.core.slots import (
     Why,
     above,
 )
-from otpy.reports import Cause, ExitKind, ExitReason
+from otpy.reports import NORMAL_CLASS, Cause, ExitKind, ExitReason
 from otpy.specs import Budget, ChildType, OnUnstopped, Strategy, SupervisorSpec
 
 INTERRUPT_GRACE = 0.5
@@ -152,7 +152,8 @@ class Lives(Endings):
             return
         slot.last_exit = message.reason
         if slot.state is RUNNING:
-            slot.delays.was_up(self._now - slot.since)
+            if slot.spec.backoff is not None:
+                slot.delays.was_up(self._now - slot.since)
             if slot.heartbeat is not None:
                 self._out.append(Disarm(slot.ref))
             if self.phase is BOOTING:
@@ -163,14 +164,15 @@ class Lives(Endings):
 
     def died(self, slot: Slot, reason: ExitReason) -> None:
         """Judge the end of a child that was not asked to stop (OTP: do_restart/3)."""
-        if self.is_doomed(slot):
+        if self._plan is not None and self.is_doomed(slot):
             self.absorb(slot, reason)
             return
-        if reason.is_ignore:
+        is_normal = reason.kind in NORMAL_CLASS
+        if is_normal and reason.is_ignore:
             self._decline(slot)
             return
         is_fatal = reason.is_fatal
-        verdict = VERDICTS[slot.spec.restart, reason.is_normal]
+        verdict = VERDICTS[slot.spec.restart, is_normal]
         if verdict.report or is_fatal:
             self.tell(reports.ChildTerminated, slot, reason=reason)
         slot.move(UNDEFINED)
@@ -181,7 +183,7 @@ class Lives(Endings):
             if slot.spec.significant:
                 self._open_end = reports.AutoShutdown(path=self.path, child=slot.path, reason=slot.last_exit)
                 self.judge_open_end()
-        elif (wait := slot.delays.next_wait()) is None:
+        elif slot.spec.backoff is None or (wait := slot.delays.next_wait()) is None:
             self._restart(slot, reason)
         else:
             self._wait(slot, reason, wait)
@@ -236,7 +238,7 @@ class Lives(Endings):
         if not self.window.spend(self._now):
             self.give_up(slot.path, slot.incarnation, reason)
         elif self.spec.strategy is Strategy.ONE_FOR_ONE:
-            self.start(slot, self.cause_of(slot))
+            self.start(slot, Cause.CALL if slot.starters else Cause.RESTART)
         else:
             self._plan = self.take_over(slot)
 

@@ -82,30 +82,32 @@ class TooManyUnstopped(Message):
 # Told by children and timers. Kinds of children come from outside, so theirs are checked where they are made.
 
 
-@value
+@attrs.define(init=False, repr=False, eq=False)
 class ChildStarted(Message):
     """The child is up. *thread* is the name of its thread."""
 
     ref: int
-    thread: str = ""
+    thread: str
 
-    def __attrs_post_init__(self) -> None:
-        if not isinstance(self.ref, int):
-            raise TypeError(f"ref = {self.ref!r}: expected the number of the child's birth")
+    def __init__(self, ref: int, thread: str = "") -> None:
+        if not isinstance(ref, int):
+            raise TypeError(f"ref = {ref!r}: expected the number of the child's birth")
+        self.ref, self.thread = ref, thread
 
 
-@value
+@attrs.define(init=False, repr=False, eq=False)
 class ChildExited(Message):
     """The child has ended. Exactly one for each Start, whatever happened."""
 
     ref: int
     reason: ExitReason
 
-    def __attrs_post_init__(self) -> None:
-        if not isinstance(self.ref, int):
-            raise TypeError(f"ref = {self.ref!r}: expected the number of the child's birth")
-        if not isinstance(self.reason, ExitReason):
-            raise TypeError(f"reason = {self.reason!r}: expected an ExitReason")
+    def __init__(self, ref: int, reason: ExitReason) -> None:
+        if not isinstance(ref, int):
+            raise TypeError(f"ref = {ref!r}: expected the number of the child's birth")
+        if not isinstance(reason, ExitReason):
+            raise TypeError(f"reason = {reason!r}: expected an ExitReason")
+        self.ref, self.reason = ref, reason
 
 
 @value

@@ -106,9 +106,11 @@ class Window:
         """Record a restart; False: it was one too many."""
         if self.intensity == INFINITY:
             return True
-        self._forget(now)
-        self._times.append(now)
-        return len(self._times) <= self.intensity
+        times = self._times
+        times.append(now)
+        if now - times[0] > self.period:
+            self._forget(now)
+        return len(times) <= self.intensity
 
     def count(self, now: float) -> int:
         """Return how many restarts are in the window."""

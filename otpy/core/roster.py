@@ -53,6 +53,9 @@ from otpy.exceptions import NotAlive, WouldDeadlock
 from otpy.reports import Cause, ChildInfo, Counts, ExitReason, Snapshot
 from otpy.specs import ChildSpec, ChildType, Restart, SupervisorSpec
 
+STARTS = {cause: Starting(cause) for cause in Cause}
+"""What is known of a start: one value for each cause, since starts are many."""
+
 NO_BEATS: Mapping[int, float] = {}
 
 
@@ -94,7 +97,7 @@ class Roster:
 
     def start(self, slot: Slot, cause: Cause) -> None:
         """Start a new incarnation of a child that is down."""
-        slot.move(STARTING, starting=Starting(cause))
+        slot.move(STARTING, starting=STARTS[cause])
         slot.incarnation += 1
         slot.since = self._now
         if cause is Cause.RESTART:
@@ -123,7 +126,8 @@ class Roster:
         self.tell(reports.Progress, slot, cause=starting.cause)
         if slot.starters:
             self.answer_start(slot)
-        self.settled(slot)
+        if self._plan is not None or slot.parked:
+            self.settled(slot)
 
     def settled(self, slot: Slot) -> None:
         """The child has come to rest: the plan need not wait for it any more."""
@@ -225,7 +229,7 @@ class Roster:
 
     def tell(self, kind: Callable[..., reports.Report], slot: Slot, **more: object) -> None:
         """Report something of the child."""
-        self._out.append(Tell(self.report(kind, slot, **more)))
+        self._out.append(Tell(kind(path=slot.path, incarnation=slot.incarnation, thread=slot.thread, **more)))
 
     def report(self, kind: Callable[..., reports.R], slot: Slot, **more: object) -> reports.R:
         return kind(path=slot.path, incarnation=slot.incarnation, thread=slot.thread, **more)

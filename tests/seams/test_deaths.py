@@ -23,6 +23,7 @@ from otpy import (
 )
 from otpy.children.thread import ThreadChild
 from otpy.core.messages import ChildExited, ChildStarted, StopSupervisor
+from otpy.mailbox import Reply
 from otpy.reports import (
     ChildTerminated,
     ExitKind,
@@ -198,6 +199,26 @@ def test_an_exception_at_some_moments_of_a_supervisor(monkeypatch, recorder, lau
     )
 
     assert len(list(moments)) > 5
+
+
+def test_an_exception_amidst_the_last_word_of_a_supervisor(monkeypatch, recorder, launch):
+    """Callers know already that it has ended; its parent is told all the same."""
+    monkeypatch.setattr(threading, "excepthook", lambda args: None)
+    answer = Reply.answer
+
+    def hit(self, value):
+        answer(self, value)
+        if self is done and not hits:
+            hits.append(value)
+            raise Injected
+
+    app = launch(dynamic_supervisor("app"))
+    app.start_child(supervisor("s", children=[thread(idle, id="a")], restart="temporary"))
+    done, hits = app._tree.directory["app/s"].done, []
+    monkeypatch.setattr(Reply, "answer", hit)
+    app.terminate_child("s", timeout=HANG)
+
+    assert app.which_children() == ()
 
 
 @pytest.mark.slow
