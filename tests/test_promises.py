@@ -1,0 +1,307 @@
+"""What the documents promise and no other test holds: one section for each page.
+
+A promise with a subject of its own is tested beside that subject. Here is what belongs to
+a page as a whole: its tables of defaults, signatures and attributes, the numbers in its
+sentences, and the output that it shows.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+
+import otpy
+from otpy import reports, taskgraph, telemetry
+from otpy.children.callee import CalleeOptions, describe
+from otpy.children.process import ProgramOptions, _program
+from otpy.reports import Cause, ExitKind, ExitReason
+from otpy.running import Launch, Options
+from otpy.specs import ChildSpec, Common
+
+ROOT = Path(__file__).parent.parent
+
+
+def page(name: str) -> str:
+    return (ROOT / name if name == "README.md" else ROOT / "docs" / name).read_text("utf-8")
+
+
+def section(text: str, heading: str) -> str:
+    """Return what stands below the line that begins with *heading*, up to the next one of its level or above."""
+    level = len(heading) - len(heading.lstrip("#"))
+    (match,) = re.finditer(rf"^{re.escape(heading)}.*$", text, re.MULTILINE)
+    rest = text[match.end() :]
+    end = re.search(rf"^#{{1,{level}}} ", rest, re.MULTILINE)
+    return rest[: end.start()] if end else rest
+
+
+def rows(text: str, first: str) -> list[list[str]]:
+    """Return the rows of all tables in *text* whose first column is called *first*: their cells."""
+    found, is_inside = [], False
+    for line in text.splitlines():
+        if line.startswith(f"| {first} |"):
+            is_inside = True
+        elif not line.startswith("|"):
+            is_inside = False
+        elif is_inside and not line.startswith("|-"):
+            cells = re.split(r"(?<!\\)\|", line)[1:-1]
+            found.append([cell.strip().replace(r"\|", "|") for cell in cells])
+    assert found, first
+    return found
+
+
+def code(cell: str) -> list[str]:
+    """Return what is in backticks."""
+    return re.findall(r"`([^`]*)`", cell)
+
+
+# docs/reference.md
+
+REFERENCE = page("reference.md")
+
+
+def work(ctx: otpy.Context) -> None:
+    ctx.wait_stop()
+
+
+def of_parameters(what: Callable[..., object]) -> dict[str, Any]:
+    return {one.name: one.default for one in inspect.signature(what).parameters.values()}
+
+
+def of_fields(what: type[Any]) -> dict[str, Any]:
+    return {field.name: field.default for field in attrs.fields(what)}
+
+
+def of_children() -> dict[str, Any]:
+    return of_fields(ChildSpec) | {"shutdown": otpy.thread(work).shutdown}
+
+
+def of_processes() -> dict[str, Any]:
+    return of_children() | of_parameters(_program) | of_parameters(describe) | {"shutdown": otpy.process("x").shutdown}
+
+
+def of_starts() -> dict[str, Any]:
+    """Return what a tree takes where nothing is said."""
+    launch = Launch(otpy.supervisor("app"), {})
+    tree = launch._tree
+    taken = {"max_unstopped": tree.max_unstopped, "flush": tree.flush, "heartbeats": tree.heartbeats}
+    return dict.fromkeys(Options.__annotations__) | taken | {"log": launch._logs, "timeout": launch._timeout}
+
+
+def as_value(default: Any) -> Any:
+    """Return *default* as a reader of the page would write it: a choice is its spelling, a function its name."""
+    if callable(default):
+        return f"{default.__module__}.{default.__qualname__}"
+    return getattr(default, "value", default)
+
+
+def read(cell: str) -> Any:
+    """Return the value that a cell of the column "Default" has first."""
+    if size := re.fullmatch(r"(\d+) MiB", cell):
+        return int(size[1]) << 20
+    text = code(cell)[0]
+    try:
+        return ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        return text
+
+
+@pytest.mark.parametrize(
+    ("what", "heading"),
+    [
+        (what, f"### `{what.__name__}(")
+        for what in (
+            otpy.adopt,
+            otpy.periodic,
+            otpy.coroutine,
+            otpy.process,
+            otpy.programs,
+            otpy.thread,
+            otpy.Backoff,
+            taskgraph.TaskGraph,
+        )
+    ],
+)
+def test_the_signatures_in_the_reference_are_those_of_the_code(what, heading):
+    """Names, order and defaults of all parameters."""
+    (line,) = [line for line in REFERENCE.splitlines() if line.startswith(heading)]
+    text = line.removeprefix(heading)[: line.removeprefix(heading).rindex(")")]
+    parameters = {one.name.replace("common", "options"): one for one in inspect.signature(what).parameters.values()}
+    written = dict(part.partition("=")[::2] for part in text.replace("*, ", "").replace("*", "").split(", "))
+
+    assert list(written) == list(parameters)
+    assert {name: ast.literal_eval(default) for name, default in written.items() if default} == {
+        name: as_value(one.default) for name, one in parameters.items() if one.default is not one.empty
+    }
+
+
+@pytest.mark.parametrize(
+    ("heading", "known", "names"),
+    [
+        ("### `periodic(", of_parameters(otpy.periodic), {"interval", "retry_interval", "retries"}),
+        ("### `coroutine(", of_parameters(otpy.coroutine), {"loop", "uvloop"}),
+        (
+            "### `process(",
+            of_processes(),
+            {
+                *ProgramOptions.__annotations__.keys() - Common.__annotations__.keys() | {"ready"},
+                *CalleeOptions.__annotations__.keys() - Common.__annotations__.keys(),
+                "shutdown",
+                "heartbeat",
+            },
+        ),
+        ("### `supervisor(", of_parameters(otpy.supervisor), of_parameters(otpy.supervisor).keys() - {"id", "common"}),
+        ("### Options of all children", of_children(), Common.__annotations__.keys()),
+        ("### Options of `start` and `run`", of_starts(), Options.__annotations__.keys()),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_the_defaults_in_the_reference_are_those_of_the_code(heading, known, names):
+    """Each option is in its table, with the default that it has."""
+    table = rows(section(REFERENCE, heading), "Option")
+    written = {name: read(default) for option, default, _ in table for name in code(option)}
+
+    assert written == {name: as_value(known[name]) for name in names}
+
+
+def test_the_defaults_of_graphs_and_of_supervisors_are_those_of_the_code():
+    """Those whose tables have other columns, or share a row."""
+    graph = section(REFERENCE, "### `TaskGraph(")
+    dynamic = rows(section(REFERENCE, "### `dynamic_supervisor("), "Option")
+    task = of_fields(taskgraph.Task)
+    same = "intensity", "period", "on_escalation"
+
+    assert {code(name)[0]: read(default) for name, default, _ in rows(graph, "Argument")} == of_parameters(
+        taskgraph.TaskGraph
+    )
+    assert {code(name)[0]: read(default) for name, default, _ in rows(graph, "Option of a task")} == {
+        name: task[name] for name in ("with_state", "retries", "backoff", "timeout", "tags")
+    }
+    assert [code(option) for option, _, _ in dynamic] == [["max_children"], [*same]]
+    assert of_parameters(otpy.dynamic_supervisor) == of_parameters(otpy.dynamic_supervisor) | {
+        "max_children": read(dynamic[0][1]),
+        **{name: of_parameters(otpy.supervisor)[name] for name in same},
+    }
+    assert '`5.0` s; supervisors `"infinity"`' in section(REFERENCE, "### Options of all children")
+    assert otpy.supervisor("app").shutdown is otpy.dynamic_supervisor("app").shutdown is otpy.Budget.INFINITY
+    child = taskgraph.TaskGraph().as_child("graph")
+    assert 'by default `restart="transient"`, `shutdown="infinity"`' in graph
+    assert (child.restart.value, child.shutdown.value) == ("transient", "infinity")
+
+
+def called(what: Callable[..., object]) -> list[str]:
+    """Return the parameters of a method as the tables write them."""
+    parameters = [one for one in inspect.signature(what).parameters.values() if one.name != "self"]
+    return [
+        str(one.replace(annotation=one.empty)).replace("'", '"').replace("**common", "**options") for one in parameters
+    ]
+
+
+def written_calls(cells: Iterable[str]) -> dict[str, list[str]]:
+    """Return the calls in backticks, such as ``find(path) -> Supervisor``: name and parameters."""
+    calls = (re.match(r"(?:await )?(\w+)\((.*?)\)(?: -> .*)?$", text) for cell in cells for text in code(cell))
+    return {
+        call[1]: [part for part in call[2].split(", ") if part not in ("", "*")] for call in calls if call is not None
+    }
+
+
+def test_the_calls_of_a_supervisor_have_the_parameters_that_the_reference_names():
+    """All calls, with their defaults; and what they return."""
+    table = rows(section(REFERENCE, "### `Supervisor`"), "Member")
+    calls = {name: value for name, value in vars(otpy.Supervisor).items() if name[0] != "_" and callable(value)}
+    returns = {name: str(value.__annotations__["return"]) for name, value in calls.items()}
+
+    assert written_calls(row[0] for row in table) == {name: called(value) for name, value in calls.items()}
+    assert {
+        match[1]: match[2] or "None"
+        for row in table
+        for match in re.finditer(r"`(\w+)\([^`]*?\)(?: -> ([^`]*))?`", row[0])
+    } == returns
+
+
+def test_the_calls_of_a_graph_have_the_parameters_that_the_reference_names():
+    """But for those of callbacks, which are described once, and the options, which have a table."""
+    written = written_calls(row[0] for row in rows(section(REFERENCE, "### `TaskGraph("), "Member"))
+    callbacks = {name: parameters for name, parameters in written.items() if name.startswith("on_")}
+    others = written.keys() - callbacks.keys() - {"task"}
+
+    assert written["task"] == ["name=None", "after=()", *called(taskgraph.TaskGraph.task)]
+    assert "`task(*, " in REFERENCE
+    assert called(taskgraph.TaskGraph.add)[1:] == written["task"]
+    assert callbacks["on_start"] == called(taskgraph.TaskGraph.on_start)
+    assert all(called(getattr(taskgraph.TaskGraph, name)) == callbacks["on_start"] for name in callbacks)
+    assert {name: written[name] for name in others} == {
+        name: called(getattr(taskgraph.TaskGraph, name)) for name in others
+    }
+
+
+def test_the_members_of_a_context_have_the_parameters_that_the_reference_names():
+    """With their defaults; that of a state is what cannot be given."""
+    written = written_calls(row[0] for row in rows(section(REFERENCE, "### `Context`"), "Member"))
+    calls = {name: called(getattr(otpy.Context, name)) for name in written}
+
+    assert written == calls | {"check_in": ["state=…", "allow=None"]}
+    assert [name.partition("=")[0] for name in calls["check_in"]] == ["state", "allow"]
+
+
+VALUES = [
+    otpy.ChildInfo,
+    otpy.Counts,
+    otpy.Snapshot,
+    otpy.StopReport,
+    otpy.Escalation,
+    taskgraph.Summary,
+    taskgraph.TaskFailure,
+]
+
+
+@pytest.mark.parametrize("value", VALUES, ids=lambda value: value.__name__)
+def test_the_reference_has_the_attributes_of_values(value):
+    """All that there are, and no others."""
+    (cell,) = [row[1] for row in rows(REFERENCE, "Value") if code(row[0]) == [value.__name__] and len(row) == 2]
+    names = code(re.sub(r"\((?:[^()]|\([^()]*\))*\)", "", cell))
+    properties = {name for name, one in vars(value).items() if isinstance(one, property) and name[0] != "_"}
+
+    assert set(names) == {field.name for field in attrs.fields(value) if field.name[0] != "_"} | properties
+
+
+def test_the_reference_has_the_levels_of_reports():
+    """And all reports are in the table."""
+    written = {code(name)[0]: level for name, _, level in rows(section(REFERENCE, "## Reports"), "Report")}
+
+    assert written.pop("Progress") == f"info; `{Cause.CALL.name}`: debug"
+    assert written == {
+        one.__name__: level for one, (level, _) in telemetry.EVENTS.items() if one is not reports.Progress
+    }
+
+
+def test_the_reference_has_the_bases_of_exceptions():
+    """So what catches a base catches them."""
+    for names, bases, _ in rows(section(REFERENCE, "## Exceptions"), "Exception"):
+        (name,) = code(names)
+        assert [base.__name__ for base in getattr(otpy, name).__bases__] == code(bases), name
+
+
+def test_the_reference_has_the_class_of_each_kind_of_exit():
+    """The column "Normal class" is ``is_normal``, and all kinds are there."""
+    table = rows(section(REFERENCE, "## Exit reasons"), "`ExitKind`")
+
+    assert {code(row[0])[0]: row[-1] == "yes" for row in table} == {
+        kind.name: ExitReason(kind).is_normal for kind in ExitKind
+    }
+
+
+def test_the_reference_has_all_choices():
+    """Each enum with all its values; the spelling of a value is its name in lower case."""
+    table = {code(row[0])[0]: code(row[1]) for row in rows(section(REFERENCE, "### Choices"), "Enum")}
+
+    for name, values in table.items():
+        assert values == [value.name for value in getattr(otpy, name)], name
+        assert [value.value for value in getattr(otpy, name)] == [value.lower() for value in values]
+    assert len(table) == 6
