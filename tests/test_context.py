@@ -1,12 +1,16 @@
 """What a child can do with its context."""
 
+import asyncio
+import inspect
 import threading
 
 import pytest
 import structlog
 
 import otpy
-from otpy import ExitKind, NotFound, Service, Shutdown, supervisor, thread
+from otpy import Context, ExitKind, NotFound, Service, Shutdown, supervisor, thread
+from otpy.children.coroutine import AsyncContext
+from otpy.children.remote import Facts, RemoteContext
 from otpy.reports import ChildTerminated, ShutdownError, StartError
 from tests.helpers import HANG, Puppet, wait_until
 
@@ -310,3 +314,53 @@ def test_a_service_that_was_asked_during_init_is_stopped_after_it(launch):
     caller.join(HANG)
 
     assert sorted(lines) == ["init", "run", "stop", "terminate shutdown"]
+
+
+# Fenced
+
+
+OF_KINDS = {"ask", "enter", "fence", "hangs_on", "pulse", "running", "saved"}
+"""What the kinds of children do with a context; and ``running``, which stays False."""
+
+USES = {
+    # member: with which arguments it is called; the others are attributes
+    "check_in": [(), (1,)],
+    "on_stop": [(print,)],
+    "ready": [()],
+    "sleep": [(0,)],
+    "wait_stop": [(), (0,)],
+}
+
+
+def use(ctx, name, args):
+    """Use *ctx* as its child does."""
+    value = getattr(ctx, name)
+    result = value(*args) if args is not None else value
+    if inspect.iscoroutine(result):
+        asyncio.run(result)
+
+
+FACTS = {"path": "app/a", "incarnation": 1, "ready": False, "heartbeat": None, "snapshot": None, "state": None}
+
+KINDS = {
+    # kind of context: how one is made for a child that was born so
+    Context: lambda birth: Context(birth, lambda _: None),
+    AsyncContext: lambda birth: AsyncContext(birth, lambda _: None),
+    RemoteContext: lambda _: RemoteContext(
+        Facts(**FACTS, last_exit=None, max_message_size=1 << 20, allow_pickle=False), None
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_every_use_of_a_fenced_context_raises_fenced(kind, launch):
+    """All members, whatever the kind of child; only ``running`` can still be looked at."""
+    ctx = KINDS[kind](in_child(launch, lambda ctx: ctx._birth))
+    ctx.ask()
+    ctx.fence()
+
+    assert not ctx.running
+    for name in [name for name in vars(Context) if name[0] != "_" and name not in OF_KINDS]:
+        for args in USES.get(name, [None]):
+            with pytest.raises(otpy.Fenced, match="app/a"):
+                use(ctx, name, args)

@@ -39,9 +39,15 @@ def test_every_example_has_a_test_here():
     assert all(f'"{path.name}"' in here for path in EXAMPLES.glob("*.py"))
 
 
-def test_quickstart_crashes_and_recovers():
+@pytest.fixture(scope="module")
+def quickstart():
+    """What the example has printed; it takes some seconds, so it is run once."""
+    return run_example("quickstart.py")
+
+
+def test_quickstart_crashes_and_recovers(quickstart):
     """Two of six numbers are none: two crashes, three lives, and all the others are squared."""
-    done = run_example("quickstart.py")
+    done = quickstart
 
     assert done.returncode == 0, done.stderr
     assert re.findall(r"square, life (\d): (\d+)", done.stdout) == [("1", "1"), ("1", "4"), ("2", "16"), ("3", "36")]
@@ -57,6 +63,18 @@ def test_the_readme_shows_the_quickstart():
     code = (EXAMPLES / "quickstart.py").read_text("utf-8").partition('"""\n\n')[2]
 
     assert blocks == [code]
+
+
+def test_the_readme_shows_what_the_quickstart_prints(quickstart):
+    """Line by line, but for the times, what is cut off ("…"), and how often the clock ticks meanwhile."""
+    (block,) = re.findall(r"```text\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
+    printed = [re.sub(r"^[\d-]+ [\d:]+ (?=\[)", "", line) for line in quickstart.stdout.splitlines()]
+    tick = "tick: all is well"
+    shown = "".join(f"{line}\n" for line in block.splitlines() if line != tick)
+    pattern = re.sub(r" *…", ".*", re.escape(shown).replace(r"\ ", " "))
+
+    assert re.fullmatch(pattern, "".join(f"{line}\n" for line in printed if line != tick), re.DOTALL)
+    assert tick in block.splitlines()
 
 
 def test_escalation_goes_up_to_the_root_and_out_of_the_program():

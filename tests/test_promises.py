@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import inspect
 import re
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,14 @@ import attrs
 import pytest
 
 import otpy
-from otpy import reports, taskgraph, telemetry
+from otpy import coroutine, process, reports, supervisor, taskgraph, telemetry, thread, threads
 from otpy.children.callee import CalleeOptions, describe
 from otpy.children.process import ProgramOptions, _program
 from otpy.reports import Cause, ExitKind, ExitReason
 from otpy.running import Launch, Options
 from otpy.specs import ChildSpec, Common
+from tests import callees
+from tests.helpers import ManualClock, wait_until
 
 ROOT = Path(__file__).parent.parent
 
@@ -59,6 +62,52 @@ def rows(text: str, first: str) -> list[list[str]]:
 def code(cell: str) -> list[str]:
     """Return what is in backticks."""
     return re.findall(r"`([^`]*)`", cell)
+
+
+# README.md
+
+
+async def rest(ctx):
+    await ctx.wait_stop()
+
+
+def flap(ctx):
+    if ctx.incarnation == 1:
+        raise OSError("once")
+    ctx.wait_stop()
+
+
+def limits_of(ident):
+    """Return the time limits with which the thread waits just now."""
+    frame, limits = sys._current_frames().get(ident), []
+    while frame is not None and (frame.f_code.co_name != "run" or "threads.py" not in frame.f_code.co_filename):
+        values = (frame.f_locals.get(name) for name in ("timeout", "seconds", "left"))
+        limits += [value for value in values if isinstance(value, int | float) and value >= 0]
+        frame = frame.f_back
+    return limits
+
+
+def test_no_thread_of_an_idle_tree_waits_with_a_time_limit(launch, recorder):
+    """No polling: what has no limit is woken by news only. All kinds of children, and what serves them."""
+    clock = ManualClock()
+    children = [
+        thread(work),
+        thread(flap),  # so there is a spare thread, too
+        supervisor("nested", children=[thread(work, heartbeat=None)]),
+        coroutine(rest),
+        process(callees.obedient),
+        *([process("sleep", "1000")] if sys.platform == "linux" else []),
+    ]
+    app = launch(supervisor("app", children=children), clock=clock, on_escalation=print)
+    recorder.wait_for(reports.Progress, "app/flap", 2)
+
+    def limits():
+        clock.advance(10.0)  # a loop that has worked is looked at once more, five seconds later
+        app.count_children()
+        return {one.name: limits_of(one.thread.ident) for one in threads.entries(app._tree)}
+
+    wait_until(lambda: not any(limits().values()), "all wait without a limit")
+    assert {"app", "app/nested", "app (spare)", "app (loop)", "app (programs)", "app/obedient"} <= limits().keys()
 
 
 # docs/reference.md
