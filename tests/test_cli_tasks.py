@@ -101,6 +101,12 @@ def test_status_0_if_nothing_failed(build):
     assert last(result).startswith("==== 1 passed, 0 failed, 0 skipped in ")
 
 
+def test_tags_choose_tasks_and_not_what_they_come_after(build):
+    """A task that has any of the tags is run, and finds no results of those before it."""
+    assert last(call("build.py", "--tags", "slow")).startswith("==== 0 passed, 1 failed, 0 skipped in ")
+    assert last(call("build.py", "--tags", "slow,fast")).startswith("==== 1 passed, 1 failed, 0 skipped in ")
+
+
 def test_one_task_alone_with_a_result_that_is_given(build):
     result = call("build.py::link", "--result-compile=x.o", "--target=release", "--show-values")
 

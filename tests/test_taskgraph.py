@@ -524,6 +524,23 @@ def test_a_task_that_can_be_interrupted_is():
     assert interrupted.is_set()
 
 
+def test_a_task_that_looks_hears_that_its_time_is_over(monkeypatch):
+    """``otpy.current().running`` turns False; so it can end by itself, before it is interrupted."""
+    monkeypatch.setattr(taskgraph, "FAREWELL", HANG)
+    ended = threading.Event()
+
+    def look():
+        while otpy.current().running:
+            time.sleep(0.001)
+        ended.set()
+
+    graph = TaskGraph(workers=1)
+    graph.add(look, timeout=0.02)
+
+    assert graph.run().failures["look"].kind is ExitKind.STALLED
+    assert ended.wait(HANG)
+
+
 def test_only_the_worker_that_stalled_is_replaced():
     """Others, idle or busy, keep their threads."""
     lives, stalled, hold = queue.SimpleQueue(), [], threading.Event()
@@ -682,6 +699,22 @@ def test_async_functions_run():
     assert graph.state["results"] == {"ok": 7}
     assert "in bad" in summary.failures["bad"].traceback
     assert "asyncio" not in summary.failures["bad"].traceback
+
+
+def test_each_async_function_has_a_loop_of_its_own():
+    """On one worker as well; it is closed when the function has returned."""
+    loops = []
+
+    async def note():
+        loops.append(asyncio.get_running_loop())
+
+    graph = TaskGraph(workers=1)
+    graph.add(note, "one")
+    graph.add(note, "two", ["one"])
+
+    assert graph.run().ok
+    assert loops[0] is not loops[1]
+    assert [loop.is_closed() for loop in loops] == [True, True]
 
 
 def test_an_async_function_that_takes_too_long_is_cancelled(monkeypatch):
@@ -887,6 +920,26 @@ def test_callbacks_come_in_order_on_one_thread_with_their_extra_arguments():
     assert not seen & workers
 
 
+def test_nothing_is_dispatched_while_a_callback_runs():
+    """So callbacks have to be short; what runs already goes on."""
+    begun, went_on = threading.Event(), threading.Event()
+    graph = TaskGraph(workers=3)
+    graph.add(lambda: callback_runs.wait(HANG) and went_on.set(), "long")
+    graph.add(nothing, "short")
+    graph.add(begun.set, "next", ["short"])
+    callback_runs, seen = threading.Event(), []
+
+    def done(name, outcome):
+        if name == "short":
+            callback_runs.set()
+            seen.append((went_on.wait(HANG), begun.wait(0.02)))
+
+    graph.on_task_done(done)
+
+    assert graph.run().ok
+    assert seen == [(True, False)]
+
+
 @pytest.mark.parametrize("kind", [ValueError, SystemExit])
 def test_a_callback_that_raises_is_logged_and_hurts_nobody(kind, capsys):
     def bad(*args):
@@ -969,6 +1022,30 @@ def test_workers_are_started_as_they_are_needed():
 
     assert graph.run().ok
     assert len(set(graph.state["results"].values())) == 1
+
+
+@pytest.mark.parametrize(("processors", "workers"), [(1, 5), (28, 32), (64, 32), (None, 5)])
+def test_how_many_workers_there_may_be_by_default(monkeypatch, processors, workers):
+    """Four more than processors, at most 32; and never more than there are tasks."""
+    monkeypatch.setattr(os, "cpu_count", lambda: processors)
+    graph, told = TaskGraph(), []
+    for number in range(40):
+        graph.add(nothing, f"t{number}")
+    graph.on_start(lambda meta: told.append(meta.workers))
+
+    assert graph.run().ok
+    assert told == [workers]
+
+
+def test_thread_locals_are_those_of_the_thread():
+    """Other than context variables: the next task on the same thread finds them."""
+    local = threading.local()
+    graph = TaskGraph(workers=1)
+    graph.add(lambda: setattr(local, "left", "by the one before"), "one")
+    graph.add(lambda: local.left, "two", ["one"])
+
+    assert graph.run().ok
+    assert graph.state["results"]["two"] == "by the one before"
 
 
 # Interrupts
@@ -1218,6 +1295,19 @@ def test_a_graph_that_does_not_stop_in_time(launch):
         assert [one.path for one in report.unstopped] == ["app/graph/workers/worker-1"]
     finally:
         lock.release()
+
+
+def test_threads_of_stuck_tasks_count_for_the_tree(launch):
+    """Its ``max_unstopped`` bounds them, as it bounds all threads that are left behind in it."""
+    never = threading.Event()
+    graph = TaskGraph()
+    graph.add(never.wait, "stuck", timeout=0.02)
+    tree = otpy.supervisor("app", children=[graph.as_child("graph"), otpy.thread(lambda ctx: ctx.wait_stop(), id="a")])
+    app = launch(tree, max_unstopped=0)
+    try:
+        assert app.wait(HANG).kind is ExitKind.LIMIT_REACHED
+    finally:
+        never.set()
 
 
 def test_options_of_the_child_are_checked():

@@ -150,6 +150,28 @@ def test_a_second_signal_shortens_all_limits_and_a_third_exits_at_once():
     assert ran.err == "otpy: SIGINT: exits at once\n"
 
 
+def test_a_third_signal_exits_a_task_graph_at_once():
+    """A callback that does not return delays the end that the first two have asked for."""
+    ran = program(
+        """
+    from otpy import taskgraph
+    running.SAME, taskgraph.LAST_WORD = 0.05, HANG
+    graph = TaskGraph(workers=1)
+    def insist(name):
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+            send(number)
+            time.sleep(0.1)
+        time.sleep(HANG)
+    graph.add(time.time, "task")
+    graph.on_task_start(insist)
+    graph.run()
+    """,
+        expect=128 + signal.SIGQUIT,
+    )
+
+    assert ran.out == ""
+
+
 def test_the_stages_of_a_stop_are_reports():
     """In order, with the name of the signal and, at the end, the reason."""
     ran = program(
