@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import pkgutil
 import re
 import sys
 from collections.abc import Callable, Iterable
@@ -19,7 +20,7 @@ import attrs
 import pytest
 
 import otpy
-from otpy import coroutine, process, reports, supervisor, taskgraph, telemetry, thread, threads
+from otpy import coroutine, ending, machine, process, reports, supervisor, taskgraph, telemetry, thread, threads
 from otpy.children.callee import CalleeOptions, describe
 from otpy.children.process import ProgramOptions, _program
 from otpy.reports import Cause, ExitKind, ExitReason
@@ -354,3 +355,82 @@ def test_the_reference_has_all_choices():
         assert values == [value.name for value in getattr(otpy, name)], name
         assert [value.value for value in getattr(otpy, name)] == [value.lower() for value in values]
     assert len(table) == 6
+
+
+# The numbers in the sentences of the pages
+
+NUMBERS = [
+    # page, the sentence as it stands there, what the code uses, what the sentence says
+    ("tasks.md", "after 0.1 s interrupted, and after another 0.5 s given up", "taskgraph.FAREWELL", 0.1),
+    ("tasks.md", "after 0.1 s interrupted, and after another 0.5 s given up", "machine.INTERRUPT_GRACE", 0.5),
+    ("tasks.md", "a JSON object that the state begins with, of at most 64 MiB", "cli.taskfile.LARGEST", 64 << 20),
+    ("howto.md", "and after another half second it gives the thread up", "machine.INTERRUPT_GRACE", 0.5),
+    ("howto.md", "Signals within one second are one request", "running.SAME", 1.0),
+    ("howto.md", "`flush` seconds for all handlers together, 10 by default", "tree.FLUSH", 10.0),
+    ("health.md", "it is interrupted in vain, and half a second later it is given up", "machine.INTERRUPT_GRACE", 0.5),
+    ("health.md", "by a second, or by a quarter of the heartbeat, if that is less", "pauses.PAUSE", 1.0),
+    ("health.md", "have a twentieth of a second to check in before it counts", "supervisors.BREATH", 1 / 20),
+    ("async.md", "They have half a second; what still runs then is logged as `tasks_left`", "loops.CLEAN_UP", 0.5),
+    ("async.md", "does not come back to its selector for five seconds is blocked", "loops.LOOP_PATIENCE", 5.0),
+    ("programs.md", "`stderr`, the last 64 KiB that this run has written", "children.output.TAIL", 64 << 10),
+    ("programs.md", "Lines of more than 64 Ki characters are cut", "children.output.LONG", 64 << 10),
+    ("programs.md", "(mode 0600)", "children.logfiles.OURS", 0o600),
+    ("programs.md", "before it writes, at most once a second", "children.logfiles.LOOK_AGAIN", 1.0),
+    (
+        "programs.md",
+        "otpy waits up to half a second until the last of its output is in the file",
+        "children.program.LINGER",
+        0.5,
+    ),
+    ("programs.md", "So is one of more than 1,000 steps", "children.patterns.LONGEST", 1000),
+    ("programs.md", "When `shutdown` seconds are over (10 by default)", "children.process.SHUTDOWN", 10.0),
+    ("programs.md", "with 128 plus its number as its exit code, is judged 0.2 s later", "children.program.HOLD", 0.2),
+    ("programs.md", "cost one while they are written, and a second longer", "children.output.IDLE", 1.0),
+    ("processes.md", "A state may have 64 MiB, pickled", "children.callee.MAX_MESSAGE_SIZE", 64 << 20),
+    ("processes.md", "only eight per heartbeat are sent", "children.remote.BEATS", 8),
+    ("processes.md", "together at most 10,000, and 256 KiB as JSON", "children.remote.MOST", 10_000),
+    ("processes.md", "together at most 10,000, and 256 KiB as JSON", "children.remote.LARGEST", 256 << 10),
+    ("processes.md", "What is still there half a second after SIGKILL", "children.callee.LINGER", 0.5),
+    ("platforms.md", "ends are noticed within 0.05 s", "posix.TURN", 0.05),
+    ("cli.md", "the whole stop takes at most 25 seconds", "cli.run.BEFORE_THE_KILL", 25.0),
+    ("cli.md", "Signals within one second are one request", "running.SAME", 1.0),
+    ("lint.md", "it must be a regular one of at most 10 MB", "lint.LARGEST", 10_000_000),
+    ("registry.md", "Trees get nine tenths of the budget", "registry.TREES_SHARE", 0.9),
+    ("reference.md", "At most 100 supervisors may be nested", "specs.MAX_DEPTH", 100),
+    ("reference.md", "does not come back to its selector within 5 s is blocked", "loops.LOOP_PATIENCE", 5.0),
+    ("reference.md", "Any of them within one second of the last one that counted", "running.SAME", 1.0),
+    ("design.md", "The thread has half a second", "machine.INTERRUPT_GRACE", 0.5),
+    ("design.md", "and get three seconds more", "ending.BUSY", 3.0),
+    ("design.md", "otpy keeps 256 kB of address space in reserve", "threads.Reserve.SIZE", 256 << 10),
+    ("design.md", "in the first calm millisecond after that", "supervisors.CALM", 0.001),
+    ("design.md", "in a calm moment, at most a tenth of a second later", "supervisors.RELEASE_AFTER", 0.1),
+    ("design.md", "a fork waits, for a second at most", "telemetry.FORK", 1.0),
+    ("design.md", "The same complaint is told once in a minute", "telemetry.QUIET", 60.0),
+    ("design.md", "to look at it five seconds later", "loops.LOOP_PATIENCE", 5.0),
+    ("otp.md", "deadline later than it was set for, by a second, or for a heartbeat by a quarter", "pauses.PAUSE", 1.0),
+]
+
+
+def says(name, sentence):
+    """Whether the page has the sentence, wherever its lines break."""
+    return sentence in " ".join(page(name).split())
+
+
+@pytest.mark.parametrize(("name", "sentence", "constant", "said"), NUMBERS)
+def test_the_numbers_in_the_pages_are_those_of_the_code(name, sentence, constant, said):
+    """A number that changes, changes in its sentence as well."""
+    assert says(name, sentence)
+    assert pkgutil.resolve_name(f"otpy.{constant}") == said
+
+
+def test_the_numbers_about_supervisors_that_do_not_answer_are_those_of_the_code():
+    """They are sums: what is interrupted at the deadline has its grace, then all are asked."""
+    assert says("reference.md", "A supervisor that does not answer costs up to one second more")
+    assert says("reference.md", "thousands of children that cannot be stopped up to four")
+    assert says("design.md", "Within a second `stop` returns")
+    assert says("design.md", "and get three seconds more")
+    assert says("design.md", "A supervisor that does not answer for 10 to 15 seconds is named and left")
+    assert 0.9 < ending.OVERDUE + ending.PROMPT <= 1.0
+    assert ending.OVERDUE > machine.INTERRUPT_GRACE
+    assert ending.BUSY == 3.0
+    assert ending.PATIENCE == 5.0  # it is asked twice, and the first question comes within so many seconds
