@@ -18,11 +18,26 @@ from typing import Any
 
 import attrs
 import pytest
+from click.testing import CliRunner
 
 import otpy
-from otpy import coroutine, ending, machine, process, reports, supervisor, taskgraph, telemetry, thread, threads
+from otpy import (
+    coroutine,
+    ending,
+    lint,
+    machine,
+    process,
+    registry,
+    reports,
+    supervisor,
+    taskgraph,
+    telemetry,
+    thread,
+    threads,
+)
 from otpy.children.callee import CalleeOptions, describe
 from otpy.children.process import ProgramOptions, _program
+from otpy.cli.group import otpy as command
 from otpy.reports import Cause, ExitKind, ExitReason
 from otpy.running import Launch, Options
 from otpy.specs import ChildSpec, Common
@@ -434,3 +449,77 @@ def test_the_numbers_about_supervisors_that_do_not_answer_are_those_of_the_code(
     assert ending.OVERDUE > machine.INTERRUPT_GRACE
     assert ending.BUSY == 3.0
     assert ending.PATIENCE == 5.0  # it is asked twice, and the first question comes within so many seconds
+
+
+# The output that the pages show
+
+
+def shown(name, beginning):
+    """Return the block of text in the page that begins so."""
+    (block,) = [text for text in re.findall(r"```text\n(.*?)```", page(name), re.DOTALL) if text.startswith(beginning)]
+    return block
+
+
+def matches(block, text):
+    """Whether *text* is what is shown; "…" stands for the rest of a line."""
+    return re.fullmatch(re.escape(block).replace("…", ".*"), text) is not None
+
+
+def fail(ctx):
+    raise OSError("the disk is gone")
+
+
+def test_the_tutorial_shows_the_failure_of_a_tree():
+    """As its last example prints it."""
+    storage = supervisor("storage", intensity=2, children=[thread(fail, id="database")])
+    with pytest.raises(otpy.TreeFailed) as caught:
+        otpy.run(supervisor("station", intensity=1, children=[storage]), log=False)
+
+    assert shown("tutorial.md", "station gave up") == f"{caught.value}\n"
+
+
+def test_the_page_of_the_registry_shows_its_table(launch):
+    """But for the ages."""
+    launch(supervisor("app", children=[thread(work, id="poll", purpose="asks the sensors")]), reports=None)
+    table = registry.dump_status()
+
+    assert shown("registry.md", "3 threads") == re.sub(r"\d\.\d s", "0.0 s", table) + "\n"
+
+
+def test_the_page_of_the_guard_shows_its_findings(tmp_path, monkeypatch, capsys):
+    """Place, code and words of each."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "src").mkdir()
+    thread_is_made = "    worker = threading.Thread(target=run, daemon=True)\n"
+    (tmp_path / "src" / "feed.py").write_text("import threading\n\n\ndef feed(run):\n" + 7 * "    #\n" + thread_is_made)
+
+    assert lint.main(["src"]) == 1
+    assert shown("lint.md", "src/feed.py") == capsys.readouterr().out
+
+
+def test_the_page_of_checks_shows_its_findings(tmp_path, monkeypatch):
+    """And what the command says at the end."""
+    (tmp_path / "app.py").write_text(
+        "from otpy import Backoff, supervisor, thread\n\n\n"
+        "def flush(ctx):\n    ctx.wait_stop()\n\n\n"
+        'slow = thread(flush, backoff=Backoff(1, 30), shutdown="infinity")\n'
+        'tree = supervisor("app", intensity=0, children=[supervisor("storage", children=[slow])])\n'
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", sys.dont_write_bytecode)
+    done = CliRunner().invoke(command, ["check", "app.py"])
+
+    assert done.exit_code == 1
+    assert matches(shown("check.md", "app/storage: error"), done.output)
+
+
+def test_the_page_of_the_command_line_shows_an_error(tmp_path, monkeypatch):
+    """One line on stderr."""
+    (tmp_path / "app.py").write_text('from otpy import supervisor\n\nshop = supervisor("shop")\n')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", sys.dont_write_bytecode)
+    done = CliRunner().invoke(command, ["run", "app.py"], prog_name="otpy")
+
+    assert (done.exit_code, done.stderr) == (2, shown("cli.md", "otpy run:"))
