@@ -4,12 +4,16 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections import Counter
 from pathlib import Path
 
+import attrs
+import pytest
+
 import otpy
-from otpy import coroutine, process, supervisor, thread
-from otpy.children import guard
+from otpy import coroutine, process, supervisor, thread, threads
+from otpy.children import guard, output
 from otpy.reports import ChildTerminated, Progress
 from tests import callees
 from tests.helpers import HANG, wait_until
@@ -57,6 +61,51 @@ def test_two_hundred_programs_crash_at_once(launch, recorder):
     assert app.stop().unstopped == ()
     assert not marked(number)
     wait_until(lambda: len(list(Path("/proc/self/fd").iterdir())) <= open_files, "the end of the descriptors")
+
+
+COSTS = {
+    # what: (how it is made, (descriptors in this process, threads))
+    "a program": (lambda _: talks(), (2, 0)),
+    "stdout to a callable": (lambda _: talks(stdout=len), (3, 1)),
+    "stdout to a file": (lambda folder: talks(stdout=folder / "out"), (4, 0)),
+    "stderr to a file": (lambda folder: talks(err_dir=folder), (3, 0)),
+    "its mail": (lambda _: talks(heartbeat=1000.0), (3, 0)),
+    "a callable": (lambda _: process(callees.obedient), (5, 1)),
+}
+
+
+def talks(**options):
+    return process("sh", "-c", "echo out; echo err >&2; exec sleep 1000", **options)
+
+
+@pytest.mark.parametrize(("made", "costs"), COSTS.values(), ids=COSTS)
+def test_what_each_process_costs(launch, tmp_path, monkeypatch, made, costs):
+    """Descriptors and threads of this process, beside those that all programs of a tree share."""
+    monkeypatch.setattr(output, "IDLE", 0.01)  # the thread of a log lives a bit longer than it is needed
+    app = launch(supervisor("app", children=[process("sleep", "1000", id="first")]))
+
+    def used():
+        return len(list(Path("/proc/self/fd").iterdir())), len(threading.enumerate())
+
+    before = min(used() for _ in range(100))
+    for number in range(2):
+        app.start_child(attrs.evolve(made(tmp_path / str(number)), id=f"x{number}"))
+    after = before[0] + 2 * costs[0], before[1] + 2 * costs[1]
+    wait_until(lambda: used() == after, f"{after}, after {before}")
+
+
+def test_programs_share_three_threads(launch):
+    """One waits for all of them, one keeps the guard, one starts them."""
+    app = launch(supervisor("app"))
+    before = {one.name for one in threads.entries(app._tree)}
+    for number in range(3):
+        app.start_child(process("sleep", "1000", id=f"x{number}"))
+
+    assert {one.name for one in threads.entries(app._tree)} - before == {
+        "app (programs)",
+        "app (guard)",
+        "app (launcher)",
+    }
 
 
 FLOOD = """
