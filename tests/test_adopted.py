@@ -204,6 +204,28 @@ def test_a_stop_that_overtakes_the_start(launch, news):
     assert news.empty()
 
 
+def test_a_stop_that_waits_for_a_run_that_does_not_come_is_named(launch, news):
+    """As that of a socketserver: the stop has overtaken the start, so its helper thread waits for ever."""
+    release = threading.Event()
+
+    class Shuts(Worker):
+        def stop(self):
+            release.wait(HANG)  # stands for: until run has ended
+
+    def slow_factory():
+        news.put("made")
+        otpy.current().wait_stop()
+        return Shuts(news)
+
+    app = launch(supervisor("app", children=[adopted(slow_factory)]), flush=0.0)
+    assert hear(news) == "made"
+    report = app.stop()
+    release.set()
+
+    assert report.stopped == ("app/w",)
+    assert report.handlers == ("app/w (on_stop)",)
+
+
 def test_it_is_ready_when_it_is_made(launch, news):
     """With ready=True: the next child starts after the factory has returned."""
 

@@ -401,6 +401,17 @@ class TestState:
 
         assert in_child(second, lambda: second.ctx.state) is None
 
+    def test_it_goes_with_the_supervisor(self, launch):
+        """A supervisor that is restarted begins with new children; what must survive that belongs into a file."""
+        puppet = Puppet()
+        launch(supervisor("app", children=[supervisor("s", intensity=0, children=[puppet.spec("a")])]))
+        first = puppet.next()
+        in_child(first, lambda: first.ctx.check_in("saved"))
+        first.crash()
+        second = puppet.next()
+
+        assert (second.incarnation, in_child(second, lambda: second.ctx.state)) == (1, None)
+
 
 class TestWaits:
     def test_the_wait_is_a_state(self, launch, recorder):

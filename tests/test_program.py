@@ -115,6 +115,12 @@ class TestInterpreterExit:
 
         assert (status, sorted(out), err) == (0, ["down a", "up a", "up x"], "")
 
+    def test_a_detached_child_is_cut_off(self):
+        """It has no supervisor that could ask it, and its thread is a daemon."""
+        status, out, err = run("app = otpy.start(tree, log=False); app.detach()")
+
+        assert (status, out, err) == (0, ["up a", "up b"], "")
+
     def test_on_stop_callbacks_and_services_still_work(self):
         """Also where no thread can be started any more."""
         status, out, err = run(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import inspect
 import pkgutil
+import random
 import re
 import sys
 from collections.abc import Callable, Iterable
@@ -39,6 +40,7 @@ from otpy.children.callee import CalleeOptions, describe
 from otpy.children.process import ProgramOptions, _program
 from otpy.cli.group import otpy as command
 from otpy.reports import Cause, ExitKind, ExitReason
+from otpy.restarts import Patience, Window
 from otpy.running import Launch, Options
 from otpy.specs import ChildSpec, Common
 from tests import callees
@@ -124,6 +126,38 @@ def test_no_thread_of_an_idle_tree_waits_with_a_time_limit(launch, recorder):
 
     wait_until(lambda: not any(limits().values()), "all wait without a limit")
     assert {"app", "app/nested", "app (spare)", "app (loop)", "app (programs)", "app/obedient"} <= limits().keys()
+
+
+# docs/health.md
+
+ORDINALS = {"fourth": 4, "eleventh": 11}
+SECONDS = {"s": 1, "minutes": 60}
+
+
+def gives_up(backoff, intensity, period):
+    """Return which restart of a child that fails at once is refused, and when; None: it is tried for ever."""
+    patience, window, now = Patience(backoff, random.Random(0)), Window(intensity, period), 0.0
+    for number in range(1, 1000):
+        now += patience.next_wait()
+        if not window.spend(now):
+            return number, now
+    return None
+
+
+@pytest.mark.parametrize("row", rows(page("health.md"), "Backoff"), ids=str)
+def test_the_table_of_waits_and_limits_is_right(row):
+    """What becomes of a child that fails at once each time, by the rule of the page and by the code."""
+    (initial, maximum) = map(float, re.findall(r"Backoff\(([\d.]+), maximum=([\d.]+)\)", row[0])[0])
+    intensity, period = map(int, re.findall(r"\d+", row[1]))
+    end = gives_up(otpy.Backoff(initial, maximum, jitter=0), intensity, period)
+    waits = [min(maximum, initial * 2**number) for number in range(1, intensity + 1)]  # from the second one on
+
+    assert (end is not None) == (sum(waits) <= period) == ("gives up" in row[2]) != ("tried for ever" in row[2])
+    if end is not None:
+        (ordinal, count, unit) = re.findall(r"at the (\w+) restart, after ([\d.]+) (s|minutes)\.", row[2])[0]
+        assert end == (ORDINALS[ordinal], pytest.approx(float(count) * SECONDS[unit], rel=0.01))
+    if row[1].endswith("(the defaults)"):
+        assert (intensity, period) == (supervisor("app").intensity, supervisor("app").period)
 
 
 # docs/reference.md
