@@ -399,6 +399,52 @@ def test_a_file_does_not_replace_a_module_of_its_name(app):
     assert done.returncode == 0, done.stderr
 
 
+def test_a_module_is_looked_for_in_the_current_directory_first(call, app):
+    """As by ``python -m``: one of the same name that is installed does not hide it."""
+    (app / "wave.py").write_text("from app import make\ntree = make()\n", "utf-8")
+    assert "wave" not in sys.modules
+
+    assert call("show", "--format", "text", "wave").stdout.startswith("made: supervisor")
+
+
+@pytest.mark.parametrize("target", ["main", "main.py"])
+def test_what_a_target_does_as_the_main_module_is_not_run(call, app, target):
+    """Else the tree would be run twice, or by a command that only looks at it."""
+    (app / "main.py").write_text(
+        "from app import make\ntree = make()\nif __name__ == '__main__':\n    raise RuntimeError\n", "utf-8"
+    )
+
+    assert call("check", target).exit_code == 0
+
+
+@pytest.mark.parametrize("name", ["run", "check", "show"])
+def test_ctrl_c_while_a_target_is_loaded_ends_with_130(call, app, name):
+    """There is no tree yet that could be stopped."""
+    (app / "late.py").write_text("raise KeyboardInterrupt\n", "utf-8")
+    done = call(name, "late")
+
+    assert done.exit_code == 130
+    assert "Traceback" not in done.stderr
+
+
+def test_a_target_may_have_its_own_handler_of_sigusr2():
+    """Only where there is none, the signal has files opened anew."""
+    from otpy.cli import run
+
+    def own(*_):
+        raise AssertionError
+
+    before = signal.signal(signal.SIGUSR2, own)
+    try:
+        run.listen_for_rotation()
+        assert signal.getsignal(signal.SIGUSR2) is own
+        signal.signal(signal.SIGUSR2, signal.SIG_DFL)
+        run.listen_for_rotation()
+        assert signal.getsignal(signal.SIGUSR2) not in (own, signal.SIG_DFL)
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+
+
 @pytest.mark.parametrize("args", [["check", "app.py"], ["show", "with_trees:some"], ["run", "app.py:ending"]])
 def test_nothing_is_written(app, args):
     """No bytecode beside a target, nothing else in the current directory."""
@@ -433,6 +479,29 @@ def test_a_signal_stops_the_tree_in_order(app, number):
     assert (process.returncode, out) == (0, "down\n")
     assert "progress" in err
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("place", "args", "limit"),
+    [
+        ("first process", [], 25.0),
+        ("Kubernetes", [], 25.0),
+        ("elsewhere", [], None),
+        ("first process", ["--stop-timeout", "3"], 3.0),
+        ("elsewhere", ["--stop-timeout", "0"], 0.0),
+    ],
+)
+def test_how_long_a_stop_may_take(call, monkeypatch, place, args, limit):
+    """As the first process of a container, and in Kubernetes, it ends before its manager kills all of it."""
+    given = {}
+    monkeypatch.setattr("otpy.run", lambda tree, **options: given.update(options))
+    monkeypatch.setattr(os, "getpid", lambda: 1 if place == "first process" else 2)
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    if place == "Kubernetes":
+        monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+
+    assert call("run", "app:tree", *args).exit_code == 0
+    assert given["stop_timeout"] == limit
 
 
 def test_a_tree_that_ends_by_itself_is_a_success(call):
