@@ -4,6 +4,7 @@ They meet their test at files, which appear whole.
 """
 
 import _thread
+import atexit
 import ctypes
 import faulthandler
 import json
@@ -11,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -146,6 +148,21 @@ def with_lock_held(ctx, where):
     say(where, os.getpid(), grandchild.pid)
     ctx.ready()
     ctypes.PyDLL(None).pause()
+
+
+def ends_slowly(ctx, where):
+    """Return, and leave a thread that is no daemon, and a handler of atexit."""
+
+    def finish():
+        time.sleep(0.1)
+        say(f"{where}.thread", True)
+
+    threading.Thread(target=finish).start()
+    atexit.register(say, f"{where}.atexit", True)
+
+
+def dies_after_its_end(ctx):
+    atexit.register(kill_itself, ctx)
 
 
 def hang_once(ctx):

@@ -314,6 +314,33 @@ def test_who_does_not_listen_is_killed_and_reaped(launch, where):
     assert is_reaped(pid)
 
 
+def test_who_must_not_be_killed_is_given_up(launch, where):
+    """With ``interrupt=False``: its process runs on, and is named as a thread is that cannot be stopped."""
+    app = launch(supervisor("app", children=[process(callees.deaf, where, shutdown=0.05, interrupt=False)]))
+    [pid] = heard(where)
+    report = app.stop()
+
+    assert [one.path for one in report.unstopped] == ["app/deaf"]
+    assert report.interrupted == ()
+    assert not is_gone(pid)
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: is_reaped(pid))
+
+
+def test_its_end_is_told_when_the_interpreter_has_ended(stage, where):
+    """Threads that are no daemons, and what ``atexit`` calls, come first, as in any program."""
+    assert end_of(stage(process(callees.ends_slowly, where))).kind is ExitKind.NORMAL
+    assert pathlib.Path(f"{where}.thread").exists()
+    assert pathlib.Path(f"{where}.atexit").exists()
+
+
+def test_a_signal_that_kills_it_on_the_way_is_its_end(stage):
+    """It has returned, but its interpreter has not ended."""
+    reason = end_of(stage(process(callees.dies_after_its_end)))
+
+    assert (reason.kind, str(reason.exception)) == (ExitKind.CRASHED, "killed by SIGKILL")
+
+
 def test_brutal_kill_asks_nobody(launch, where):
     app = launch(supervisor("app", children=[process(callees.deaf, where, shutdown="brutal_kill")]))
     [pid] = heard(where)
@@ -685,6 +712,19 @@ if __name__ == "__main__":
 
     assert errors == ""
     assert heard(where) == ["__mp_main__"]
+
+
+def test_the_main_module_is_imported_only_if_it_is_needed(program):
+    """One without a guard does no harm where the callable, and what it gets, come from elsewhere."""
+    text = """
+print("imported", __name__, file=sys.stderr)
+child = process(callees.save, restart="temporary", significant=True)
+run(supervisor("app", children=[child], auto_shutdown="any_significant"), log=False)
+"""
+    parent = program(text)
+    _, errors = parent.communicate(timeout=HANG)
+
+    assert (parent.returncode, errors) == (0, "imported __main__\n")
 
 
 def test_a_main_module_without_a_guard_does_not_start_itself_for_ever(program):

@@ -78,6 +78,59 @@ def test_the_reason_tells_code_signal_and_stderr(launch, recorder, how):
     assert ("last words" in reason.traceback) is (kind is ExitKind.CRASHED)
 
 
+def lines_of(launch, *command, **options):
+    """Run a program to its end, and return what it has written."""
+    lines = []
+    spec = process(*command, id="x", restart="transient", significant=True, stdout=lines.append, **options)
+    app = launch(supervisor("app", children=[spec], auto_shutdown="any_significant"))
+    assert app.wait(HANG)
+    return lines
+
+
+def test_its_stdin_is_empty(launch):
+    """It reads to the end at once."""
+    assert lines_of(launch, "sh", "-c", "cat; echo end") == ["end"]
+
+
+def test_no_shell_looks_at_its_arguments(launch):
+    """They are handed over as they are."""
+    assert lines_of(launch, "printf", "%s\\n", "$HOME * ; 'x'") == ["$HOME * ; 'x'"]
+
+
+def test_a_relative_program_is_that_of_its_directory(launch, tmp_path):
+    """Not of ours."""
+    (tmp_path / "mine").write_text("#!/bin/sh\npwd\n")
+    (tmp_path / "mine").chmod(0o700)
+
+    assert lines_of(launch, "./mine", cwd=tmp_path) == [str(tmp_path)]
+
+
+def test_its_environment_is_what_was_given_and_a_mark(launch):
+    """By which its descendants are found."""
+    lines = lines_of(launch, "/usr/bin/env", env={"A": "1", "B": "x y"})
+
+    assert sorted(line.partition("=")[0] for line in lines) == ["A", "B", "OTPY_MARK"]
+    assert "B=x y" in lines
+
+
+def test_it_gets_ours_but_for_what_systemd_has_told_us(launch, monkeypatch):
+    """At the time of the start. Else it would say to systemd that this process is ready, or well."""
+    monkeypatch.setenv("OTPY_TEST", "inherited")
+    for name in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"):
+        monkeypatch.setenv(name, "1")
+    lines = lines_of(launch, "/usr/bin/env")
+
+    assert "OTPY_TEST=inherited" in lines
+    assert not [line for line in lines if line.startswith(("NOTIFY_", "WATCHDOG_"))]
+
+
+def test_it_gets_one_descriptor_more(launch):
+    """The mark; nothing else of this process is open there."""
+    lines = lines_of(launch, "sh", "-c", "exec ls /proc/$$/fd")
+
+    assert len(set(lines) - {"0", "1", "2"}) == 2  # one is that of ls itself, for the directory
+
+
 def test_it_leads_a_session_and_a_group_of_its_own(launch, tmp_path):
     app = launch(once(sh("echo $$ >$1; exec sleep 1000", tmp_path / "pid")))
     pid = number_in(tmp_path / "pid")

@@ -124,6 +124,14 @@ def test_one_that_is_not_ready_in_time_did_not_start(launch):
         launch(supervisor("app", children=[sh("sleep 1000", ready=Port(free_port()), start_timeout=0.1)]))
 
 
+def test_one_that_is_waited_for_by_its_lines_may_have_a_buffer(launch):
+    """Then the error says how to do without."""
+    with pytest.raises(otpy.StartError) as caught:
+        launch(supervisor("app", children=[sh("exec sleep 1000", ready="^up", start_timeout=0.1)]))
+
+    assert all(word in str(caught.value.__cause__) for word in ("PYTHONUNBUFFERED=1", "python -u", "stdbuf -oL"))
+
+
 def test_a_restart_that_is_not_ready_is_a_failed_one(launch, recorder, tmp_path):
     script = "test -e $1 && exit 7; touch $1; echo ready; exit 1"
     launch(supervisor("app", children=[sh(script, tmp_path / "once", ready="ready")], intensity=1))
