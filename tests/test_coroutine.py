@@ -16,6 +16,7 @@ import pytest
 import otpy
 from otpy import ExitKind, SpecError, coroutine, current, dynamic_supervisor, loops, supervisor, thread, threads
 from otpy.children import coroutine as coroutines
+from otpy.mailbox import Mailbox
 from otpy.reports import ChildTerminated, Progress, ShutdownError, Stalled, StartError, Unstopped
 from otpy.threads import Role, ThreadState
 from tests.helpers import HANG, ManualClock, wait_until
@@ -1433,6 +1434,40 @@ def test_a_busy_loop_is_not_blocked(launch, recorder, stages, clock):
         tick(app, clock)
 
     assert recorder.of(Stalled) == []
+
+
+def test_a_busy_loop_wakes_its_supervisor_twice_in_its_patience(launch, stages, clock, monkeypatch):
+    """Once to be looked at, and once when that is due; however often the loop turns meanwhile."""
+    app = launch(supervisor("app", children=[coroutine(stages[0], id="a")]), clock=clock)
+    life = stages[0].next()
+    core = app._tree.directory["app"]
+    told, put = [], Mailbox.put
+
+    def note(self, item):
+        if self is core.mailbox:
+            told.append(item)
+        put(self, item)
+
+    def turn_often():
+        turned = threading.Event()
+
+        async def turn():
+            for _ in range(1000):
+                await asyncio.sleep(0)
+            turned.set()
+
+        life.do(turn)
+        assert turned.wait(HANG)
+        wait_until(lambda: members(app)[0]._home._busy_since is None)
+
+    let_time_pass(app, clock, lambda: not core.timers, blocked=0)
+    monkeypatch.setattr(Mailbox, "put", note)
+    for _ in range(3):
+        turn_often()
+
+    assert len(told) == 1
+    app.count_children()  # it has been read now
+    assert len(core.timers) == 1
 
 
 def test_an_idle_loop_is_not_watched(launch, stages, clock):
