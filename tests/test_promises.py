@@ -40,10 +40,11 @@ from otpy.children.callee import CalleeOptions, describe
 from otpy.children.process import ProgramOptions, _program
 from otpy.cli.group import otpy as command
 from otpy.reports import Cause, ExitKind, ExitReason
-from otpy.restarts import Patience, Window
+from otpy.restarts import ACCEPTABLE, VERDICTS, Fate, Final, Patience, Verdict, Window
 from otpy.running import Launch, Options
-from otpy.specs import ChildSpec, Common
-from tests import callees
+from otpy.specs import ChildSpec, Common, Restart, Strategy
+from otpy.strategy import restart_group
+from tests import callees, test_layers
 from tests.helpers import ManualClock, wait_until
 
 ROOT = Path(__file__).parent.parent
@@ -557,3 +558,101 @@ def test_the_page_of_the_command_line_shows_an_error(tmp_path, monkeypatch):
     done = CliRunner().invoke(command, ["run", "app.py"], prog_name="otpy")
 
     assert (done.exit_code, done.stderr) == (2, shown("cli.md", "otpy run:"))
+
+
+# docs/otp.md
+
+OTP = page("otp.md")
+
+FATES = {
+    # verdict: what the page says of it
+    Verdict(Fate.RESTART, report=True): "`ChildTerminated`, restart",
+    Verdict(Fate.KEEP, report=False): "the spec stays, nothing runs",
+    Verdict(Fate.FORGET, report=False): "the spec is removed",
+    Verdict(Fate.FORGET, report=True): "`ChildTerminated`, the spec is removed",
+}
+
+
+def test_the_restart_table_is_that_of_the_code():
+    """Row by row; and a supervisor at its limit is in the column of the normal class."""
+    table = {row[0]: row[1:] for row in rows(section(OTP, "## The restart table"), "restart")}
+    limits = {row[0]: row[1] for row in rows(OTP, "the supervisor's restart type")}
+
+    assert table == {
+        restart.value: [FATES[VERDICTS[restart, True]], FATES[VERDICTS[restart, False]]] for restart in Restart
+    }
+    assert all(limits[name].startswith(normal) for name, (normal, _) in table.items())
+
+
+def test_the_normal_class_is_that_of_the_code():
+    """The kinds that the page lists, and no others."""
+    kinds = {row[-1] for row in rows(OTP, "what the child does")}
+
+    assert kinds == {kind.name for kind in ExitKind if ExitReason(kind).is_normal}
+
+
+ENDS = {
+    # end, as the page says it: in OTP's words
+    "stopped when asked": Final.SHUTDOWN,
+    "raised `Shutdown`, or a group of nothing else": Final.SHUTDOWN_REASON,
+    "had ended normally before it was asked": Final.NORMAL,
+    "interrupted": Final.KILLED,
+    "raised anything else": Final.OTHER,
+}
+
+
+def test_the_table_of_acceptable_ends_is_that_of_the_code():
+    """Row by row, for both ways to stop."""
+    table = {row[0]: row[1:] for row in rows(section(OTP, "## Acceptable ends"), "end")}
+
+    def written(restarts):
+        names = [restart.value for restart in Restart if restart in restarts]
+        return {0: "none", len(Restart): "all"}.get(len(names), ", ".join(names))
+
+    assert table == {
+        end: [written(ACCEPTABLE[final, False]), written(ACCEPTABLE[final, True])] for end, final in ENDS.items()
+    }
+
+
+def test_the_table_of_strategies_is_that_of_the_code():
+    """For the children a b c d, and c crashed."""
+    assert {row[0]: row[1:] for row in rows(section(OTP, "## Strategies"), "strategy")} == {
+        strategy.value: [" ".join(ids) or "nobody" for ids in restart_group(strategy, "abcd", "c")]
+        for strategy in Strategy
+    }
+
+
+# docs/registry.md
+
+
+def test_the_calls_of_the_registry_have_the_parameters_that_its_page_names():
+    """Those of the module and those of a ``ThreadRegistry`` are the same, but for what is one or the other's only."""
+    table = rows(section(page("registry.md"), "## Reference"), "Name")
+    written = written_calls(row[0] for row in table)
+    of_module = {"report_crashes_elsewhere": [], "default": []}
+    methods = {name: value for name, value in vars(registry.ThreadRegistry).items() if name[0] != "_"}
+    calls = {name: called(value) for name, value in methods.items() if callable(value)}
+
+    assert written == calls | of_module
+    assert {name: called(getattr(registry, name)) for name in written} == written
+    assert isinstance(methods["shutdown_requested"], property)
+    assert not registry.shutdown_requested()
+
+
+@pytest.mark.parametrize("value", [registry.TrackedThread, registry.ShutdownStats], ids=lambda value: value.__name__)
+def test_the_page_of_the_registry_has_the_attributes_of_values(value):
+    """All that there are, and no others."""
+    (cell,) = [row[1] for row in rows(page("registry.md"), "Value") if code(row[0]) == [value.__name__]]
+    properties = {name for name, one in vars(value).items() if isinstance(one, property) and name[0] != "_"}
+
+    assert set(code(re.sub(r"\([^)]*\)", "", cell))) == {field.name for field in attrs.fields(value)} | properties
+
+
+# docs/design.md
+
+
+def test_the_floors_of_the_page_are_those_of_the_code():
+    """As ``tests/test_layers.py`` holds imports to them; the package of the children is one entry."""
+    floors = [{name.rstrip("/") for name in code(row[1])} for row in rows(page("design.md"), "Floor")]
+
+    assert floors == [{name for name in floor if "." not in name} for floor in test_layers.FLOORS]
