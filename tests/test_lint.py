@@ -191,6 +191,13 @@ FINE = {
     "returned": POOL + "def f(): return Pool()",
     "returned, later": POOL + "def f():\n    pool = Pool()\n    return pool",
     "returned with others": POOL + "def f():\n    a, b = Pool(), Pool()\n    return {'a': a}, [b]",
+    "a subclass from elsewhere": "from mine import Worker\nclass W(Worker): pass\nW(), Worker()",
+    "put together at run time": "import threading\ngetattr(threading, 'Thr' + 'ead')(), globals()['Thread']()",
+    "a class that travels": THREAD + "def f(kind): kind()\nf(Thread)\nself.kind = Thread\nself.kind()",
+    "threads of libraries": (
+        "import asyncio, multiprocessing.dummy as d, multiprocessing.pool as p\n"
+        "async def f(): await asyncio.to_thread(g)\nd.Process(), p.ThreadPool()"
+    ),
     "a factory": POOL + "import functools\nmake = lambda: Pool()\nmake_two = functools.partial(Pool, 2)",
 }
 
@@ -659,6 +666,14 @@ def test_as_a_plugin_of_flake8(place, tmp_path):
 
     assert execute(*flake8, ".", cwd=tmp_path) == (1, "".join(findings))
     assert execute(*flake8, "good.py", "exempt.py", cwd=tmp_path) == (0, "")
+
+
+def test_flake8_has_the_rules_on_by_default(place, tmp_path):
+    """Beside its own."""
+    place("bad.py", "import os\nimport threading\n\nthreading.Thread()\n")
+    _, output = execute(sys.executable, "-m", "flake8", "bad.py", cwd=tmp_path)
+
+    assert re.findall(r"^bad.py:(\d+):\d+: (\w+)", output, re.MULTILINE) == [("1", "F401"), ("4", "OTP001")]
 
 
 def commit(repository):
