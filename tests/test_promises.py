@@ -656,3 +656,41 @@ def test_the_floors_of_the_page_are_those_of_the_code():
     floors = [{name.rstrip("/") for name in code(row[1])} for row in rows(page("design.md"), "Floor")]
 
     assert floors == [{name for name in floor if "." not in name} for floor in test_layers.FLOORS]
+
+
+# All pages
+
+OTHERS = {
+    # names with an underscore that the pages mention and that are not otpy's
+    "__pycache__",
+    "create_connection",
+    "create_subprocess_exec",
+    "get_context",
+    "is_daemon",
+    "max_restarts_per_hour",
+    "page_somebody",
+    "simple_one_for_one",
+    "start_link",
+    "supervisor_SUITE",
+}
+
+PAGES = ["README.md", *sorted({path.name for path in (ROOT / "docs").glob("*.md")} - {"changelog.md", "benchmarks.md"})]
+
+
+@pytest.fixture(scope="module")
+def words():
+    """All names in the source of the package."""
+    return {word for path in (ROOT / "otpy").rglob("*.py") for word in re.findall(r"\w+", path.read_text("utf-8"))}
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_the_names_in_the_sentences_of_the_pages_are_those_of_the_code(name, words):
+    """An option that is called otherwise now has another name in the pages, too.
+
+    Not looked at are blocks of code, which are run, and tables, where names of other libraries stand.
+    """
+    text = re.sub(r"^```.*?^```|^\|.*?$", "", page(name), flags=re.DOTALL | re.MULTILINE)
+    spans = [span for span in code(text) if not span.startswith("test_")]
+    names = {word for span in spans for word in re.findall(r"\b[a-z]\w*_\w+\b", span)}
+
+    assert names - words - OTHERS == set()
