@@ -295,6 +295,15 @@ def test_the_defaults_of_graphs_and_of_supervisors_are_those_of_the_code():
     assert (child.restart.value, child.shutdown.value) == ("transient", "infinity")
 
 
+def test_the_probes_have_the_parameters_that_the_reference_names():
+    """And their defaults."""
+    names = ["Line", "Port", "Http", "Notify", "Health"]
+
+    assert written_calls(row[0] for row in rows(section(REFERENCE, "### Probes"), "Value")) == {
+        name: called(getattr(otpy, name)) for name in names
+    }
+
+
 def called(what: Callable[..., object]) -> list[str]:
     """Return the parameters of a method as the tables write them."""
     parameters = [one for one in inspect.signature(what).parameters.values() if one.name != "self"]

@@ -427,6 +427,16 @@ class TestHandle:
 
         assert app.wait() == app.stop().reason
 
+    def test_the_report_of_a_stop_says_how_long_it_took(self, launch):
+        """In seconds, from the request to the end of the last child."""
+        clock = ManualClock()
+        puppet = Puppet(when_asked=lambda life: clock.advance(2.5))
+        app = launch(supervisor("app", children=[puppet.spec("a")]), clock=clock)
+        puppet.next()
+        clock.advance(100.0)
+
+        assert app.stop().duration == 2.5
+
     def test_a_context_manager(self):
         """Leaving the block stops the tree, also by an exception."""
         with pytest.raises(ZeroDivisionError), otpy.start(supervisor("app"), log=False) as app:

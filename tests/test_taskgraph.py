@@ -1024,6 +1024,17 @@ def test_workers_are_started_as_they_are_needed():
     assert len(set(graph.state["results"].values())) == 1
 
 
+def test_how_long_a_run_took():
+    """In seconds: no less than its longest task, no more than the call."""
+    graph = TaskGraph()
+    graph.add(lambda: time.sleep(0.02), "rests")
+    began = time.monotonic()
+    summary = graph.run()
+
+    assert 0.02 <= summary.duration <= time.monotonic() - began
+    assert summary.finished_at - summary.started_at == pytest.approx(summary.duration, abs=1.0)
+
+
 @pytest.mark.parametrize(("processors", "workers"), [(1, 5), (28, 32), (64, 32), (None, 5)])
 def test_how_many_workers_there_may_be_by_default(monkeypatch, processors, workers):
     """Four more than processors, at most 32; and never more than there are tasks."""

@@ -58,6 +58,23 @@ def test_the_log_line_of_a_report(report, level, event, more):
     assert logs == [{"log_level": level, "event": event, **common, **reason, **more}]
 
 
+def test_the_logger_is_called_otpy():
+    """So a program can give its lines a place of their own."""
+    asked = []
+
+    def factory(*names):
+        asked.append(names)
+        return structlog.testing.ReturnLogger()
+
+    structlog.configure(logger_factory=factory)
+    try:
+        telemetry.log_report(EVERY_REPORT[0][0])
+    finally:
+        structlog.reset_defaults()
+
+    assert asked == [("otpy",)]
+
+
 def test_reports_go_to_a_callable_or_a_queue_and_to_the_log():
     """All in the same order."""
     recorder, box = Recorder(), queue.Queue()
