@@ -138,14 +138,17 @@ class Supervisor:
 
     def snapshot(self, timeout: float | None = None) -> Snapshot:
         """Return this supervisor and all that is below it. Each supervisor answers for itself, one after the other."""
-        snapshot: Snapshot = self._call(messages.TakeSnapshot, timeout)
-        return attrs.evolve(snapshot, children=tuple(self._look_into(child, timeout) for child in snapshot.children))
+        seconds = self._seconds(timeout)
+        until = None if seconds is None else time.monotonic() + seconds
+        snapshot: Snapshot = self._call(messages.TakeSnapshot, seconds)
+        return attrs.evolve(snapshot, children=tuple(self._look_into(child, until) for child in snapshot.children))
 
-    def _look_into(self, child: ChildInfo, timeout: float | None) -> ChildInfo:
+    def _look_into(self, child: ChildInfo, until: float | None) -> ChildInfo:
         if child.type is ChildType.WORKER:
             return child
+        left = None if until is None else max(0.0, until - time.monotonic())
         try:
-            return attrs.evolve(child, snapshot=Supervisor(self._tree, child.path).snapshot(timeout))
+            return attrs.evolve(child, snapshot=Supervisor(self._tree, child.path).snapshot(left))
         except NotAlive:
             return child
 

@@ -2,6 +2,7 @@
 
 import queue
 import threading
+import time
 
 import pytest
 
@@ -395,6 +396,24 @@ class TestHandle:
         assert (top.path, top.budget_left, s.snapshot.budget_left, t.snapshot) == ("app", 3, 2, None)
         assert (a.state, a.incarnation, a.restarts, a.age, a.due) == (ChildState.RUNNING, 2, 1, 2.5, None)
         assert (a.last_exit.kind, b.last_exit) == (ExitKind.CRASHED, None)
+
+    def test_a_snapshot_takes_no_longer_than_it_may_in_all(self, launch, monkeypatch):
+        """However many supervisors are asked, one after the other: each has what is left."""
+        tree = supervisor("app", children=[supervisor("s", children=[supervisor("t")]), supervisor("u")])
+        app, limits, call = launch(tree), [], otpy.Supervisor._call
+
+        def slow_call(self, kind, timeout, **fields):
+            limits.append(timeout)
+            time.sleep(0.01)
+            return call(self, kind, timeout, **fields)
+
+        monkeypatch.setattr(otpy.Supervisor, "_call", slow_call)
+        app.snapshot(HANG)
+
+        assert len(limits) == 4
+        assert all(limit <= HANG - 0.01 * number for number, limit in enumerate(limits))
+        app.snapshot()
+        assert limits[4:] == [None] * 4
 
     def test_subscribers(self, launch):
         """A handler gets the reports from its supervisor and below, until it unsubscribes."""

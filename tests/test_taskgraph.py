@@ -1032,7 +1032,6 @@ def test_how_long_a_run_took():
     summary = graph.run()
 
     assert 0.02 <= summary.duration <= time.monotonic() - began
-    assert summary.finished_at - summary.started_at == pytest.approx(summary.duration, abs=1.0)
 
 
 @pytest.mark.parametrize(("processors", "workers"), [(1, 5), (28, 32), (64, 32), (None, 5)])
