@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from otpy import exceptions
+from otpy import Backoff, exceptions
 from otpy.core import messages
 from otpy.core.messages import ChildExited, ChildStarted, StopSupervisor
 from otpy.reports import Counts, ExitKind, ExitReason
@@ -231,6 +231,32 @@ class TestRestart:
             "stop 2",
             "arm 2 at 5",
         ]
+
+    @pytest.mark.parametrize(
+        ("end", "kind"),
+        [
+            (lambda talk: talk.exit("a", ExitReason(ExitKind.CRASHED, exceptions.Fatal())), "limit_reached"),
+            (
+                lambda talk: [talk.hear(messages.TerminateChild(reply="r", id="b")), talk.due("b"), talk.due("b")],
+                "limit_reached",
+            ),
+            (lambda talk: talk.hear(messages.TooManyUnstopped("app/s/x", 3)), "limit_reached"),
+            (lambda talk: talk.exit("c", NORMAL), "shutdown: auto_shutdown"),
+        ],
+        ids=["Fatal", "escalate", "max_unstopped", "auto_shutdown"],
+    )
+    def test_a_supervisor_without_limit_ends_all_the_same(self, end, kind):
+        """With intensity="infinity" only restarts do not end it."""
+        talk = booted(
+            child("a", backoff=Backoff(1, 1)),
+            child("b", backoff=Backoff(1, 1), shutdown=0.0, unstopped="escalate"),
+            child("c", backoff=Backoff(1, 1), restart="transient", significant=True),
+            intensity="infinity",
+            auto_shutdown="any_significant",
+        )
+        end(talk)
+
+        assert str(talk.machine.outcome).startswith(kind)
 
     def test_fatal_below_is_not_fatal_here(self):
         """A supervisor that gave up because of Fatal is restarted like any other."""
