@@ -14,7 +14,7 @@ import pytest
 import otpy
 from otpy import SpecError, TreeFailed, supervisor, telemetry, thread
 from otpy.cli.run import fields
-from otpy.reports import ChildTerminated, ExitKind, ExitReason, LimitReached
+from otpy.reports import ChildTerminated, ExitKind, ExitReason, LimitReached, Progress
 from tests.helpers import HANG, wait_until
 from tests.seams.kit import python
 
@@ -60,6 +60,21 @@ def test_run_lets_escalation_handlers_and_reports_finish():
     assert [one.path for one in page.got] == ["app"]
     assert isinstance(reports.got[-1], LimitReached)
     assert (caught.value.report.undelivered, caught.value.report.handlers) == (0, ())
+
+
+@pytest.mark.parametrize("call", [otpy.Supervisor.wait, otpy.Supervisor.stop, otpy.Supervisor.detach])
+def test_who_waits_for_the_tree_waits_for_its_handlers(call):
+    """So all reports are handled when the call returns, as those of a queue are there."""
+    slow = Slow()
+    app = otpy.start(supervisor("app", intensity=0, children=[thread(fail)]), reports=slow, log=False)
+    assert slow.begun.wait(HANG)
+    wait_until(lambda: not app.alive)
+    helper = threading.Timer(0.05, slow.gate.set)
+    helper.start()
+    call(app)
+
+    assert [type(one) for one in slow.got] == [Progress, ChildTerminated, LimitReached]
+    helper.join(HANG)
 
 
 def test_what_has_not_been_handled_is_counted_and_named():
