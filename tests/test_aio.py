@@ -1,6 +1,7 @@
 """Calling otpy from async code: every call of the handle, awaited, and never a blocked loop."""
 
 import asyncio
+import contextlib
 import inspect
 import queue
 import threading
@@ -245,6 +246,26 @@ def test_a_loop_that_ends_before_it_hears_the_answer_leaves_no_tree(gate, slow):
     wait_until(lambda: not [one for one in threads.entries() if one.name == "otpy.aio (start)"])
     loop.close()
     wait_until(lambda: not slow.handles[0].alive)
+
+
+def test_a_loop_that_is_closed_without_a_word_leaves_no_tree(gate, slow):
+    """The task that starts it is neither cancelled nor forgotten; its answer finds no loop any more."""
+    tasks = []
+
+    async def main():
+        tasks.append(asyncio.create_task(slow.enter()))
+        await asyncio.to_thread(slow.up.wait, HANG)
+
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(main())
+    loop.run_until_complete(loop.shutdown_default_executor())
+    loop.close()
+    gate.set()
+    wait_until(lambda: not slow.handles[0].alive)
+
+    with contextlib.suppress(RuntimeError):  # what awaits the end of the block finds no loop either
+        tasks[0].get_coro().close()
+    tasks[0]._log_destroy_pending = False
 
 
 def test_a_coroutine_child_may_stop_its_own_supervisor():
