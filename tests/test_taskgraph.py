@@ -541,6 +541,28 @@ def test_a_task_that_looks_hears_that_its_time_is_over(monkeypatch):
     assert ended.wait(HANG)
 
 
+def test_an_async_function_that_begins_when_its_time_is_over_is_cancelled_at_once(monkeypatch):
+    """Who asked it to stop could not know what to cancel: there was no loop yet."""
+    monkeypatch.setattr(taskgraph, "FAREWELL", HANG)
+    cancelled = threading.Event()
+
+    async def rest():
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.set()
+
+    def late():
+        while otpy.current().running:
+            time.sleep(0.001)
+        return rest()
+
+    graph = TaskGraph(workers=1)
+    graph.add(late, timeout=0.02, retries=0)
+    assert graph.run().failed == 1
+    assert cancelled.wait(HANG)
+
+
 def test_only_the_worker_that_stalled_is_replaced():
     """Others, idle or busy, keep their threads."""
     lives, stalled, hold = queue.SimpleQueue(), [], threading.Event()
