@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+import click
 import pytest
 from click.testing import CliRunner
 
@@ -703,3 +704,27 @@ def test_the_names_in_the_sentences_of_the_pages_are_those_of_the_code(name, wor
     names = {word for span in spans for word in re.findall(r"\b[a-z]\w*_\w+\b", span)}
 
     assert names - words - OTHERS == set()
+
+
+# docs/tasks.md and docs/lint.md
+
+
+def options_of(name):
+    """Return the long options of a command, as they are written on the command line."""
+    found = command.get_command(click.Context(command), name)
+    return {text for option in found.params for text in option.opts if text.startswith("--")}
+
+
+def test_the_page_of_graphs_has_the_options_of_the_command():
+    """All of them, and what stands for results and for the state."""
+    table = rows(section(page("tasks.md"), "## Run the tasks of a file"), "Option")
+    written = {re.match(r"--[\w-]+", text)[0] for row in table for text in code(row[0])}
+
+    assert written == options_of("tasks") | {"--result-NAME", "--KEY"}
+
+
+def test_the_page_of_the_guard_has_the_options_of_the_command():
+    """All of them."""
+    written = {re.match(r"--\w+", text)[0] for row in rows(page("lint.md"), "Option") for text in code(row[0])}
+
+    assert written == options_of("lint")
