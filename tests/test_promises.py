@@ -12,6 +12,7 @@ import inspect
 import pkgutil
 import random
 import re
+import shlex
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -82,6 +83,23 @@ def rows(text: str, first: str) -> list[list[str]]:
 def code(cell: str) -> list[str]:
     """Return what is in backticks."""
     return re.findall(r"`([^`]*)`", cell)
+
+
+def blocks(name, language):
+    return re.findall(rf"```{language}\n(.*?)```", page(name), re.DOTALL)
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty directory to be in; what a command does to this process is undone."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", sys.dont_write_bytecode)
+    before = set(sys.modules)
+    yield tmp_path
+    for name in set(sys.modules) - before:
+        if Path(getattr(sys.modules[name], "__file__", None) or "/").parent == tmp_path:
+            del sys.modules[name]
 
 
 # README.md
@@ -531,40 +549,33 @@ def test_the_page_of_the_registry_shows_its_table(launch):
     assert shown("registry.md", "3 threads") == re.sub(r"\d\.\d s", "0.0 s", table) + "\n"
 
 
-def test_the_page_of_the_guard_shows_its_findings(tmp_path, monkeypatch, capsys):
+def test_the_page_of_the_guard_shows_its_findings(here, capsys):
     """Place, code and words of each."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "src").mkdir()
+    (here / "src").mkdir()
     thread_is_made = "    worker = threading.Thread(target=run, daemon=True)\n"
-    (tmp_path / "src" / "feed.py").write_text("import threading\n\n\ndef feed(run):\n" + 7 * "    #\n" + thread_is_made)
+    (here / "src" / "feed.py").write_text("import threading\n\n\ndef feed(run):\n" + 7 * "    #\n" + thread_is_made)
 
     assert lint.main(["src"]) == 1
     assert shown("lint.md", "src/feed.py") == capsys.readouterr().out
 
 
-def test_the_page_of_checks_shows_its_findings(tmp_path, monkeypatch):
+def test_the_page_of_checks_shows_its_findings(here):
     """And what the command says at the end."""
-    (tmp_path / "app.py").write_text(
+    (here / "app.py").write_text(
         "from otpy import Backoff, supervisor, thread\n\n\n"
         "def flush(ctx):\n    ctx.wait_stop()\n\n\n"
         'slow = thread(flush, backoff=Backoff(1, 30), shutdown="infinity")\n'
         'tree = supervisor("app", intensity=0, children=[supervisor("storage", children=[slow])])\n'
     )
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(sys, "dont_write_bytecode", sys.dont_write_bytecode)
     done = CliRunner().invoke(command, ["check", "app.py"])
 
     assert done.exit_code == 1
     assert matches(shown("check.md", "app/storage: error"), done.output)
 
 
-def test_the_page_of_the_command_line_shows_an_error(tmp_path, monkeypatch):
+def test_the_page_of_the_command_line_shows_an_error(here):
     """One line on stderr."""
-    (tmp_path / "app.py").write_text('from otpy import supervisor\n\nshop = supervisor("shop")\n')
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(sys, "dont_write_bytecode", sys.dont_write_bytecode)
+    (here / "app.py").write_text('from otpy import supervisor\n\nshop = supervisor("shop")\n')
     done = CliRunner().invoke(command, ["run", "app.py"], prog_name="otpy")
 
     assert (done.exit_code, done.stderr) == (2, shown("cli.md", "otpy run:"))
@@ -728,3 +739,35 @@ def test_the_page_of_the_guard_has_the_options_of_the_command():
     written = {re.match(r"--\w+", text)[0] for row in rows(page("lint.md"), "Option") for text in code(row[0])}
 
     assert written == options_of("lint")
+
+
+def test_the_calls_on_the_page_of_graphs_work(here):
+    """Each line of its shell block, with the file of the block before."""
+    (build,) = [text for text in blocks("tasks.md", "python") if "def setup_state" in text]
+    (here / "build.py").write_text(build)
+    lines = [line for text in blocks("tasks.md", "sh") for line in text.splitlines() if line.startswith("otpy tasks")]
+
+    assert len(lines) == 4
+    for line in lines:
+        done = CliRunner().invoke(command, shlex.split(line, comments=True)[1:], prog_name="otpy")
+        assert done.exit_code == 0, (line, done.output)
+
+
+def test_the_configuration_on_the_page_of_the_guard_is_taken(here, capsys):
+    """Its globs exempt files, and timers are found with it."""
+    (toml,) = blocks("lint.md", "toml")
+    (here / "pyproject.toml").write_text(toml)
+    for name in ("tests/a.py", "examples/legacy_a.py", "x/vendored/y/a.py", "examples/a.py"):
+        (here / name).parent.mkdir(parents=True, exist_ok=True)
+        (here / name).write_text("import threading\nthreading.Timer(1, print)\n")
+
+    assert lint.main(["."]) == 1
+    assert re.findall(r"^(\S+?):\d+:\d+: (\w+)", capsys.readouterr().out, re.MULTILINE) == [("examples/a.py", "OTP004")]
+
+
+def test_the_hooks_on_the_page_of_the_guard_are_those_of_the_repository():
+    """By their ids."""
+    (yaml,) = blocks("lint.md", "yaml")
+    offered = (ROOT / ".pre-commit-hooks.yaml").read_text("utf-8")
+
+    assert re.findall(r"- id: (\S+)", yaml) == re.findall(r"- id: (\S+)", offered)
