@@ -152,6 +152,20 @@ def test_a_thousand_children_cost_one_thread(launch):
     assert loop_threads(app) == []
 
 
+def test_the_orders_of_a_turn_go_together(launch, monkeypatch):
+    """Each order alone would cost a system call: a thousand starts wake the loop a few times."""
+    rung, ring = [], loops.LoopThread._ring
+
+    def note(self):
+        rung.append(bool(self._orders) and not self._is_rung)
+        ring(self)
+
+    monkeypatch.setattr(loops.LoopThread, "_ring", note)
+    launch(supervisor("app", children=[coroutine(wait, id=str(number)) for number in range(1000)]), reports=None)
+
+    assert 0 < sum(rung) <= 2 * 1000 // loops.BATCH + 5
+
+
 def test_each_supervisor_has_its_own(launch, stages):
     """And a child that wants one for itself gets a thread that bears its name."""
     first, second, third = stages
