@@ -28,7 +28,6 @@ from otpy import (
     coroutine,
     ending,
     lint,
-    machine,
     process,
     registry,
     reports,
@@ -41,11 +40,12 @@ from otpy import (
 from otpy.children.callee import CalleeOptions, describe
 from otpy.children.process import ProgramOptions, _program
 from otpy.cli.group import otpy as command
+from otpy.core import lives
+from otpy.core.restarts import ACCEPTABLE, VERDICTS, Delays, Fate, Final, Verdict, Window
+from otpy.core.strategy import restart_group
 from otpy.reports import Cause, ExitKind, ExitReason
-from otpy.restarts import ACCEPTABLE, VERDICTS, Fate, Final, Patience, Verdict, Window
 from otpy.running import Launch, Options
 from otpy.specs import ChildSpec, Common, Restart, Strategy
-from otpy.strategy import restart_group
 from tests import callees, test_layers
 from tests.helpers import ManualClock, wait_until
 
@@ -156,9 +156,9 @@ SECONDS = {"s": 1, "minutes": 60}
 
 def gives_up(backoff, intensity, period):
     """Return which restart of a child that fails at once is refused, and when; None: it is tried for ever."""
-    patience, window, now = Patience(backoff, random.Random(0)), Window(intensity, period), 0.0
+    delays, window, now = Delays(backoff, random.Random(0)), Window(intensity, period), 0.0
     for number in range(1, 1000):
-        now += patience.next_wait()
+        now += delays.next_wait()
         if not window.spend(now):
             return number, now
     return None
@@ -440,13 +440,18 @@ def test_the_reference_has_all_choices():
 NUMBERS = [
     # page, the sentence as it stands there, what the code uses, what the sentence says
     ("tasks.md", "after 0.1 s interrupted, and after another 0.5 s given up", "taskgraph.FAREWELL", 0.1),
-    ("tasks.md", "after 0.1 s interrupted, and after another 0.5 s given up", "machine.INTERRUPT_GRACE", 0.5),
+    ("tasks.md", "after 0.1 s interrupted, and after another 0.5 s given up", "core.lives.INTERRUPT_GRACE", 0.5),
     ("tasks.md", "a JSON object that the state begins with, of at most 64 MiB", "cli.taskfile.LARGEST", 64 << 20),
-    ("howto.md", "and after another half second it gives the thread up", "machine.INTERRUPT_GRACE", 0.5),
+    ("howto.md", "and after another half second it gives the thread up", "core.lives.INTERRUPT_GRACE", 0.5),
     ("howto.md", "Signals within one second are one request", "running.SAME", 1.0),
     ("howto.md", "`flush` seconds for all handlers together, 10 by default", "tree.FLUSH", 10.0),
-    ("health.md", "it is interrupted in vain, and half a second later it is given up", "machine.INTERRUPT_GRACE", 0.5),
-    ("health.md", "by a second, or by a quarter of the heartbeat, if that is less", "pauses.PAUSE", 1.0),
+    (
+        "health.md",
+        "in vain, and half a second later it is given up",
+        "core.lives.INTERRUPT_GRACE",
+        0.5,
+    ),
+    ("health.md", "by a second, or by a quarter of the heartbeat, if that is less", "core.pauses.PAUSE", 1.0),
     ("health.md", "have a twentieth of a second to check in before it counts", "supervisors.BREATH", 1 / 20),
     ("async.md", "They have half a second; what still runs then is logged as `tasks_left`", "loops.CLEAN_UP", 0.5),
     ("async.md", "does not come back to its selector for five seconds is blocked", "loops.LOOP_PATIENCE", 5.0),
@@ -477,7 +482,7 @@ NUMBERS = [
     ("reference.md", "At most 100 supervisors may be nested", "specs.MAX_DEPTH", 100),
     ("reference.md", "does not come back to its selector within 5 s is blocked", "loops.LOOP_PATIENCE", 5.0),
     ("reference.md", "Any of them within one second of the last one that counted", "running.SAME", 1.0),
-    ("design.md", "The thread has half a second", "machine.INTERRUPT_GRACE", 0.5),
+    ("design.md", "The thread has half a second", "core.lives.INTERRUPT_GRACE", 0.5),
     ("design.md", "and get three seconds more", "ending.BUSY", 3.0),
     ("design.md", "otpy keeps 256 kB of address space in reserve", "threads.Reserve.SIZE", 256 << 10),
     ("design.md", "in the first calm millisecond after that", "supervisors.CALM", 0.001),
@@ -485,7 +490,12 @@ NUMBERS = [
     ("design.md", "a fork waits, for a second at most", "telemetry.FORK", 1.0),
     ("design.md", "The same complaint is told once in a minute", "telemetry.QUIET", 60.0),
     ("design.md", "to look at it five seconds later", "loops.LOOP_PATIENCE", 5.0),
-    ("otp.md", "deadline later than it was set for, by a second, or for a heartbeat by a quarter", "pauses.PAUSE", 1.0),
+    (
+        "otp.md",
+        "later than it was set for, by a second, or for a heartbeat by a quarter",
+        "core.pauses.PAUSE",
+        1.0,
+    ),
 ]
 
 
@@ -509,7 +519,7 @@ def test_the_numbers_about_supervisors_that_do_not_answer_are_those_of_the_code(
     assert says("design.md", "and get three seconds more")
     assert says("design.md", "A supervisor that does not answer for 10 to 15 seconds is named and left")
     assert 0.9 < ending.OVERDUE + ending.PROMPT <= 1.0
-    assert ending.OVERDUE > machine.INTERRUPT_GRACE
+    assert ending.OVERDUE > lives.INTERRUPT_GRACE
     assert ending.BUSY == 3.0
     assert ending.PATIENCE == 5.0  # it is asked twice, and the first question comes within so many seconds
 
