@@ -256,7 +256,7 @@ class TestRestart:
         )
         end(talk)
 
-        assert str(talk.machine.outcome).startswith(kind)
+        assert str(talk.machine.ending.outcome).startswith(kind)
 
     def test_fatal_below_is_not_fatal_here(self):
         """A supervisor that gave up because of Fatal is restarted like any other."""

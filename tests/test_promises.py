@@ -21,6 +21,7 @@ from typing import Any
 import attrs
 import click
 import pytest
+import structlog
 from click.testing import CliRunner
 
 import otpy
@@ -97,6 +98,7 @@ def here(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "dont_write_bytecode", sys.dont_write_bytecode)
     before = set(sys.modules)
     yield tmp_path
+    structlog.reset_defaults()
     for name in set(sys.modules) - before:
         if Path(getattr(sys.modules[name], "__file__", None) or "/").parent == tmp_path:
             del sys.modules[name]
