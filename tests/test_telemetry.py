@@ -103,6 +103,19 @@ def test_a_handler_that_raises_is_logged_and_called_again():
     assert logs[0]["given"] == "progress path=app/a incarnation=1"
 
 
+def test_what_was_only_counted_is_told_at_the_end():
+    """Not what was logged, and that once: a count of nothing is no news."""
+    telemetry.complain("handler_failed", OSError("once"), path="app/a")
+    assert telemetry.take_counts() == []
+    for _ in range(3):
+        telemetry.complain("on_stop_failed", OSError("again and again"), path="app/b")
+    (line,) = telemetry.take_counts()
+
+    assert line.startswith("on_stop_failed")
+    assert line.endswith(": 2 times")
+    assert telemetry.take_counts() == []
+
+
 def test_a_handler_that_blocks_delays_nothing_and_is_named(monkeypatch):
     """Neither the tree, nor other handlers, nor its end; what it has not got yet still comes."""
     gate, got, quick, puppet = threading.Event(), [], Recorder(), Puppet()

@@ -111,6 +111,17 @@ def test_a_stop_without_a_limit_gives_up_who_leaves_two_questions_unanswered(stu
     assert app.stop().unanswered == ("app/middle",)
 
 
+@pytest.mark.parametrize(("second", "is_stuck"), [([], False), (["app"], True)])
+def test_one_question_that_is_left_is_asked_once_more(monkeypatch, second, is_stuck):
+    """When the whole process was suspended, the first answer is late, and the second one is not."""
+    answers = [["app"], second]
+    monkeypatch.setattr(ending, "_alive", lambda core: ["app"])
+    monkeypatch.setattr(ending, "_ask", lambda core, asked, wait, until: answers.pop(0))
+
+    assert ending._is_stuck(None, ending.never, None) is is_stuck
+    assert answers == []
+
+
 def test_a_stop_without_a_limit_waits_as_long_as_supervisors_answer(monkeypatch):
     """They are asked many times, while a child takes its time."""
     monkeypatch.setattr(ending, "PATIENCE", 0.01)
