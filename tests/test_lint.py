@@ -646,7 +646,7 @@ def test_as_a_module(tmp_path):
     status, output = execute(*module, ".", cwd=tmp_path, **env)
     assert (status, output[0], output[-len(told) :]) == (1, "\\", told)
     assert execute(*module, "nowhere", cwd=tmp_path) == (2, "otpy.lint: nowhere: no such file or directory\n")
-    assert execute(*module, str(ROOT / "otpy" / "restarts.py"), cwd=tmp_path) == (0, "")
+    assert execute(*module, str(ROOT / "otpy" / "core" / "restarts.py"), cwd=tmp_path) == (0, "")
 
 
 def test_as_a_plugin_of_flake8(place, tmp_path):
