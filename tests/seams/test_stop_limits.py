@@ -11,6 +11,7 @@ import pytest
 import otpy
 from otpy import ChildSpec, SpecError, StartError, ending, supervisor, thread, threads
 from otpy import tree as trees
+from otpy.mailbox import Reply
 from otpy.reports import ExitKind, Progress
 from tests.helpers import HANG, ManualClock, wait_until
 from tests.seams.kit import python
@@ -120,6 +121,24 @@ def test_one_question_that_is_left_is_asked_once_more(monkeypatch, second, is_st
 
     assert ending._is_stuck(None, ending.never, None) is is_stuck
     assert answers == []
+
+
+class Refuses:
+    """What refuses each call, as a supervisor does that has closed its mailbox."""
+
+    def __init__(self, alive):
+        self.alive, self.mailbox, self.done = alive, self, Reply()
+
+    def put(self, message):
+        message.reply.refuse(otpy.NotAlive("app"))
+
+
+@pytest.mark.parametrize("alive", [True, False])
+def test_a_refusal_is_no_answer_of_a_supervisor_that_does_not_end(alive):
+    """It has closed its mailbox, and is stuck in its last steps; one that has ended is not."""
+    one = Refuses(alive)
+
+    assert ending._ask(one, [one], lambda reply, until: True, ending.never) == [one] * alive
 
 
 def test_a_stop_without_a_limit_waits_as_long_as_supervisors_answer(monkeypatch):
