@@ -1,6 +1,7 @@
-"""What tests/test_callee.py runs in processes. Nothing slow is imported here: each process imports this file.
+"""What tests/test_callee.py and tests/test_child_contract.py run in processes.
 
-They meet their test at files, which appear whole.
+Nothing slow is imported here: each process imports this file. They meet their test at files,
+which appear whole.
 """
 
 import _thread
@@ -26,6 +27,20 @@ def say(where, *what):
 
 def obedient(ctx):
     ctx.wait_stop()
+
+
+def obedient_and_ready(ctx):
+    ctx.ready()
+    ctx.wait_stop()
+
+
+def crashing(ctx):
+    raise ValueError("first line")
+
+
+def looping(ctx):
+    while True:
+        pass
 
 
 def tell(ctx, where):

@@ -31,16 +31,8 @@ from otpy.supervisors import SupervisorThread
 from otpy.telemetry import Telemetry
 from otpy.threads import Spawner
 from otpy.tree import Tree
+from tests.callees import crashing, looping, obedient, obedient_and_ready
 from tests.helpers import HANG, close, wait_until
-
-
-def obedient(ctx):
-    ctx.wait_stop()
-
-
-def obedient_and_ready(ctx):
-    ctx.ready()
-    ctx.wait_stop()
 
 
 class Obedient(Service):
@@ -70,10 +62,6 @@ async def awaiting_something(ctx):
     await asyncio.Event().wait()
 
 
-def crashing(ctx):
-    raise ValueError("first line")
-
-
 class Crashing:
     def run(self):
         raise ValueError("first line")
@@ -88,11 +76,6 @@ class CrashingInit(Service):
         raise ValueError("init")
 
     def run(self): ...
-
-
-def looping(ctx):
-    while True:
-        pass
 
 
 async def swallowing(ctx):

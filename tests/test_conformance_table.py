@@ -2,6 +2,7 @@
 
 import ast
 import collections
+import functools
 import pathlib
 import re
 
@@ -25,11 +26,13 @@ class Row:
         return re.findall(r"\w+\.py::\w+", self.last)
 
 
+@functools.cache
 def table():
     lines = [line for line in PAGE.partition("## Conformance")[2].splitlines() if line.startswith("| ")]
     return [Row(*(cell.strip() for cell in line.strip("|").split("|"))) for line in lines[1:]]
 
 
+@functools.cache
 def written():
     """Return the tests that exist, with their docstrings."""
     return {
