@@ -8,6 +8,9 @@ PYTHONS = [
     if line.startswith("Programming Language :: Python :: 3.")
 ]
 
+SIDE_BY_SIDE = ["-n", "2", "--dist", "loadfile"]
+"""As the README's test command has it: two processes, and all tests of a file in one of them."""
+
 nox.options.sessions = ["tests", "lint", "types", "docs"]
 nox.options.error_on_missing_interpreters = False
 
@@ -16,7 +19,7 @@ nox.options.error_on_missing_interpreters = False
 def tests(session: nox.Session) -> None:
     """Run the whole suite, documents and examples included."""
     session.install("-e", ".[tests]")
-    session.run("python", "-m", "pytest", *session.posargs)
+    session.run("python", "-m", "pytest", *SIDE_BY_SIDE, *session.posargs)
 
 
 @nox.session(python="3.13")
@@ -103,7 +106,7 @@ def soak(session: nox.Session) -> None:
     """Run the suite twenty times in a row, to find what is flaky: ``nox -s soak -- TIMES``."""
     session.install("-e", ".[tests]")
     for _ in range(int(session.posargs[0]) if session.posargs else 20):
-        session.run("python", "-m", "pytest", "-q", "-x")
+        session.run("python", "-m", "pytest", *SIDE_BY_SIDE, "-q", "-x")
 
 
 @nox.session

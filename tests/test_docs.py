@@ -88,4 +88,4 @@ def test_the_commands_come_first():
     blocks = re.findall(r"```sh\n(.*?)\n```", (ROOT / "README.md").read_text("utf-8"))
 
     assert blocks[0].endswith("pip install '.[cli]' && .venv/bin/otpy demo")
-    assert blocks[1].endswith("python -m pytest")
+    assert blocks[1].endswith("python -m pytest -n 2 --dist loadfile")

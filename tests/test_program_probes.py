@@ -18,9 +18,13 @@ from tests.programs import SEND, children, guards_of, python, sh, stat
 from tests.test_child_contract import Stage
 
 
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
+@pytest.fixture
+def port():
+    """A port that the system gives to no other test: it is bound here, and nothing listens."""
+    with socket.socket() as mine:
+        mine.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        mine.bind(("127.0.0.1", 0))
+        yield mine.getsockname()[1]
 
 
 SERVE = """
@@ -66,8 +70,8 @@ NOTIFY = SEND + "import sys, time\nwhile not os.path.exists(sys.argv[1]): time.s
 
 
 @pytest.mark.parametrize("ready", ["line to stdout", "line to stderr", "notify", "True", "port", "http"])
-def test_it_is_up_when_it_is_ready(launch_in_thread, recorder, tmp_path, ready):
-    file, port, status = tmp_path / "go", free_port(), tmp_path / "status"
+def test_it_is_up_when_it_is_ready(launch_in_thread, recorder, tmp_path, port, ready):
+    file, status = tmp_path / "go", tmp_path / "status"
     status.write_text("204")
     specs = {
         "line to stdout": lambda: sh(LOOP.format("echo now listening"), file, ready="^now listen"),
@@ -119,9 +123,9 @@ def test_the_one_probe_decides(launch):
         launch(supervisor("app", children=[python(SEND + "tell(b'READY=1')", ready="^up$", heartbeat=1000.0)]))
 
 
-def test_one_that_is_not_ready_in_time_did_not_start(launch):
+def test_one_that_is_not_ready_in_time_did_not_start(launch, port):
     with pytest.raises(otpy.StartError, match="not ready after"):
-        launch(supervisor("app", children=[sh("sleep 1000", ready=Port(free_port()), start_timeout=0.1)]))
+        launch(supervisor("app", children=[sh("sleep 1000", ready=Port(port), start_timeout=0.1)]))
 
 
 def test_one_that_is_waited_for_by_its_lines_may_have_a_buffer(launch):
@@ -161,8 +165,8 @@ def test_watchdog_messages_are_check_ins(launch, recorder, tmp_path):
     assert recorder.wait_for(Progress, count=2).incarnation == 2
 
 
-def test_so_many_misses_in_a_row_are_a_stall(launch, recorder, tmp_path):
-    go, port, status = tmp_path / "go", free_port(), tmp_path / "status"
+def test_so_many_misses_in_a_row_are_a_stall(launch, recorder, tmp_path, port):
+    go, status = tmp_path / "go", tmp_path / "status"
     go.touch()
     status.write_text("200")
     url = f"http://127.0.0.1:{port}"

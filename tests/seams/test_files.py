@@ -313,13 +313,16 @@ def stuck(tmp_path):
     os.close(writer)
 
 
+BRIEFLY = 0.1
+"""How long the end of a tree waits for a file that takes nothing. No test depends on the length."""
+
 FLOOD = "import os\nwhile True: os.write(1, b'x' * 1000 + b'\\n')"
 
 
 def test_a_stuck_file_holds_up_its_own_program_only(launch, recorder, stuck):
     """The flood has to wait, as any pipe makes it. The others, the calls and the stop do not; the loss is reported."""
     specs = [python(FLOOD, id="flood", stdout=stuck), sh("exit 1", id="other")]
-    app = launch(supervisor("app", children=specs, intensity=10**6))
+    app = launch(supervisor("app", children=specs, intensity=10**6), flush=BRIEFLY)
     wait_until(lambda: output._lanes[str(stuck)]._waiting > output.BACKLOG)
     so_far = len(recorder.of(ChildTerminated, "app/other"))
     recorder.wait_for(ChildTerminated, "app/other", count=so_far + 3)
@@ -333,7 +336,7 @@ def test_a_stuck_file_holds_up_its_own_program_only(launch, recorder, stuck):
 
 def test_restarts_while_a_file_is_stuck_add_no_threads(launch, recorder, stuck):
     """Its one thread waits; each run of the program is told what is not written, and goes."""
-    app = launch(supervisor("app", children=[sh("echo hello; exit 1", stdout=stuck)], intensity=2))
+    app = launch(supervisor("app", children=[sh("echo hello; exit 1", stdout=stuck)], intensity=2), flush=BRIEFLY)
     app.wait(HANG)
 
     assert len(recorder.of(ChildTerminated, "app/x")) == 3
@@ -397,7 +400,7 @@ def test_a_directory_that_hangs_holds_up_nothing(launch, recorder, tmp_path, mon
 
     monkeypatch.setattr(logfiles.posix, "open_file", hang)
     specs = [sh("exec sleep 1000", err_dir=tmp_path / "hangs"), sh("exit 1", id="other")]
-    app = launch(supervisor("app", children=specs, intensity=2))
+    app = launch(supervisor("app", children=specs, intensity=2), flush=BRIEFLY)
     assert is_asked.wait(HANG)
     recorder.wait_for(ChildTerminated, "app/other", count=3)
     app.wait(HANG)

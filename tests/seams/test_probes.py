@@ -437,7 +437,7 @@ def test_a_search_that_takes_its_time_holds_up_its_own_program_only(launch, reco
     """It has a thread of its own: the ends of others are told, and the tree stops."""
     go, is_asked = threading.Event(), threading.Event()
     monkeypatch.setattr(Finder, "finds_it_in", lambda finder, line: is_asked.set() or not go.wait(HANG))
-    app = launch(supervisor("app", children=[sh("exit 1", id="other")], intensity=10**6))
+    app = launch(supervisor("app", children=[sh("exit 1", id="other")], intensity=10**6), flush=0.1)
     slow = sh("echo hello; exec sleep 1000", id="slow", ready="hello", restart="temporary")
     starter = threading.Thread(
         target=lambda: contextlib.suppress(otpy.StartError).__enter__() or start_child(app, slow)
