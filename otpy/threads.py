@@ -572,7 +572,7 @@ FRESH = 0.02
 """How many seconds one look at all threads serves at least, see ``_Look``."""
 
 OFTEN = 5
-"""It serves as many times longer than it takes. So looks take a sixth of the time."""
+"""It serves as many times longer than it takes the processor. So looks take a sixth of the time."""
 
 Place = tuple[types.CodeType, int]
 """Where a frame is: its code and its line."""
@@ -590,12 +590,13 @@ class _Look:
     """
 
     def __init__(self) -> None:
-        began = time.monotonic()
+        began = time.thread_time()
         self._files: set[str] = set()
         self._stacks = {ident: tuple(self._places(frame)) for ident, frame in frames().items()}
         self._texts: dict[tuple[Place, ...], str] = {}
-        now = time.monotonic()
-        self.until = now + max(FRESH, OFTEN * (now - began))
+        # Not the time that passed: a thread that had to wait for a processor has cost nothing, and what it saw then is
+        # old. By now a new thread may have the number of one that it saw.
+        self.until = time.monotonic() + max(FRESH, OFTEN * (time.thread_time() - began))
 
     def __contains__(self, ident: int) -> bool:
         return ident in self._stacks

@@ -217,6 +217,20 @@ def test_many_stuck_threads_need_few_looks_at_all_threads(monkeypatch):
     assert 1 <= len(looks) < 50
 
 
+def test_a_look_at_all_threads_that_had_to_wait_is_not_used_for_longer(monkeypatch):
+    """Or new threads that have the numbers of ended ones are reported with the stacks of those."""
+    look_now = threads.frames
+
+    def waits():
+        time.sleep(0.2)
+        return look_now()
+
+    monkeypatch.setattr(threads, "frames", waits)
+    look = threads._Look()
+
+    assert look.until < time.monotonic() + 0.2
+
+
 def test_the_threads_left_behind_are_counted_only_when_there_may_be_too_many():
     """Then once: the root gives up only once."""
 
