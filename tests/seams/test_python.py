@@ -16,7 +16,7 @@ import otpy
 from otpy import posix
 from otpy.children import lifeline
 from tests.helpers import wait_until
-from tests.programs import mark, marked, stat
+from tests.programs import guards_of, mark, marked
 from tests.seams.kit import python
 
 
@@ -141,9 +141,8 @@ def importlib_spec(loader: object):
 
 
 def guards() -> set[int]:
-    from otpy.children import guard
-
-    return {pid for pid in marked(guard.__file__) if stat(pid)[1] == os.getpid()}
+    """Those of this process; other processes that run tests have their own."""
+    return guards_of(os.getpid())
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
