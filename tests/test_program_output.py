@@ -209,7 +209,7 @@ def test_a_callable_that_blocks_holds_up_its_own_program_only(launch, recorder):
     go = threading.Event()
     flood = "import os\nwhile True: os.write(1, b'x' * 1000 + b'\\n')"
     specs = [python(flood, stdout=lambda line: go.wait(HANG)), sh("exit 1", id="y")]
-    app = launch(supervisor("app", children=specs, intensity=1))
+    app = launch(supervisor("app", children=specs, intensity=1), flush=0.1)
     recorder.wait_for(ChildTerminated, "app/y", count=2)
     app.wait(HANG)
     go.set()
