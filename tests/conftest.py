@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import gc
+import compileall
 import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import hypothesis
@@ -26,12 +27,6 @@ for _name, _usual in (("SIGINT", signal.default_int_handler), ("SIGHUP", signal.
         signal.signal(_number, _usual)
 
 
-def pytest_collection_finish() -> None:
-    """Let a full collection look at what tests make, and not at all that was collected and imported before."""
-    gc.collect()
-    gc.freeze()
-
-
 @pytest.fixture(autouse=True)
 def _no_thread_outlives_its_test() -> Iterator[None]:
     before = set(threading.enumerate())  # what a test before this one has left is that one's failure
@@ -42,6 +37,12 @@ def _no_thread_outlives_its_test() -> Iterator[None]:
         thread.join(HANG)
     assert not [thread for thread in left if thread.is_alive()]
     assert not [entry for entry in threads.entries() if entry.thread not in before]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _fresh_interpreters_find_otpy_compiled() -> None:
+    """Tests start hundreds. Under PYTHONDONTWRITEBYTECODE each of them would compile otpy anew."""
+    compileall.compile_dir(Path(otpy.__file__).parent, quiet=2)
 
 
 @pytest.fixture(autouse=True, scope="session")
