@@ -143,7 +143,15 @@ def importlib_spec(loader: object):
 def guards() -> set[int]:
     from otpy.children import guard
 
-    return {pid for pid in marked(guard.__file__) if stat(pid)[1] == os.getpid()}
+    return {pid for pid in marked(guard.__file__) if parent(pid) == os.getpid()}
+
+
+def parent(pid: int) -> int | None:
+    """The parent of a process; None: it has ended."""
+    try:
+        return stat(pid)[1]
+    except OSError:
+        return None
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
