@@ -452,15 +452,25 @@ def examine(path: str, tree: ast.AST, lines: Sequence[str], config: Config) -> l
         return []
     comments = allows(lines) if "otpy:" in text else {}
     reasoned = {line for line, (_, reason) in comments.items() if reason}
-    unused, found = set(comments), set()
+    unused, places = set(comments), collections.defaultdict[int, set[tuple[int, str]]](set)
     for at, node, statement, code in hits(tree, config):
         here = reasoned & lines_of(at, node, statement)
         unused -= here
         if not here:
-            before = lines[at.lineno - 1].encode()[: at.col_offset]  # ast counts bytes
-            found.add((at.lineno, len(before.decode()) + 1, code))
-    found |= {(line, comments[line][0], "OTP903" if line in reasoned else "OTP902") for line in unused}
+            places[at.lineno].add((at.col_offset, code))
+    found = {(line, comments[line][0], "OTP903" if line in reasoned else "OTP902") for line in unused}
+    for line, ones in places.items():
+        found |= {(line, col, code) for col, code in columns(lines[line - 1], ones)}
     return [Finding(path, line, col, code, RULES[code]) for line, col, code in sorted(found)]
+
+
+def columns(line: str, places: Iterable[tuple[int, str]]) -> Iterator[tuple[int, str]]:
+    """Yield the column, from 1, instead of the number of bytes before it, which ast counts; each byte is read once."""
+    content, before, col = line.encode(), 0, 1
+    for offset, code in sorted(places):
+        col += len(content[before:offset].decode())
+        before = offset
+        yield col, code
 
 
 def hits(tree: ast.AST, config: Config) -> Iterator[tuple[Any, Any, Any, str]]:
