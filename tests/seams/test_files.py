@@ -191,6 +191,21 @@ def test_a_rotation_without_backups_leaves_the_old_file_to_its_readers(log, tmp_
     assert (tmp_path / "log").read_text() == "78901\n"
 
 
+def test_a_rotation_looks_at_the_older_files_that_are_there(log, tmp_path):
+    """Not at a billion that may be; and up to a gap: a file behind it is in nobody's way."""
+    for number in range(1, 8):
+        write(log, f"{number:05}\n", size=6, backups=10**9)
+    (tmp_path / "log.3").unlink()
+    write(log, "00008\n", size=6, backups=10**9)
+    kept = {one.name: one.read_text() for one in tmp_path.iterdir()}
+    assert kept == {
+        "log": "00008\n",
+        **{f"log.{number}": f"{8 - number:05}\n" for number in (1, 2)},
+        "log.3": "00005\n",
+        **{f"log.{number}": f"{7 - number:05}\n" for number in (4, 5, 6)},
+    }
+
+
 def test_a_file_that_others_have_emptied_has_room_again(log, tmp_path, looks_each_time):
     """As logrotate's copytruncate does."""
     write(log, "12345678\n", size=10, backups=1)
@@ -573,6 +588,15 @@ def test_what_is_named_and_cannot_be_read_is_a_finding(tmp_path, monkeypatch, na
     assert finding.code == "OTP901"
 
 
+def test_a_line_with_any_number_of_findings_is_read_once(tmp_path):
+    """Not once for each of them, which would take minutes here."""
+    text = "import threading\n" + "threading.Thread();" * 6000 + f"'{'ä' * 4_000_000}'; threading.Thread()\n"
+    (tmp_path / "one.py").write_text(text, "utf-8")
+    found = lint.check(str(tmp_path / "one.py"), lint.Config(tmp_path))
+    assert [one.col for one in (found[0], found[1], found[-1])] == [1, 20, 6000 * 19 + 4_000_005]
+    assert len(found) == 6001
+
+
 CALL_ALL = """
 import json, os, sys
 from click.testing import CliRunner
@@ -599,6 +623,32 @@ def test_in_a_directory_that_was_removed_each_command_ends_with_one_line(tmp_pat
     for args, status, out, err in call_all(tmp_path / "gone", calls):
         assert (status, out, err.count("\n")) == (2, "", 1), args
         assert err.startswith("otpy"), args
+
+
+WRITTEN = [["check", "app"], ["show", "app"], ["tasks", "build.py", "--progress"], ["lint", "."], ["run", "--help"]]
+"""By the commands themselves, by rich, and by click."""
+
+
+def test_a_stdout_whose_disk_is_full_is_told_in_one_line(app):
+    """The status says that the output is not there; no traceback, and nothing at the end of the interpreter."""
+    (app / "build.py").write_text("import threading\nfrom otpy.taskgraph import task\n@task()\ndef one(): pass\n")
+    (app / "raw.py").write_text("import threading\nthreading.Thread()\n")
+    source = """
+    import json, os, sys
+    import rich.console, rich.tree
+    from otpy import process, supervisor
+    from otpy.cli.group import otpy
+    os.chdir(sys.argv[1])
+    for args in json.loads(sys.argv[2]):
+        pid = os.fork()
+        if pid == 0:
+            os.dup2(os.open("/dev/full", os.O_WRONLY), 1)
+            otpy.main(args, prog_name="otpy")
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+    """
+    ran = kit.python(source, app, json.dumps(WRITTEN), env={"PYTHONUNBUFFERED": ""})
+    assert ran.out.split() == ["74"] * len(WRITTEN)
+    assert ran.err == "otpy: cannot write: No space left on device\n" * len(WRITTEN)
 
 
 def test_whatever_is_nested_deeply_is_refused_in_one_line(tmp_path):
