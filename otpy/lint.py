@@ -117,7 +117,6 @@ KEYS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "exempt": (lambda value: isinstance(value, list) and all(isinstance(one, str) for one in value), "a list of globs"),
     "allow-timer": (lambda value: isinstance(value, bool), "true or false"),
 }
-WILDCARDS = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
 
 
 @dataclass(frozen=True)
@@ -137,9 +136,32 @@ class Config:
 
 def matches(path: str, glob: str) -> bool:
     """Whether *path* or a parent of it matches *glob*. A ``*`` stays within a directory, ``**`` does not."""
-    parts = re.split(r"(\*\*/|\*\*|\*|\?)", glob.rstrip("/"))
-    pattern = "".join(WILDCARDS.get(part) or re.escape(part) for part in parts)
-    return re.fullmatch(f"(?:{pattern})(?:/.*)?", path, re.DOTALL) is not None
+    ends = {0}  # where in the path what has been read of the glob may end: a regular expression would try each way
+    for part in re.split(r"(\*\*/|\*\*|\*|\?)", glob.rstrip("/")):
+        ends = WILDCARDS[part](path, ends) if part in WILDCARDS else _after(path, ends, part)
+    return any(path[end : end + 1] in ("", "/") for end in ends)
+
+
+def _after(path: str, ends: set[int], text: str) -> set[int]:
+    return {end + len(text) for end in ends if path.startswith(text, end)}
+
+
+def _after_a_name(path: str, ends: set[int]) -> set[int]:
+    found: set[int] = set()
+    for end in ends:
+        stop = path.find("/", end)
+        found.update(range(end, (stop if stop >= 0 else len(path)) + 1))
+    return found
+
+
+WILDCARDS: dict[str, Callable[[str, set[int]], set[int]]] = {
+    "**/": lambda path, ends: (
+        ends | {at + 1 for at in range(min(ends, default=len(path)), len(path)) if path[at] == "/"}
+    ),
+    "**": lambda path, ends: set(range(min(ends), len(path) + 1)) if ends else ends,
+    "*": _after_a_name,
+    "?": lambda path, ends: {end + 1 for end in ends if path[end : end + 1] not in ("", "/")},
+}
 
 
 def load(file: Path | None = None) -> Config:
