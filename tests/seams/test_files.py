@@ -512,6 +512,15 @@ def test_reports_into_a_fifo_that_nothing_reads_are_refused_in_one_line(app):
     assert done.stderr == "otpy run: --reports fifo: a FIFO that nothing reads, or a socket\n"
 
 
+def test_reports_go_to_the_directory_of_the_call(app):
+    """Also if the target goes elsewhere while it is imported."""
+    (app / "elsewhere").mkdir()
+    (app / "goes.py").write_text("import os\nfrom app import good as tree\nos.chdir('elsewhere')\n")
+    done = otpy_command("run", "goes.py", "--reports", "reports", cwd=app)
+    assert (done.returncode, list((app / "elsewhere").iterdir())) == (0, [])
+    assert (app / "reports").read_text().count("\n") > 0
+
+
 def test_the_file_says_how_many_reports_are_missing_in_it(tmp_path, capsys):
     """Each line is JSON, also after one that was cut off."""
     from otpy.cli.run import ReportFile
