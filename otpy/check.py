@@ -147,6 +147,7 @@ def unreachable_by_backoff(place: Place) -> Iterator[str]:
         )
 
 
+@functools.cache
 def most_restarts(backoff: Backoff | None, period: float) -> float:
     """Return how many restarts of one child fit into *period* seconds, if it fails as soon as its wait is over.
 
@@ -355,7 +356,10 @@ def _target(spec: ChildSpec) -> Any:
         target = target.run if issubclass(target, Service) else None
     while isinstance(target, functools.partial):
         target = target.func
-    return inspect.unwrap(target) if callable(target) else None
+    try:
+        return inspect.unwrap(target) if callable(target) else None
+    except ValueError:  # it wraps itself, or says so: a proxy has every attribute
+        return None
 
 
 def sleeps(function: Any) -> list[float]:

@@ -451,7 +451,7 @@ class RemoteError(Exception):
         self.type_name, self.message, self.traceback = type_name, message, traceback
 
     def __str__(self) -> str:
-        return f"{self.type_name}: {self.message}" if self.message else self.type_name
+        return printable(f"{self.type_name}: {self.message}" if self.message else self.type_name)
 
     def __repr__(self) -> str:
         return f"RemoteError({str(self)!r})"

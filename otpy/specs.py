@@ -23,6 +23,9 @@ from otpy.values import Value, Word
 MAX_DEPTH = 100
 """How many supervisors may be nested in each other; each costs a thread, and a tree this deep is a mistake."""
 
+MAX_INTENSITY = 10**9
+"""The highest limit on restarts: floats count so far, and no period has room for more."""
+
 
 INFINITY: Literal["infinity"] = "infinity"
 """The intensity of a supervisor that never gives up because of restarts."""
@@ -125,16 +128,24 @@ def spelled(choices: type[enum.Enum]) -> str:
 
 
 def is_number(value: object) -> bool:
-    """Whether *value* is a finite number; True and False are not."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether *value* is a number that a float can hold, and finite; True and False are none."""
+    try:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # an int with more than 308 digits
+        return False
 
 
 # One validator per field. Each is called by attrs with (instance, attribute, value).
 
 
+def _is_sayable(text: str) -> bool:
+    """Whether the system takes *text* as a part of a name."""
+    return not any(one == "\0" or "\ud800" <= one <= "\udfff" for one in text)
+
+
 def _where(spec: Any) -> str:
     id = getattr(spec, "id", None)
-    return id if isinstance(id, str) and id else f"<{type(spec).__name__}>"
+    return id if isinstance(id, str) and id and _is_sayable(id) else f"<{type(spec).__name__}>"
 
 
 def _refuse(spec: Any, field: Any, value: object, expected: str) -> None:
@@ -142,8 +153,11 @@ def _refuse(spec: Any, field: Any, value: object, expected: str) -> None:
 
 
 def _id(spec: Any, field: Any, value: Any) -> None:
+    """Threads, log files and the marks of programs are named after it, so the system must take it."""
     if not isinstance(value, str) or not value or "/" in value:
         _refuse(spec, field, value, 'a non-empty str without "/"')
+    if not _is_sayable(value):
+        _refuse(spec, field, value, "a str without NUL and lone surrogates")
 
 
 def _one_of(choices: type[enum.Enum]) -> Callable[[Any, Any, object], None]:
@@ -221,8 +235,8 @@ def _count_or_none(spec: Any, field: Any, value: Any) -> None:
 
 
 def _intensity(spec: Any, field: Any, value: Any) -> None:
-    if value != INFINITY and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
-        _refuse(spec, field, value, f"an int >= 0, or {INFINITY!r}")
+    if value != INFINITY and (type(value) is not int or not 0 <= value <= MAX_INTENSITY):
+        _refuse(spec, field, value, f"an int from 0 to {MAX_INTENSITY}, or {INFINITY!r}")
 
 
 def _shutdown(spec: Any, field: Any, value: Any) -> None:

@@ -34,7 +34,6 @@ import functools
 import graphlib
 import heapq
 import itertools
-import math
 import os
 import queue
 import random
@@ -68,6 +67,7 @@ from otpy import (
 from otpy.arguments import NO_AWAIT, check_call, check_function, check_result, is_async, is_coroutine
 from otpy.core.restarts import Delays
 from otpy.exceptions import meaning_of, means_success, show
+from otpy.specs import is_number
 from otpy.telemetry import complain
 
 __all__ = ["Description", "Meta", "Outcome", "Summary", "Task", "TaskFailure", "TaskGraph", "marked", "task"]
@@ -115,10 +115,6 @@ PASSED, FAILED, SKIPPED, CANCELLED = Outcome
 # Tasks
 
 
-def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def _count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
@@ -139,7 +135,7 @@ FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "retries": (_count, "an int >= 0"),
     "backoff": (lambda wait: wait is None or isinstance(wait, Backoff), "a Backoff, or None"),
     "timeout": (
-        lambda seconds: seconds is None or (_number(seconds) and seconds > 0),
+        lambda seconds: seconds is None or (is_number(seconds) and seconds > 0),
         "a finite number of seconds > 0, or None",
     ),
     "tags": (_names, "an iterable of str"),

@@ -6,6 +6,7 @@ import functools
 import math
 import re
 import time
+import xmlrpc.client
 from pathlib import Path
 
 import pytest
@@ -122,6 +123,14 @@ class Methods:
 @functools.wraps(sleeps_a_minute)
 def wrapped(ctx):
     sleeps_a_minute(ctx)
+
+
+def wraps_itself(ctx):
+    """As a proxy does that has every attribute."""
+    ctx.sleep(60)
+
+
+wraps_itself.__wrapped__ = wraps_itself
 
 
 def tree(*children, **options):
@@ -251,6 +260,8 @@ NEAR = [
     ("TREE202", tree(thread(sleeps_by_a_name_that_is_no_number, **BREATHING))),
     ("TREE202", tree(thread(lambda ctx: ctx.sleep(60), id="lambda", **BREATHING))),
     ("TREE202", tree(LAMBDA)),
+    ("TREE202", tree(thread(wraps_itself, **BREATHING))),
+    ("TREE202", tree(thread(xmlrpc.client.ServerProxy("http://localhost:1/").method, id="proxy", **BREATHING))),
     ("TREE202", tree(thread(adopt(Clock), **BREATHING))),
     ("TREE202", tree(periodic(time.time, id="builtin", **BREATHING))),
     ("TREE301", tree(sub(thread(work, id="a"), id="b"), sub(thread(work, id="c"), id="d"))),
@@ -467,6 +478,13 @@ def test_ten_thousand_children_are_checked_without_looking_at_each_pair():
     spec = tree(*crew(10_000, backoff=PATIENT), strategy="one_for_all", intensity=100)
 
     assert {code for code, _ in found(spec)} == {"TREE102"}
+
+
+def test_slow_waits_are_counted_once():
+    """A thousand steps from one wait to the next cost a second; a thousand such children do not cost more."""
+    slow = Backoff(1e-6, 1e9, factor=1.0001, jitter=0.0, reset_after=0.001)
+
+    assert ("TREE101", "app") not in found(tree(*crew(1000, backoff=slow), intensity=5, period=1e6))
 
 
 def test_a_deep_tree_is_checked():

@@ -244,8 +244,8 @@ WRONG = {
     (
         "run",
         "wrong.py",
-    ): r"otpy run: wrong\.py: otpy\.exceptions\.SpecError: a: intensity = -1: expected an int >= 0, or 'infinity' "
-    r"\(\S+wrong\.py:2\); --verbose shows the traceback",
+    ): r"otpy run: wrong\.py: otpy\.exceptions\.SpecError: a: intensity = -1: expected an int from 0 to 1000000000, "
+    r"or 'infinity' \(\S+wrong\.py:2\); --verbose shows the traceback",
     ("check", "wrong"): r"otpy check: wrong: otpy\.exceptions\.SpecError: a: intensity = -1: .*",
     ("run", "with_trees"): r"otpy run: with_trees has no attribute 'tree'; its trees are: some, other",
     ("run", "json"): r"otpy run: json has no attribute 'tree'; there is no tree in it; otpy\.supervisor makes one",

@@ -247,6 +247,7 @@ BAD = [
     lambda: Http("http://a b/"),
     lambda: Http("http://a:port/"),
     lambda: Http(3),
+    lambda: Http("http://user:hunter1@a/"),
     lambda: Health(Notify()),
     lambda: Health(Port(80), interval=0),
     lambda: Health(Port(80), misses=0),

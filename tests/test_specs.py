@@ -46,14 +46,14 @@ def error_of(make, *args, **options):
 
 
 CHILD_FIELDS = [
-    ("id", ["", "a/b", 7, b"a"]),
+    ("id", ["", "a/b", 7, b"a", "a\0b", "a\ud800b"]),
     ("restart", ["sometimes", None, True, 1]),
-    ("shutdown", [-1, -0.1, math.nan, math.inf, "never", None, True]),
+    ("shutdown", [-1, -0.1, math.nan, math.inf, 10**400, "never", None, True]),
     ("significant", [1, "yes", None]),
     ("ready", [1, None]),
     ("interrupt", [0, "no"]),
     ("start_timeout", [0, -1, math.nan, math.inf, "1", True]),
-    ("heartbeat", [0, -1, math.nan, math.inf, "1", True]),
+    ("heartbeat", [0, -1, math.nan, math.inf, 10**400, "1", True]),
     ("backoff", [1.0, "exponential", (1, 2)]),
     ("snapshot", ["deep", 3]),
     ("unstopped", ["ignore", None]),
@@ -63,8 +63,8 @@ CHILD_FIELDS = [
 SUPERVISOR_FIELDS = [
     *[row for row in CHILD_FIELDS if row[0] != "id"],
     ("strategy", ["all_for_one", None, "simple_one_for_one"]),
-    ("intensity", [-1, 1.5, "3", True, math.inf, "Infinity"]),
-    ("period", [0, -1, math.nan, math.inf, "5", True]),
+    ("intensity", [-1, 1.5, "3", True, math.inf, "Infinity", 10**9 + 1, 10**400]),
+    ("period", [0, -1, math.nan, math.inf, 10**400, "5", True]),
     ("auto_shutdown", ["always", None]),
     ("on_escalation", ["page me", 3]),
     ("children", [None, 3, "abc"]),
@@ -160,6 +160,7 @@ def test_a_value_whose_repr_raises():
 def test_a_value_with_a_lone_surrogate():
     """The error can be printed to any stream."""
     str(error_of(thread, work, id="a", restart="\ud800")).encode("utf-8")
+    str(error_of(thread, work, id="\ud800")).encode("utf-8")
 
 
 def test_an_unknown_option_is_a_type_error():

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
 import re
 import selectors
@@ -179,10 +180,12 @@ class LogFile:
         if self._fd is None:
             return  # others have moved it: what is there now is not ours to move
         self.close()
-        for number in range(backups, 0, -1):
-            younger = f"{self.path}.{number - 1}" if number > 1 else self.path
+        names = [self.path]
+        while len(names) <= backups and os.path.lexists(names[-1]):
+            names.append(f"{self.path}.{len(names)}")
+        for younger, older in reversed([*itertools.pairwise(names)]):
             with contextlib.suppress(FileNotFoundError):
-                Path(younger).replace(f"{self.path}.{number}")
+                Path(younger).replace(older)
         if not backups:
             Path(self.path).unlink(missing_ok=True)
 

@@ -88,6 +88,9 @@ def _url(probe: Any, field: Any, value: Any) -> None:
         is_right = False
     if not is_right or not value.isascii() or not value.isprintable() or " " in value:
         raise SpecError(_where(probe), field.name, value, "a URL such as 'http://127.0.0.1:8080/health'")
+    if "@" in parts.netloc:  # they would not be sent, but shown wherever the spec is
+        shown = parts._replace(netloc=f"***@{parts.netloc.rpartition('@')[2]}").geturl()
+        raise SpecError(_where(probe), field.name, shown, "a URL without a user and a password")
 
 
 @attrs.frozen

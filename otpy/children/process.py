@@ -241,14 +241,32 @@ def _environment(path: str, env: Any) -> tuple[tuple[str, str], ...] | None:
     if env is None:
         return None
     if not isinstance(env, Mapping):
-        raise SpecError(path, "env", env, "a dict of str to str, or None")
-    return tuple((_name(path, name), _text(path, f"env[{name!r}]", value, "a str")) for name, value in env.items())
+        raise SpecError(path, "env", Hidden(env), "a dict of str to str, or None")
+    return tuple((_name(path, name), _value(path, name, value)) for name, value in env.items())
 
 
 def _name(path: str, name: Any) -> str:
     if not isinstance(name, str) or not name or "=" in name or not _is_sayable(name):
-        raise SpecError(path, "env", name, 'names that are non-empty, without "=", NUL and lone surrogates')
+        shown = name.partition("=")[0] if isinstance(name, str) else name  # after it may be a secret
+        raise SpecError(path, "env", shown, 'names that are non-empty, without "=", NUL and lone surrogates')
     return name
+
+
+def _value(path: str, name: str, value: Any) -> str:
+    try:
+        return _text(path, f"env[{name!r}]", value, "a str")
+    except SpecError as error:
+        raise SpecError(path, error.field, Hidden(value), error.expected) from None
+
+
+class Hidden:
+    """Stands for a value that may be a secret: errors are logged."""
+
+    def __init__(self, value: object) -> None:
+        self._kind = type(value).__name__
+
+    def __repr__(self) -> str:
+        return f"<{self._kind}>"
 
 
 def _output(path: str, field: str, value: Any, cwd: str | None) -> Output:

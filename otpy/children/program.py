@@ -69,6 +69,9 @@ LINGER = 0.5
 HOLD = 0.2
 """How long an end of the stop signal, which we have not sent, is kept back in case that our own stop follows."""
 
+LONGEST = 1e12
+"""The longest heartbeat that a program is told of, in seconds: in microseconds, 64 bits hold it."""
+
 LEFT = ExitReason(KILLED, detail="processes that it had started could not be ended")
 
 QUOTED = 4096
@@ -410,7 +413,7 @@ class Program:
             self._mailbox = self.birth.tree.shared(Mailroom).open(self._watch.lifeline)
             both[b"NOTIFY_SOCKET"] = os.fsencode(self._mailbox.address)
         if self._heartbeat is not None:
-            both[b"WATCHDOG_USEC"] = b"%d" % int(self._heartbeat * 1e6)
+            both[b"WATCHDOG_USEC"] = b"%d" % int(min(self._heartbeat, LONGEST) * 1e6)
         family.mark(both)
         return both
 

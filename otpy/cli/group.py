@@ -9,6 +9,8 @@ Laws:
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import importlib.util
 import io
 import os
@@ -25,6 +27,9 @@ COMMANDS = ("demo", "run", "check", "show", "lint", "tasks")
 
 INTERRUPTED = 130
 """The exit status of whoever is ended by Ctrl-C before there is a tree to be stopped: 128 + SIGINT."""
+
+UNWRITTEN = 74
+"""The exit status if stdout cannot be written to: EX_IOERR of sysexits.h."""
 
 
 class Commands(click.Group):
@@ -46,11 +51,15 @@ class Commands(click.Group):
         prepare_streams()
         try:
             status = super().main(args, prog_name, **{**extra, "standalone_mode": False})
+            sys.stdout.flush()
         except click.ClickException as error:
             say_line(line_of(error), err=True)
             status = error.exit_code
         except click.Abort:
             status = INTERRUPTED
+        except OSError as error:
+            status = UNWRITTEN
+            give_up_stdout(error)
         sys.exit(status)
 
 
@@ -62,6 +71,20 @@ def prepare_streams() -> None:
         stream = getattr(sys, name)
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a path can be no text at all
+
+
+def give_up_stdout(error: OSError) -> None:
+    """Say why stdout cannot be written to, unless its reader has gone; what it still holds is dropped.
+
+    Else the interpreter would try to write that when it ends, and tell of the same error again.
+    """
+    with contextlib.suppress(OSError):
+        if error.errno != errno.EPIPE:
+            say_line(f"otpy: cannot write: {error.strerror or error}", err=True)
+    with contextlib.suppress(OSError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
 
 
 def line_of(error: click.ClickException) -> str:

@@ -64,10 +64,13 @@ def run(target: str, log_format: str, reports: str | None, stop_timeout: float |
     """
     configure_log(log_format)
     listen_for_rotation()
+    from otpy.children.logfiles import LogFile
+
+    file = None if reports is None else LogFile(reports, makes_directory=False)  # the target may change the directory
     tree = load(target, verbose=verbose)
     import otpy
 
-    handler = None if reports is None else reports_to(reports)
+    handler = None if reports is None or file is None else reports_to(reports, file)
     try:
         otpy.run(tree, reports=handler, stop_timeout=in_container() if stop_timeout is None else stop_timeout)
     except (otpy.TreeFailed, otpy.StartError) as error:
@@ -135,11 +138,8 @@ def listen_for_rotation() -> None:
         signal.signal(signal.SIGUSR2, lambda *_: reopen_logs())
 
 
-def reports_to(path: str) -> Callable[[object], None]:
-    """Open the file for ``--reports``, and return the handler that writes there."""
-    from otpy.children.logfiles import LogFile
-
-    file = LogFile(path, makes_directory=False)
+def reports_to(path: str, file: LogFile) -> Callable[[object], None]:
+    """Open the file for ``--reports``, which was called *path*, and return the handler that writes there."""
     try:
         file.open()
     except OSError as error:

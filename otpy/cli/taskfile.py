@@ -37,6 +37,9 @@ IN_A_URL = re.compile(r"(?<=://)[^/\s'\"]*@")
 LARGEST = 64 * 1024 * 1024
 """How many bytes a state file may have."""
 
+PARTED: tuple[Any, ...] = (dict, list, tuple, set, frozenset)
+"""What is shown part by part."""
+
 LONGEST = 200
 """No value of the state is shown with more characters, and no list."""
 
@@ -333,7 +336,7 @@ def print_end(graph: TaskGraph, summary: Summary, *, shows_state: bool, shows_va
         say(failure.traceback, nl=False)
     if shows_state or shows_values:
         say("\nstate:")
-        for key, value in graph.state.items():
+        for key, value in [*graph.state.items()]:  # a task that could not be stopped may still change it
             if not _key(key).startswith("_"):
                 say(
                     f"  {_key(key)} = {_sanitised(key, value)}" if shows_values else f"  {_key(key)}: {_type_of(value)}"
@@ -348,21 +351,26 @@ def _type_of(value: object) -> str:
 
 
 def _sanitised(key: object, value: object, around: tuple[int, ...] = ()) -> str:
-    """Return a text for a value of the state, without what looks like a secret; *around*: in what it is."""
-    if SECRET.search(key if isinstance(key, str) else text(key)):
+    """Return a text for a value of the state, without what looks like a secret; *around*: in what it is.
+
+    Of dicts and lists no code of a derived class is run, and a copy is shown: they may still be changed.
+    """
+    if SECRET.search(str.__str__(key) if isinstance(key, str) else text(key)):
         return "***"
-    if not isinstance(value, dict | list | tuple | set | frozenset):
+    kind = next((kind for kind in PARTED if issubclass(type(value), kind)), None)
+    if kind is None:
         return _cut(IN_A_URL.sub("***@", text(value)))
     if id(value) in around or len(around) == DEEPEST:
         return "…"
     around = (*around, id(value))
-    if isinstance(value, dict):
-        return f"{{{', '.join(f'{_key(one)}: {_sanitised(one, below, around)}' for one, below in value.items())}}}"
-    return f"[{_cut(', '.join(_sanitised('', one, around) for one in value))}]"
+    if hasattr(kind, "items"):
+        items = [*kind.items(value)]
+        return f"{{{', '.join(f'{_key(one)}: {_sanitised(one, below, around)}' for one, below in items)}}}"
+    return f"[{_cut(', '.join(_sanitised('', one, around) for one in [*kind.__iter__(value)]))}]"
 
 
 def _key(key: object) -> str:
-    return key if isinstance(key, str) else _cut(text(key))
+    return str.__str__(key) if isinstance(key, str) else _cut(text(key))
 
 
 def _cut(words: str) -> str:

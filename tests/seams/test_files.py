@@ -191,6 +191,21 @@ def test_a_rotation_without_backups_leaves_the_old_file_to_its_readers(log, tmp_
     assert (tmp_path / "log").read_text() == "78901\n"
 
 
+def test_a_rotation_looks_at_the_older_files_that_are_there(log, tmp_path):
+    """Not at a billion that may be; and up to a gap: a file behind it is in nobody's way."""
+    for number in range(1, 8):
+        write(log, f"{number:05}\n", size=6, backups=10**9)
+    (tmp_path / "log.3").unlink()
+    write(log, "00008\n", size=6, backups=10**9)
+    kept = {one.name: one.read_text() for one in tmp_path.iterdir()}
+    assert kept == {
+        "log": "00008\n",
+        **{f"log.{number}": f"{8 - number:05}\n" for number in (1, 2)},
+        "log.3": "00005\n",
+        **{f"log.{number}": f"{7 - number:05}\n" for number in (4, 5, 6)},
+    }
+
+
 def test_a_file_that_others_have_emptied_has_room_again(log, tmp_path, looks_each_time):
     """As logrotate's copytruncate does."""
     write(log, "12345678\n", size=10, backups=1)
@@ -500,6 +515,15 @@ def test_reports_into_a_fifo_that_nothing_reads_are_refused_in_one_line(app):
     assert done.stderr == "otpy run: --reports fifo: a FIFO that nothing reads, or a socket\n"
 
 
+def test_reports_go_to_the_directory_of_the_call(app):
+    """Also if the target goes elsewhere while it is imported."""
+    (app / "elsewhere").mkdir()
+    (app / "goes.py").write_text("import os\nfrom app import good as tree\nos.chdir('elsewhere')\n")
+    done = otpy_command("run", "goes.py", "--reports", "reports", cwd=app)
+    assert (done.returncode, list((app / "elsewhere").iterdir())) == (0, [])
+    assert (app / "reports").read_text().count("\n") > 0
+
+
 def test_the_file_says_how_many_reports_are_missing_in_it(tmp_path, capsys):
     """Each line is JSON, also after one that was cut off."""
     from otpy.cli.run import ReportFile
@@ -576,6 +600,21 @@ def test_what_is_named_and_cannot_be_read_is_a_finding(tmp_path, monkeypatch, na
     assert finding.code == "OTP901"
 
 
+def test_a_line_with_any_number_of_findings_is_read_once(tmp_path):
+    """Not once for each of them, which would take minutes here."""
+    text = "import threading\n" + "threading.Thread();" * 6000 + f"'{'ä' * 4_000_000}'; threading.Thread()\n"
+    (tmp_path / "one.py").write_text(text, "utf-8")
+    found = lint.check(str(tmp_path / "one.py"), lint.Config(tmp_path))
+    assert [one.col for one in (found[0], found[1], found[-1])] == [1, 20, 6000 * 19 + 4_000_005]
+    assert len(found) == 6001
+
+
+def test_a_glob_is_compared_in_one_way_through_it():
+    """A regular expression that tries all ways would take years here."""
+    assert not lint.matches("a/" * 100 + "c", "**/a" * 50 + "/*b")
+    assert lint.matches("a/" * 100 + "c", "**/a" * 50 + "/*c")
+
+
 CALL_ALL = """
 import json, os, sys
 from click.testing import CliRunner
@@ -602,6 +641,32 @@ def test_in_a_directory_that_was_removed_each_command_ends_with_one_line(tmp_pat
     for args, status, out, err in call_all(tmp_path / "gone", calls):
         assert (status, out, err.count("\n")) == (2, "", 1), args
         assert err.startswith("otpy"), args
+
+
+WRITTEN = [["check", "app"], ["show", "app"], ["tasks", "build.py", "--progress"], ["lint", "."], ["run", "--help"]]
+"""By the commands themselves, by rich, and by click."""
+
+
+def test_a_stdout_whose_disk_is_full_is_told_in_one_line(app):
+    """The status says that the output is not there; no traceback, and nothing at the end of the interpreter."""
+    (app / "build.py").write_text("import threading\nfrom otpy.taskgraph import task\n@task()\ndef one(): pass\n")
+    (app / "raw.py").write_text("import threading\nthreading.Thread()\n")
+    source = """
+    import json, os, sys
+    import rich.console, rich.tree
+    from otpy import process, supervisor
+    from otpy.cli.group import otpy
+    os.chdir(sys.argv[1])
+    for args in json.loads(sys.argv[2]):
+        pid = os.fork()
+        if pid == 0:
+            os.dup2(os.open("/dev/full", os.O_WRONLY), 1)
+            otpy.main(args, prog_name="otpy")
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+    """
+    ran = kit.python(source, app, json.dumps(WRITTEN), env={"PYTHONUNBUFFERED": ""})
+    assert ran.out.split() == ["74"] * len(WRITTEN)
+    assert ran.err == "otpy: cannot write: No space left on device\n" * len(WRITTEN)
 
 
 def test_whatever_is_nested_deeply_is_refused_in_one_line(tmp_path):

@@ -181,6 +181,30 @@ def test_one_of_everything_works_without(name, tmp_path):
     try_without([name], tmp_path)
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(sys.implementation.name != "cpython", reason="there are no subinterpreters")
+def test_one_of_everything_but_signals_works_in_a_subinterpreter():
+    """It shares the lock. Callables are started by it, too."""
+    source = """
+    import sys
+    try:
+        import _interpreters as interpreters
+    except ImportError:
+        import _xxsubinterpreters as interpreters
+    one = interpreters.create("legacy") if sys.version_info >= (3, 13) else interpreters.create(isolated=False)
+    interpreters.run_string(one, '''if True:
+        import os
+        from tests.seams import trial
+        for part in (trial.threads_and_coroutines, trial.interrupts, trial.programs, trial.callables):
+            part()
+        os._exit(0)
+    ''')
+    """
+    ran = python(source, flags=["-W", "ignore"], env={"PYTHONPATH": str(Path(__file__).parents[2])})
+    *all_but_signals, _ = TOLD.lstrip().format(interrupt="interrupt: app/a").splitlines()
+    assert ran.out.splitlines() == all_but_signals
+
+
 # Without /proc
 
 

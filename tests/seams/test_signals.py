@@ -52,8 +52,13 @@ PRELUDE = """
         raise Late
 
     def left():
-        '''What of a tree still runs.'''
-        return [one.name for one in threading.enumerate() if one.name.startswith("app")]
+        '''What of a tree still runs, and goes on: a thread that was told to end needs a moment.'''
+        until = time.monotonic() + HANG
+        while (names := [one.name for one in threading.enumerate() if one.name.startswith("app")]) and (
+            time.monotonic() < until
+        ):
+            time.sleep(0.001)
+        return names
 
 """
 STOPS = ["SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT"]

@@ -304,6 +304,79 @@ def test_the_environment_of_a_program_is_shown_without_its_values():
     assert "env=None" in repr(process("x"))
 
 
+@pytest.mark.parametrize(
+    "env",
+    [
+        {"PASSWORD": b"hunter1"},
+        {"PASSWORD": "hunter1\0"},
+        {"PASSWORD": 0x6875},
+        ["PASSWORD=hunter1"],
+        "PASSWORD=hunter1",
+        {"PASSWORD=hunter1": "x"},
+    ],
+)
+def test_an_environment_is_refused_without_its_values(env):
+    """Errors are logged; their value says of which type it was."""
+    with pytest.raises(otpy.SpecError) as caught:
+        process("x", env=env)
+    assert caught.value.field.startswith("env")
+    assert not re.search("hunter1|26741", f"{caught.value} {caught.value.args!r}")
+
+
+def test_an_address_is_refused_without_its_password():
+    """It would not be sent; it would be shown wherever the spec is."""
+    with pytest.raises(otpy.SpecError, match=r"'http://\*\*\*@localhost/x': expected a URL without a user") as caught:
+        otpy.Http("http://me:hunter1@localhost/x")
+    assert "hunter1" not in repr(caught.value.args)
+
+
+def test_values_of_the_state_are_shown_without_their_own_code(tmp_path, call):
+    """A class that is derived from dict or list may raise; and a secret in one stays one."""
+    Path("odd.py").write_text("""
+from otpy.taskgraph import task
+class Odd(dict):
+    def items(self): raise SystemExit(3)
+class List(list):
+    def __iter__(self): raise SystemExit(3)
+class Key(str):
+    def startswith(self, *args): raise SystemExit(3)
+    def __format__(self, spec): raise SystemExit(3)
+@task(with_state=True)
+def one(state):
+    state.update(odd=Odd(password="hunter1", many=List([1, 2])))
+    state[Key("key")] = 3
+""")
+    status, text = call("tasks", "odd.py", "--show-values")
+    assert (status, "  key = 3\n" in text) == (0, True)
+    assert "  odd = {password: ***, many: [1, 2]}\n" in text
+
+
+def test_a_state_that_a_stuck_task_still_changes_is_shown(tmp_path, call):
+    """A task that has run into its time limit may go on; what is shown is one moment."""
+    Path("stuck.py").write_text("""
+import threading, time
+from otpy.taskgraph import task
+@task(with_state=True, timeout=0.05)
+def one(state):
+    until = time.monotonic() + 0.5
+    while time.monotonic() < until:
+        for number in range(2000):
+            state[number] = number
+        for number in range(2000):
+            del state[number]
+""")
+    status, text = call("tasks", "stuck.py", "--show-state")
+    assert status == 1
+    assert text.endswith("s ====\n")
+
+
+def test_what_stands_for_an_exception_of_another_process_is_clean():
+    """Python itself may print it, at the end of a program."""
+    error = otpy.RemoteError(f"app.{EVIL}", EVIL)
+    assert str(error) == f"app.{SEEN}: {SEEN}"
+    assert error.message == EVIL
+
+
 def test_reports_as_json_are_clean_by_their_form(tmp_path, call):
     """Escapes are escaped by JSON itself; the text is that of the exception."""
     call("run", "app.py:bad", "--reports", "reports")
