@@ -479,6 +479,7 @@ class Body:
         tracker = _tracker()
         boot = BOOT.format(home=_home(), end=wires.far.fileno(), dump=wires.dump.fileno(), tracker=tracker)
         environment = vars(os.environb)["_data"].copy()  # in one step: other threads may change it meanwhile
+        environment.pop(b"PYTHONINSPECT", None)  # the interpreter would not end with the callable, or with 1
         self._family.mark(environment)
         self._popen = posix.start_process(
             _python("-c", boot, path),
