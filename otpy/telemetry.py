@@ -313,8 +313,9 @@ class Helpers:
 
     def work_off(self) -> None:
         """Do what waits; on a helper thread that has nothing else to do."""
+        forks = threads.forks
         with contextlib.suppress(IndexError):
-            while self._refused:
+            while self._refused and threads.forks == forks:
                 contextvars.copy_context().run(self._refused.popleft()[0])  # it may say whose code it is
 
     def close(self) -> None:
@@ -327,11 +328,14 @@ class Helpers:
         threads.spawn(target, name=name, role=role, purpose=purpose, owner=self._owner)
 
     def _run(self, job: Callable[[], object]) -> None:
+        forks = threads.forks
         job()
-        self.work_off()
+        if threads.forks == forks:
+            self.work_off()
 
     def _wait(self) -> None:
-        while self._bell.get():
+        forks = threads.forks
+        while threads.forks == forks and self._bell.get():
             self.work_off()
 
 
@@ -375,12 +379,14 @@ class Outlet:
         return lost
 
     def _run(self) -> None:
-        handler = self._handler
+        handler, forks = self._handler, threads.forks
         while (value := self._queue.get()) is not None:
             try:
                 check_result(handler, handler(value))
             except BaseException as error:
                 complain("handler_failed", error, given=value, handler=show(handler))
+            if threads.forks != forks:
+                return
             del value  # an idle outlet must not keep the last report alive
         self.has_ended = True
         self._helpers.work_off()
@@ -546,7 +552,8 @@ class Telemetry:
         self.helpers.run(functools.partial(self._work_off, line), name)
 
     def _work_off(self, line: Line) -> None:
-        while taken := self._take(line):
+        forks = threads.forks
+        while threads.forks == forks and (taken := self._take(line)):
             call(line.handler, taken.pop())
 
     def _take(self, line: Line) -> list[Any]:
