@@ -39,7 +39,7 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any, Protocol
 
-from otpy import debugger, posix, telemetry, threads
+from otpy import debugger, posix, threads
 from otpy.abc import Birth
 from otpy.core.pauses import PAUSE
 from otpy.reports import CRASHED, KILLED, STALLED, ExitReason, Stalled, Unstopped
@@ -311,7 +311,7 @@ class LoopThread:
         except BaseException as error:  # not a task's, the loop itself is broken
             if threads.forks != self._forks:
                 return
-            telemetry.complain("loop_broken", error, loop=self.name)
+            self._tree.telemetry.complain("loop_broken", error, loop=self.name)
             self._bar()  # first: those who end are replaced at once, and not here
             self._end_all(ExitReason(CRASHED, error))
         self._close()
@@ -326,7 +326,7 @@ class LoopThread:
         except (SystemExit, KeyboardInterrupt) as error:
             if threads.forks != self._forks:
                 return
-            telemetry.complain("raised_in_loop", error, loop=self.name)
+            self._tree.telemetry.complain("raised_in_loop", error, loop=self.name)
             self._look_after_members()
 
     def _bar(self) -> list[Member]:
@@ -339,7 +339,7 @@ class LoopThread:
         try:
             self.loop.run_until_complete(self._clean_up())
         except BaseException as error:
-            telemetry.complain("loop_not_clean", error, loop=self.name)
+            self._tree.telemetry.complain("loop_not_clean", error, loop=self.name)
         self._workers.close()
         self.loop.close()
         del self.loop.call_exception_handler  # it and this hold each other

@@ -8,6 +8,8 @@ Laws:
    comes all the same. If the log fails, that goes to stderr. The same complaint about the
    same kind of item is made once in a minute, with the number of those in between.
 4. What has not been handled at the end is counted.
+5. A thread that others need (of a supervisor, an event loop, the programs of a tree) does
+   not write to the log, which may be blocked: complaints of these have a thread, too.
 
 Who runs what: a subscription has a thread that waits for reports (``Outlet``). An
 escalation handler has a thread while there is something to call (``Line``). If the system
@@ -192,6 +194,11 @@ def complain(event: str, error: BaseException, *, given: object = None, **fields
             _tell(event, traceback_of(error), _words(given), fields | ({"again": again} if again else {}))
     except BaseException:  # no memory, or a thread's last moments: there is no place to say it
         return
+
+
+def _complain(complaint: tuple[str, BaseException, dict[str, object]]) -> None:
+    event, error, fields = complaint
+    complain(event, error, **fields)
 
 
 def _count(kind: tuple[object, ...], event: str, fields: dict[str, object]) -> int | None:
@@ -504,6 +511,14 @@ class Telemetry:
             self._enqueue(own, escalation, f"{escalation.path} (on_escalation)")
         if self._on_escalation is not None:
             self._enqueue(self._on_escalation, escalation, f"{self._root} (on_escalation)")
+
+    def complain(self, event: str, error: BaseException, **fields: object) -> None:
+        """Have ``complain`` called on a helper thread. Never blocks or raises.
+
+        For threads that others need: the log may be blocked.
+        """
+        with contextlib.suppress(Exception):  # no memory
+            self._enqueue(_complain, (event, error, fields), f"{self._root} (complaints)")
 
     def close(self) -> None:
         """End the outlets' threads once they have called all that is queued."""

@@ -300,7 +300,7 @@ def test_process_number_1_reaps_what_it_is_handed_and_takes_no_exit_code():
 
 def test_what_another_thread_is_about_to_execute_is_spared(monkeypatch):
     """It has all descriptors of this process for a moment, the mark among them."""
-    line = lifeline.Lifeline(None, "test")
+    line = lifeline.Lifeline(None, "test", print)
     line.wait()
     other = subprocess.Popen(["sleep", "1000"], pass_fds=[line.mark])
     line.close(set())
