@@ -13,7 +13,8 @@ class GuardedClock:
     """Tells the time of another clock. While that fails, time stands still.
 
     Law: what the clock raises goes no further, and neither does a time that is no
-    number. It is logged when the clock begins to fail, not each time.
+    number. It is logged when the clock begins to fail, not each time, and not on the
+    thread that has asked for the time.
 
     Raises:
         Exception: What the clock raises when it is read for the first time.
@@ -21,25 +22,29 @@ class GuardedClock:
     """
 
     def __init__(self, clock: Clock) -> None:
-        self.monotonic = _guarded(clock.monotonic, "monotonic")
-        self.wall = _guarded(clock.wall, "wall")
+        self._complain: Callable[..., object] = complain
+        self.monotonic = self._guarded(clock.monotonic, "monotonic")
+        self.wall = self._guarded(clock.wall, "wall")
 
+    def complain_by(self, complain: Callable[..., object]) -> None:
+        """Have *complain* called, as ``telemetry.complain`` is, when the clock fails; it must not block."""
+        self._complain = complain
 
-def _guarded(tell: Callable[[], float], name: str) -> Callable[[], float]:
-    last, fails = _checked(tell(), name), False
+    def _guarded(self, tell: Callable[[], float], name: str) -> Callable[[], float]:
+        last, fails = _checked(tell(), name), False
 
-    def ask() -> float:
-        nonlocal last, fails
-        try:
-            last = _checked(tell(), name)
-            fails = False
-        except Exception as error:
-            if not fails:
-                fails = True
-                complain("clock_failed", error, clock=name)
-        return last
+        def ask() -> float:
+            nonlocal last, fails
+            try:
+                last = _checked(tell(), name)
+                fails = False
+            except Exception as error:
+                if not fails:
+                    fails = True
+                    self._complain("clock_failed", error, clock=name)
+            return last
 
-    return ask
+        return ask
 
 
 def _checked(seconds: float, name: str) -> float:

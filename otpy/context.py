@@ -312,7 +312,8 @@ class Context:
 
     def _drain(self) -> None:
         _current.set(self)
-        while self._callbacks:
+        forks = threads.forks
+        while self._callbacks and threads.forks == forks:
             try:
                 callback = self._callbacks.pop(0)
             except IndexError:

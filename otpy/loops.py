@@ -30,14 +30,16 @@ import contextlib
 import contextvars
 import importlib
 import inspect
+import os
 import selectors
 import sys
 import threading
+import weakref
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any, Protocol
 
-from otpy import debugger, telemetry, threads
+from otpy import debugger, posix, threads
 from otpy.abc import Birth
 from otpy.core.pauses import PAUSE
 from otpy.reports import CRASHED, KILLED, STALLED, ExitReason, Stalled, Unstopped
@@ -116,15 +118,17 @@ class LoopThread:
         self._is_rung = self._will_ring = self._is_shut = self._is_closing = self._is_watched = False
         self._has_to_be_asked = uvloop is not None
         self._busy_since: float | None = None
-        self._look_at = 0.0
+        self._look_at, self._forks = 0.0, threads.forks
         self._excused: float | None = None
         self._thread: threading.Thread | None = None
         self.context = contextvars.Context()
-        self.loop: asyncio.AbstractEventLoop = (
-            asyncio.SelectorEventLoop(_Selector(self)) if uvloop is None else uvloop.new_event_loop()
-        )
+        with posix.occupied():  # or it would be stdin, stdout or stderr, where these are closed
+            self.loop: asyncio.AbstractEventLoop = (
+                asyncio.SelectorEventLoop(_Selector(self)) if uvloop is None else uvloop.new_event_loop()
+            )
         self._workers = Workers(f"{path} (to_thread)", note)
         self._workers.serve(self.loop)
+        _homes.add(self)
         self._complain = self.loop.call_exception_handler
         self.loop.call_exception_handler = self._hear_complaint  # type: ignore[method-assign]
 
@@ -302,8 +306,12 @@ class LoopThread:
         try:
             while not self._is_shut:
                 self._run()
+                if threads.forks != self._forks:
+                    return
         except BaseException as error:  # not a task's, the loop itself is broken
-            telemetry.complain("loop_broken", error, loop=self.name)
+            if threads.forks != self._forks:
+                return
+            self._tree.telemetry.complain("loop_broken", error, loop=self.name)
             self._bar()  # first: those who end are replaced at once, and not here
             self._end_all(ExitReason(CRASHED, error))
         self._close()
@@ -316,7 +324,9 @@ class LoopThread:
         try:
             self.loop.run_forever()
         except (SystemExit, KeyboardInterrupt) as error:
-            telemetry.complain("raised_in_loop", error, loop=self.name)
+            if threads.forks != self._forks:
+                return
+            self._tree.telemetry.complain("raised_in_loop", error, loop=self.name)
             self._look_after_members()
 
     def _bar(self) -> list[Member]:
@@ -329,7 +339,7 @@ class LoopThread:
         try:
             self.loop.run_until_complete(self._clean_up())
         except BaseException as error:
-            telemetry.complain("loop_not_clean", error, loop=self.name)
+            self._tree.telemetry.complain("loop_not_clean", error, loop=self.name)
         self._workers.close()
         self.loop.close()
         del self.loop.call_exception_handler  # it and this hold each other
@@ -356,6 +366,20 @@ class LoopThread:
         self._busy_since = self._monotonic()
         if not self._is_watched:
             self._watch(LOOP_PATIENCE)
+
+    def take_no_step(self) -> None:
+        """In a fork that one of the tasks has made: let no other task take a step there."""
+        if self._thread is threading.current_thread():
+            getattr(self.loop, "_ready", self._orders).clear()  # a uvloop hides them
+
+    def stay_here(self) -> None:
+        """Leave, if this is a fork that a task has made, and let go on: the tasks run in the other process.
+
+        Raises:
+            _Elsewhere: It is.
+        """
+        if threads.forks != self._forks:
+            raise _Elsewhere
 
     def rests(self) -> None:
         """Note that the loop looks at its selector, or has answered."""
@@ -432,6 +456,22 @@ async def _end_of(tasks: set[asyncio.Task[Any]]) -> None:
         await asyncio.wait(tasks, timeout=CLEAN_UP)
 
 
+_homes: weakref.WeakSet[LoopThread] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for home in list(_homes):
+        home.take_no_step()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, where nothing forks
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+class _Elsewhere(BaseException):
+    """Raised where a loop must not go on: in a forked process."""
+
+
 class _Selector(selectors.DefaultSelector):
     """Tells when its loop goes to work, and when it comes back."""
 
@@ -440,6 +480,7 @@ class _Selector(selectors.DefaultSelector):
         self._watched = watched
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        self._watched.stay_here()
         self._watched.rests()
         events = super().select(timeout)
         self._watched.works()

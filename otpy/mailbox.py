@@ -5,16 +5,17 @@ from __future__ import annotations
 import contextlib
 import functools
 import heapq
+import io
 import itertools
 import os
 import queue
 import signal
-import socket
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
+from otpy import posix
 from otpy.exceptions import CallTimeout, StartError
 
 
@@ -251,7 +252,8 @@ class Bell:
 
     def __init__(self, mine: Collection[int] = ()) -> None:
         self._mine = frozenset(mine)
-        self._ends: list[socket.socket] = []  # where it is heard, and the button
+        self._ends: list[Any] = []  # where it is heard, and the button
+        self._placeholders: list[io.FileIO] = []
         self._before: list[int] = []
         self._heard: list[bytes] = []
 
@@ -262,7 +264,10 @@ class Bell:
             ValueError: This is not the main thread of the main interpreter.
             OSError: The system has no more descriptors to give.
         """
-        self._ends[:] = socket.socketpair()
+        make = posix.pair_maker()
+        posix.occupy(self._placeholders)
+        self._ends[:] = make()
+        posix.vacate(self._placeholders)
         self._ends[1].setblocking(False)
         take = functools.partial(signal.set_wakeup_fd, warn_on_full_buffer=False)
         self._before[:] = map(take, (self._ends[1].fileno(),))
@@ -290,6 +295,7 @@ class Bell:
             self._give_back(self._before[0])
             self._pass_on_the_rest()
             self._before.clear()
+        posix.vacate(self._placeholders)
         while self._ends:
             self._ends[-1].close()
             self._ends.pop()

@@ -34,6 +34,7 @@ import _socket
 import _thread
 import contextlib
 import importlib.util
+import io
 import os
 import select
 import selectors
@@ -43,7 +44,7 @@ import subprocess
 import sys
 import time
 import types
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -160,17 +161,53 @@ def open_file(path: str, flags: int, mode: int = 0o600) -> int:
     return lifted(os.open(path, flags | getattr(os, "O_CLOEXEC", 0), mode))
 
 
+def occupy(taken: list[io.FileIO]) -> None:
+    """Have 0, 1 and 2 in use, until ``vacate``, for what makes descriptors that cannot be lifted.
+
+    Args:
+        taken: Gets what is opened for that, in the same step of C.
+
+    Raises:
+        OSError: There are no more descriptors.
+    """
+    while not taken or taken[-1].fileno() < LOWEST:
+        taken.extend(map(io.FileIO, (os.devnull,)))
+
+
+def vacate(taken: list[io.FileIO]) -> None:
+    """Close what ``occupy`` has opened. A second call does what an exception has kept the first one from doing."""
+    while taken:
+        taken[-1].close()
+        taken.pop()
+
+
+@contextlib.contextmanager
+def occupied() -> Iterator[None]:
+    """Have 0, 1 and 2 in use meanwhile."""
+    taken: list[io.FileIO] = []
+    try:
+        occupy(taken)
+        yield
+    finally:
+        vacate(taken)
+
+
 def selector() -> selectors.BaseSelector:
     """Make a selector.
 
     Raises:
         OSError: There are no more descriptors.
     """
-    with contextlib.ExitStack() as placeholders:  # not every kind of it has a descriptor that could be lifted
-        while (fd := os.open(os.devnull, os.O_RDONLY)) < LOWEST:
-            placeholders.callback(close, fd)
-        close(fd)
+    with occupied():  # not every kind of it has a descriptor that could be lifted
         return selectors.DefaultSelector()
+
+
+def pair_maker() -> Callable[[], tuple[Any, Any]]:
+    """Return what makes two connected sockets in one step of C; see ``occupy``.
+
+    Where threads are green, so are the sockets.
+    """
+    return getattr(_socket, "socketpair", socket.socketpair) if has_real_threads() else socket.socketpair
 
 
 def open_process(pid: int) -> int | None:

@@ -364,6 +364,8 @@ def _tree(spec: SupervisorSpec, options: Options) -> Tree:
 def _furnish(tree: Tree, options: Options) -> Telemetry:
     at_exit.watch()
     telemetry = Telemetry(tree.root, tree, options.get("on_escalation"), tree.clock.wall)
+    if isinstance(tree.clock, GuardedClock):
+        tree.clock.complain_by(telemetry.complain)
     try:
         if options.get("log", True):
             telemetry.subscribe(tree.root, log_report, "log")

@@ -8,6 +8,8 @@ Laws:
    comes all the same. If the log fails, that goes to stderr. The same complaint about the
    same kind of item is made once in a minute, with the number of those in between.
 4. What has not been handled at the end is counted.
+5. A thread that others need (of a supervisor, an event loop, the programs of a tree) does
+   not write to the log, which may be blocked: complaints of these have a thread, too.
 
 Who runs what: a subscription has a thread that waits for reports (``Outlet``). An
 escalation handler has a thread while there is something to call (``Line``). If the system
@@ -194,6 +196,11 @@ def complain(event: str, error: BaseException, *, given: object = None, **fields
         return
 
 
+def _complain(complaint: tuple[str, BaseException, dict[str, object]]) -> None:
+    event, error, fields = complaint
+    complain(event, error, **fields)
+
+
 def _count(kind: tuple[object, ...], event: str, fields: dict[str, object]) -> int | None:
     """Return how often it was only counted since it was logged; None: count it now."""
     now, before = time.monotonic(), _told.get(kind)
@@ -313,8 +320,9 @@ class Helpers:
 
     def work_off(self) -> None:
         """Do what waits; on a helper thread that has nothing else to do."""
+        forks = threads.forks
         with contextlib.suppress(IndexError):
-            while self._refused:
+            while self._refused and threads.forks == forks:
                 contextvars.copy_context().run(self._refused.popleft()[0])  # it may say whose code it is
 
     def close(self) -> None:
@@ -327,11 +335,14 @@ class Helpers:
         threads.spawn(target, name=name, role=role, purpose=purpose, owner=self._owner)
 
     def _run(self, job: Callable[[], object]) -> None:
+        forks = threads.forks
         job()
-        self.work_off()
+        if threads.forks == forks:
+            self.work_off()
 
     def _wait(self) -> None:
-        while self._bell.get():
+        forks = threads.forks
+        while threads.forks == forks and self._bell.get():
             self.work_off()
 
 
@@ -375,12 +386,14 @@ class Outlet:
         return lost
 
     def _run(self) -> None:
-        handler = self._handler
+        handler, forks = self._handler, threads.forks
         while (value := self._queue.get()) is not None:
             try:
                 check_result(handler, handler(value))
             except BaseException as error:
                 complain("handler_failed", error, given=value, handler=show(handler))
+            if threads.forks != forks:
+                return
             del value  # an idle outlet must not keep the last report alive
         self.has_ended = True
         self._helpers.work_off()
@@ -499,6 +512,14 @@ class Telemetry:
         if self._on_escalation is not None:
             self._enqueue(self._on_escalation, escalation, f"{self._root} (on_escalation)")
 
+    def complain(self, event: str, error: BaseException, **fields: object) -> None:
+        """Have ``complain`` called on a helper thread. Never blocks or raises.
+
+        For threads that others need: the log may be blocked.
+        """
+        with contextlib.suppress(Exception):  # no memory
+            self._enqueue(_complain, (event, error, fields), f"{self._root} (complaints)")
+
     def close(self) -> None:
         """End the outlets' threads once they have called all that is queued."""
         with self._lock:
@@ -546,7 +567,8 @@ class Telemetry:
         self.helpers.run(functools.partial(self._work_off, line), name)
 
     def _work_off(self, line: Line) -> None:
-        while taken := self._take(line):
+        forks = threads.forks
+        while threads.forks == forks and (taken := self._take(line)):
             call(line.handler, taken.pop())
 
     def _take(self, line: Line) -> list[Any]:

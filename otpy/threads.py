@@ -642,7 +642,17 @@ def stack_of(ident: int | None) -> str:
         return ""
 
 
+forks = 0
+"""How often this process has become another one, by a fork.
+
+What calls the user's code again and again looks here after each call: that code may have
+forked, and returned in the fork. There the thread must not go on, or a second process
+would do the same work."""
+
+
 def forget_all() -> None:
-    """Forget every thread: in a forked process none of them exists."""
+    """Forget every thread: in a forked process none of them exists, but the one that has forked."""
+    global forks  # noqa: PLW0603
+    forks += 1
     _entries.clear()
     _undecided.clear()

@@ -72,9 +72,11 @@ class Work:
         """Do it; on its thread."""
         if not self.future.set_running_or_notify_cancel():
             return
-        self.thread = threading.current_thread()
+        self.thread, forks = threading.current_thread(), threads.forks
         result, error = _outcome(self.call)
         self.thread = None
+        if threads.forks != forks:
+            return  # the work has forked, and ended in the fork: that has no loop to be told
         if error is None:
             self.future.set_result(result)
         else:
@@ -159,7 +161,8 @@ class Workers:
                 self._count += 1
 
     def _run(self) -> None:
-        while (work := self._queue.get()) is not None:
+        forks = threads.forks
+        while threads.forks == forks and (work := self._queue.get()) is not None:
             work.do()
             del work  # an idle thread must not keep what was done last alive
             self._idle.append(None)

@@ -715,7 +715,7 @@ def test_no_signal_handler_is_left_behind_by_a_start_that_fails(monkeypatch):
         raise OSError("too many open files")
 
     before = signal.getsignal(signal.SIGINT)
-    monkeypatch.setattr("socket.socketpair", no_descriptors)
+    monkeypatch.setattr("_socket.socketpair", no_descriptors)
     with pytest.raises(otpy.StartError, match="too many"):
         otpy.start(supervisor("app"), log=False)
 

@@ -748,6 +748,8 @@ from otpy.children import callee
 
 signal.signal(signal.SIGPIPE, signal.SIG_DFL)
 wires = callee.Wires()
+wires.lay()
+wires.carry()
 wires.let_go()
 thread = threading.Thread(target=wires.hand_over, args=(b"program", b"birth"))
 thread.start()

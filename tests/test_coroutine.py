@@ -477,7 +477,7 @@ def test_what_a_task_of_its_own_raises_does_not_stop_the_loop(launch, recorder, 
 
     assert first.next().loop is sibling.loop
     assert recorder.wait_for(ChildTerminated, "app/a").reason.kind is ExitKind.CRASHED
-    assert "raised_in_loop" in capsys.readouterr().out
+    wait_until(lambda: "raised_in_loop" in capsys.readouterr().out)
 
 
 def test_somebody_else_cancels_it(launch, recorder, stages):
@@ -565,7 +565,7 @@ def test_a_loop_that_is_broken_is_the_end_of_its_children(launch, recorder, stag
     second.next()
     assert first.next().loop is second.next().loop is not life.loop
     assert len(recorder.of(ChildTerminated)) == 2
-    assert "loop_broken" in capsys.readouterr().out
+    wait_until(lambda: "loop_broken" in capsys.readouterr().out)
 
 
 @pytest.mark.parametrize("strategy", ["one_for_one", "one_for_all", "rest_for_one"])
@@ -1152,7 +1152,7 @@ def test_an_async_generator_that_does_not_end_is_left(launch, monkeypatch, capsy
     app.stop()
 
     assert kept[0][0].is_closed()
-    assert "loop_not_clean" in capsys.readouterr().out
+    wait_until(lambda: "loop_not_clean" in capsys.readouterr().out)
 
 
 def test_a_second_order_to_end_does_not_interrupt_the_clean_up(launch, monkeypatch, capsys):

@@ -176,8 +176,8 @@ class TestInterpreterExit:
             app = otpy.start(supervisor("app", children=[thread(tidy, id="x")]), log=False)
             def none_left():
                 raise OSError("too many open files")
-            import socket
-            socket.socketpair = none_left
+            import _socket
+            _socket.socketpair = none_left
             """
         )
 

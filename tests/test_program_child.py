@@ -30,6 +30,7 @@ from otpy.children import guard, lifeline, probes, program
 from otpy.children.probes import Health, Port
 from otpy.core.messages import ChildExited, ChildStarted
 from otpy.reports import ChildTerminated, Progress, ShutdownError, StartError
+from otpy.telemetry import Telemetry
 from tests.helpers import HANG, close, wait_until
 from tests.programs import children, guards_of, mark, marked, members, number_in, python, sh, stat
 from tests.test_child_contract import Stage
@@ -478,7 +479,7 @@ def test_a_guard_that_dies_is_replaced(launch):
 def test_the_next_guard_is_told_of_all_that_run(launch, tmp_path):
     """What the one before knew must not be lost with it."""
     told = queue.SimpleQueue()
-    line = lifeline.Lifeline(None, "test")
+    line = lifeline.Lifeline(None, "test", print)
     line.wait()
     line.add(12345678)
     line.add(12345679)
@@ -492,7 +493,7 @@ def test_the_next_guard_is_told_of_all_that_run(launch, tmp_path):
 
 def test_a_fork_has_no_mark():
     """It would be killed as a program, when the process that it comes from has died."""
-    line = lifeline.Lifeline(None, "test")
+    line = lifeline.Lifeline(None, "test", print)
     line.wait()
     mark = line.mark
     lifeline._after_fork()
@@ -509,13 +510,13 @@ def test_without_a_guard_it_is_told_and_programs_run(launch, recorder, monkeypat
     launch(once(sh("exit 3")))
 
     assert recorder.wait_for(ChildTerminated).reason.detail.returncode == 3
-    assert "programs_unguarded" in capsys.readouterr().out
+    wait_until(lambda: "programs_unguarded" in capsys.readouterr().out)
 
 
 def test_a_guard_that_cannot_be_replaced_costs_no_program_its_end(launch, recorder, monkeypatch):
     """The guard has ended, and there are no descriptors for another one just when a program is started."""
     said = queue.SimpleQueue()
-    monkeypatch.setattr(lifeline.telemetry, "complain", lambda event, error: said.put(event))
+    monkeypatch.setattr(Telemetry, "complain", lambda self, event, error: said.put(event))
     app = launch(dynamic_supervisor("app", intensity=0))
     app.start_child(sh("exec sleep 1000", id="first"))
 
@@ -628,4 +629,4 @@ def test_a_program_that_cannot_be_looked_at_has_ended(launch, recorder, monkeypa
     launch(once(sh("exit 3")))
 
     assert recorder.wait_for(ChildTerminated).reason.detail.returncode == 3
-    assert "watch_failed" in capsys.readouterr().out
+    wait_until(lambda: "watch_failed" in capsys.readouterr().out)

@@ -16,15 +16,17 @@ Laws:
 6. The new interpreter loads no module from the working directory; it has the path of
    this one before it loads anything of the user's.
 
-Theory of operation. ``start`` lays the wires and gets a thread. An order that comes
-before the process is there waits in the socket; only force has to look for the number.
-The thread packs what is to be run, spawns an interpreter that runs remote.py, hands the
-parcel over through stdin, and then waits for two things at once: messages, and the
-death of the process (pidfd; where there is none, the end of the socket). What is said,
+Theory of operation. ``start`` gets a thread. That lays the wires, packs what is to be
+run, spawns an interpreter that runs remote.py, and hands the parcel over through stdin.
+An order that comes before the wires are there is kept, and later ones wait in the
+socket; only force has to look for the number. Then the thread waits for two things at
+once: messages, and the death of the process (pidfd; where there is none, the end of the socket). What is said,
 and how, is in remote.py.
 
 When this program dies, however that happens, its end of each socket and each lifeline is closed, and the processes end
-by that. So no fork of this program may keep these ends open: see ``_forks``.
+by that. So no fork of this program may keep these ends open: see ``_forks``. A fork may
+take its time, since hooks of the program run then: the supervisor's thread never waits
+for one.
 
 Why not multiprocessing.Process: the process would not have a session of its own before
 its first instruction, each start would reap the processes of all others on the way, the
@@ -278,7 +280,7 @@ def _pipe() -> tuple[io.FileIO, io.FileIO]:
 
 
 class Wires:
-    """What connects the two sides.
+    """What connects the two sides. To make one takes nothing: they are laid by ``lay``.
 
     Attributes:
         near, far: The socket for orders and messages.
@@ -286,12 +288,28 @@ class Wires:
         stacks, dump: A pipe: what a process did when it was asked, or died of a signal, and where it writes that.
     """
 
+    near: posix.Socket
+    far: posix.Socket
+    birth: io.FileIO
+    lifeline: io.FileIO
+    stacks: io.FileIO
+    dump: io.FileIO
+
     def __init__(self) -> None:
+        self._near_ends: set[Closable] = set()
+        self._early: bytes | None = b""
+
+    def lay(self) -> None:
+        """Lay them; wait while this process is forked, as long as hooks of the program take for that.
+
+        Raises:
+            OSError: There are no more descriptors.
+        """
         with _forks, contextlib.ExitStack() as ends:
             self.near, self.far = map(ends.enter_context, posix.socket_pair())
             self.birth, self.lifeline = map(ends.enter_context, _pipe())
             self.stacks, self.dump = map(ends.enter_context, _pipe())
-            self._near_ends: set[Closable] = {self.near, self.lifeline, self.stacks}
+            self._near_ends = {self.near, self.lifeline, self.stacks}
             _near_ends.update(self._near_ends)
             ends.pop_all()
         self.near.setblocking(False)
@@ -307,13 +325,24 @@ class Wires:
                 while left:
                     left = left[self.lifeline.write(left) :]
 
+    def carry(self) -> None:
+        """Send what was ordered before they were laid. Not at the same time as ``order``."""
+        early, self._early = self._early, None
+        if early:
+            self.order(early)
+
     def order(self, order: bytes) -> None:
         """Send *order*; it waits in the socket until somebody reads it."""
+        if self._early is not None:
+            self._early += order
+            return
         with contextlib.suppress(OSError):  # it has ended, or it has not read thousands of orders
             self.near.send(order, posix.NO_SIGNAL)
 
     def last_stacks(self) -> str:
         """Return what the process has written of its stacks."""
+        if self._early is not None:
+            return ""
         return printable((self.stacks.read(CHUNK) or b"").decode(errors="replace"))
 
     def let_go(self) -> None:
@@ -322,9 +351,9 @@ class Wires:
             end.close()
 
     def close(self) -> None:
-        """Close all of them."""
-        self.let_go()
-        with _forks:
+        """Close all of them; with ``_forks``."""
+        if self._near_ends:
+            self.let_go()
             _near_ends.difference_update(self._near_ends)
             for end in self._near_ends:
                 end.close()
@@ -450,6 +479,7 @@ class Body:
         tracker = _tracker()
         boot = BOOT.format(home=_home(), end=wires.far.fileno(), dump=wires.dump.fileno(), tracker=tracker)
         environment = vars(os.environb)["_data"].copy()  # in one step: other threads may change it meanwhile
+        environment.pop(b"PYTHONINSPECT", None)  # the interpreter would not end with the callable, or with 1
         self._family.mark(environment)
         self._popen = posix.start_process(
             _python("-c", boot, path),
@@ -584,14 +614,12 @@ class CalleeChild:
     def start(self, deliver: Deliver) -> None:
         birth, spec = self.birth, self.birth.spec
         self._deliver, self._saved = deliver, birth.handover.state
-        self._messages = Messages(self.what.max_message_size)
+        self._messages, self._wires = Messages(self.what.max_message_size), Wires()
         try:
-            self._wires = Wires()
             purpose = spec.purpose or f"runs {spec.id}"
             self._thread = birth.spawn(self._main, name=birth.path, purpose=purpose, if_lost=self._is_lost)
-        except (OSError, RuntimeError, MemoryError) as error:  # no more descriptors or threads
+        except (RuntimeError, MemoryError) as error:  # no more threads
             threads.reserve.spend(error)
-            self._close()
             deliver(ChildExited(birth.ref, ExitReason(CRASHED, error)))
 
     def _is_lost(self) -> None:
@@ -684,9 +712,12 @@ class CalleeChild:
 
     def _live(self) -> BaseException | Sealed | None:
         wires = self._wires
-        assert wires is not None, "they were laid before this thread was started"
+        assert wires is not None, "they were made before this thread was started"
         if not self.running:
             return Killed() if self._is_killed else None  # nobody has to wait for a process that is not wanted any more
+        wires.lay()
+        with self._lock:
+            wires.carry()
         parcel = Parcel()
         birth = parcel.pack((self.what.function, self.what.args, self._facts()))
         program = parcel.pack(_program(self.birth.path, birth))
@@ -744,7 +775,7 @@ class CalleeChild:
         birth.tree.left_behind(left, report)
 
     def _close(self) -> None:
-        with self._lock:
+        with _forks, self._lock:  # in this order: the supervisor's thread waits for the second, never for the first
             if self._wires is not None:
                 self._wires.close()  # first: if this is interrupted, the next call finds what is left
                 self._wires = None

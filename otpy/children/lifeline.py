@@ -26,9 +26,10 @@ import signal
 import threading
 import time
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 
-from otpy import descendants, posix, telemetry, threads
+from otpy import descendants, posix, threads
 from otpy.mailbox import Once
 from otpy.posix import NO_SIGNAL, NoPython, Socket
 from otpy.threads import Role
@@ -63,9 +64,16 @@ class Lifeline:
         thread: The keeper.
     """
 
-    def __init__(self, owner: object, name: str) -> None:
+    def __init__(self, owner: object, name: str, complain: Callable[[str, BaseException], object]) -> None:
+        """Begin.
+
+        Args:
+            owner, name: Of the keeper.
+            complain: Called with what has failed; must not block: the end of the tree waits for the keeper.
+        """
         self._inside, self.mark = posix.pipe()
         self.token = secrets.token_hex(12)
+        self._complain = complain
         self._lock = threading.Lock()
         self._line: Socket | None = None
         self._pid: int | None = None
@@ -161,7 +169,7 @@ class Lifeline:
         try:
             self._keep_one_after_the_other()
         except NoPython as error:
-            telemetry.complain("programs_unguarded", error)
+            self._complain("programs_unguarded", error)
         finally:
             self._settled.happen()
             self._ended.happen()
@@ -178,7 +186,7 @@ class Lifeline:
                 failure = error
             failures = failures + 1 if time.monotonic() - began < TOO_SOON else 1
             if failures == REPORTED_AFTER and not self._closed.has_happened:
-                telemetry.complain("programs_unguarded", failure)
+                self._complain("programs_unguarded", failure)
                 self._settled.happen()
             self._closed.wait(PAUSES[min(failures, len(PAUSES)) - 1])
 

@@ -80,15 +80,17 @@ def _make_directory() -> str:
     places = [tempfile.gettempdir(), "/tmp", "/var/tmp"]  # noqa: S108 - the directory is made by chance, and private
     error: OSError | None = None
     for place in places:
-        if len(os.fsencode(place)) + 32 <= LONGEST:
-            try:
-                made = tempfile.mkdtemp(prefix="otpy-", dir=place)
-            except OSError as refused:
-                error = refused
+        try:
+            full = str(Path(place).absolute())  # a program may run in another directory
+            if len(os.fsencode(full)) + 32 > LONGEST:
                 continue
-            if os.geteuid() == 0:
-                os.chmod(made, 0o711)  # noqa: S103, PTH101 - see law 2
-            return made
+            made = tempfile.mkdtemp(prefix="otpy-", dir=full)
+        except OSError as refused:
+            error = refused
+            continue
+        if os.geteuid() == 0:
+            os.chmod(made, 0o711)  # noqa: S103, PTH101 - see law 2
+        return made
     raise error or OSError(f"no place for a socket: the path {places[0]} is too long")
 
 

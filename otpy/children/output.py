@@ -314,12 +314,15 @@ class Lane:
         self._run(0.0)
 
     def _run(self, idle: float) -> None:
+        forks = threads.forks
         while (next := self._next(idle)) is not None:
             call, size = next
             try:
                 call()
             except BaseException as error:
                 telemetry.complain("output_lost", error, name=self._name)
+            if threads.forks != forks:
+                return
             del call, next  # a lane that waits must not keep a program alive
             for resume in self._settle(size):
                 resume()

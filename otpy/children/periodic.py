@@ -9,6 +9,7 @@ from typing import Any, Unpack
 
 import attrs
 
+from otpy import threads
 from otpy.abc import Birth
 from otpy.arguments import check_call, check_function, check_result
 from otpy.children.thread import ThreadChild, name_of, path_of
@@ -87,10 +88,12 @@ class PeriodicStart(Value):
 
     def run(self, heartbeat: float | None, ctx: Context) -> None:
         rhythm = Rhythm(self.interval, self.retry_interval, self.retries, due=time.monotonic())
-        wait = 0.0
+        wait, forks = 0.0, threads.forks
         while not ctx.wait_stop(wait):
             ctx.check_in()
             wait = self._call(ctx, rhythm)
+            if threads.forks != forks:
+                return  # the function has forked, and returned in the fork
             if heartbeat is not None:
                 ctx.check_in(allow=wait + heartbeat)
 

@@ -44,7 +44,7 @@ from functools import partial
 
 import attrs
 
-from otpy import descendants, posix, telemetry, threads
+from otpy import descendants, posix, threads
 from otpy.abc import Birth, Deliver
 from otpy.children import probes
 from otpy.children.launcher import Launchers
@@ -371,7 +371,7 @@ class Program:
             self.detach()
 
     def _tell_unclean(self, error: NoPython) -> None:
-        telemetry.complain("signals_inherited", error, path=self.birth.path)
+        self.birth.tree.telemetry.complain("signals_inherited", error, path=self.birth.path)
 
     def _wait_for_end(self, pid: int) -> None:
         """Have ``_has_ended`` called on the watch's thread at the end of the process."""
@@ -481,7 +481,7 @@ class Program:
             self._hear(stream)
 
     def _log_lost(self, error: OSError) -> None:
-        telemetry.complain("output_lost", error, path=self.birth.path)
+        self.birth.tree.telemetry.complain("output_lost", error, path=self.birth.path)
 
     def _has_said_it(self) -> None:
         """It is ready; look at no more lines. On the thread of a lane."""
@@ -612,7 +612,7 @@ class Program:
         try:
             is_gone = self._rest_is_gone()
         except Exception as error:  # or nobody would ever hear of its end
-            telemetry.complain("watch_failed", error, path=self.birth.path)
+            self.birth.tree.telemetry.complain("watch_failed", error, path=self.birth.path)
             is_gone = True
         if is_gone:
             self._wind_up()

@@ -5,6 +5,7 @@ Laws:
    for this. So the near side (callee.py) has this file run by its path, and it says what it has to say with the
    standard library alone.
 2. The main thread runs the callable. One more thread, the watch, waits for orders, and sleeps otherwise.
+   Under eventlet one more, a green one, looks for what it has got.
 3. When the program is gone, so are this process and its group, whatever runs here: the kernel sees to that where it can
    (Linux), and the watch everywhere, as soon as it gets the interpreter's lock.
 4. Each message goes out whole, whatever a signal handler raises while it is sent: what
@@ -23,6 +24,7 @@ processes like this one unpickle it.
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import errno
 import faulthandler
@@ -69,6 +71,9 @@ The word of otpy that it is, or ""; the name of its class; what ``repr`` and ``s
 give; its traceback; the exception itself, as JSON or pickled (``allow_pickle``), or
 b"". An EXIT without any parts: the callable has returned.
 """
+
+TURN = 0.05
+"""Where the watch can wake no other thread, one of these looks for orders after so many seconds."""
 
 LARGEST, MOST = 1 << 18, 10_000
 """The most bytes that an exception may have as JSON, and the most values in it; one
@@ -574,6 +579,11 @@ def _enter(facts: Facts, wire: Wire, orders: Orders) -> RemoteContext:
     return ctx
 
 
+def _are_deaf() -> bool:
+    """Whether threads are green ones that no thread of the system can wake, such as the watch: those of eventlet."""
+    return str(_thread.start_new_thread.__module__).startswith("eventlet.")
+
+
 class Orders:
     """What the supervisor wants. The watch writes, and the main thread looks once, when there is a context.
 
@@ -591,7 +601,8 @@ class Orders:
             if LOOK in got:
                 faulthandler.dump_traceback(self._dump)
             self._got += got
-            self._pass_on()
+            if not _are_deaf():
+                self._pass_on()
         if os.getpgrp() == os.getpid():
             os.killpg(0, signal.SIGKILL)
         os._exit(1)
@@ -600,6 +611,15 @@ class Orders:
         """From now on tell *ctx*, and tell it what came before."""
         self._ctx = ctx
         self._pass_on()
+        if _are_deaf():
+            _spawn(self._pass_on_in_turns, daemon=True)
+
+    def _pass_on_in_turns(self) -> None:
+        is_over = False
+        while not is_over:
+            time.sleep(TURN)
+            is_over = FENCE in self._got
+            self._pass_on()
 
     def _pass_on(self) -> None:
         if self._ctx is not None:

@@ -31,7 +31,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from otpy import descendants, posix, telemetry, threads
+from otpy import descendants, posix, threads
 from otpy.children.lifeline import Lifeline
 from otpy.posix import NO_SIGNAL
 from otpy.threads import Role, ThreadState
@@ -79,7 +79,7 @@ class Watch:
             self._inside.setblocking(False)
             self._bell.setblocking(False)
             self._selector.register(self._inside, selectors.EVENT_READ, self._silence)
-            self.lifeline = Lifeline(tree, tree.root)
+            self.lifeline = Lifeline(tree, tree.root, tree.telemetry.complain)
             undo.callback(self.lifeline.close, self.spared)
             name, purpose = f"{tree.root} (programs)", "waits for programs"
             self._thread = threads.spawn(self._run, name=name, role=Role.HELPER, purpose=purpose, owner=tree)
@@ -166,7 +166,7 @@ class Watch:
             callback()
         except Exception as error:
             self.ignore(fd)  # or it would be called again at once, for ever
-            telemetry.complain("watch_failed", error, path=self._tree.root)
+            self._tree.telemetry.complain("watch_failed", error, path=self._tree.root)
 
     def _silence(self) -> None:
         with contextlib.suppress(BlockingIOError):

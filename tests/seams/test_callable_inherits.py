@@ -5,15 +5,21 @@ Each test is a fresh interpreter, ``main.py``, which imports ``jobs.py`` from th
 directory.
 """
 
+import _thread
 import os
 import pathlib
+import queue
 import subprocess
 import sys
+import threading
 import zipfile
+from types import SimpleNamespace
 
 import pytest
 
 import otpy
+from otpy.children import remote
+from tests.helpers import HANG
 from tests.seams.kit import python
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="processes need POSIX")
@@ -148,6 +154,65 @@ def test_signals_and_the_defaults_of_sockets(program):
 
     assert looked.startswith("([], [], ")
     assert end == "1 shutdown"
+
+
+def test_the_interpreter_ends_with_the_callable(program, monkeypatch):
+    """Where PYTHONINSPECT is set, one that is run with ``-c`` reads more from stdin, and ends with 1."""
+    monkeypatch.setenv("PYTHONINSPECT", "1")
+    ran = program(
+        """
+    with launch(jobs.look, "looked") as app:
+        wait_for_file("looked")
+        app.terminate_child("look")
+        print(reports.qsize(), app.which_children()[0].last_exit)
+    os._exit(0)
+        """
+    )
+
+    assert ran.out == "1 shutdown\n"
+
+
+class Asked:
+    """A context: on which thread it was asked to stop."""
+
+    def __init__(self):
+        self.by = queue.SimpleQueue()
+
+    def ask(self):
+        self.by.put(threading.current_thread())
+
+    fence = ask
+
+
+@pytest.mark.parametrize("module", ["_thread", "eventlet.green.thread"])
+def test_green_threads_are_asked_by_one_of_them(monkeypatch, module):
+    """No thread of the system can wake a thread of eventlet; all others are asked by the watch, which polls nothing."""
+    orders = queue.SimpleQueue()
+    wire = SimpleNamespace(orders=lambda: orders.get(timeout=HANG))
+    monkeypatch.setattr(remote._thread, "start_new_thread", Named(_thread.start_new_thread, module))
+    monkeypatch.setattr(remote.os, "getpgrp", lambda: 0)
+    monkeypatch.setattr(remote.os, "_exit", lambda status: None)
+    waiting, asked = remote.Orders(wire, -1), Asked()
+    watch = threading.Thread(target=waiting.watch)
+    watch.start()
+    waiting.obey(asked)
+    orders.put(remote.ASK)
+    by_watch = asked.by.get(timeout=HANG) is watch
+    orders.put(remote.FENCE)
+    orders.put(b"")
+    watch.join(HANG)
+
+    assert by_watch == (module == "_thread")
+
+
+class Named:
+    """A function that says it is of another module."""
+
+    def __init__(self, function, module):
+        self.function, self.__module__ = function, module
+
+    def __call__(self, *args, **options):
+        return self.function(*args, **options)
 
 
 def test_nothing_is_imported_from_the_working_directory(program, tmp_path):

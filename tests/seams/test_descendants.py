@@ -124,7 +124,7 @@ def test_a_rest_that_is_deaf_is_killed_when_time_is_up(launch, recorder, tmp_pat
     number, pid = mark(), tmp_path / "pid"
     script = f"({DEAF.format(number=number)}); trap 'exit 0' TERM; while :; do sleep 0.01; done"
     app = launch(supervisor("app", children=[sh(script, pid, shutdown=0.3)]))
-    assert number_in(pid) in marked(number)
+    wait_until(lambda: number_in(pid) in marked(number), "it is executed")
     report = app.stop()
 
     assert (report.interrupted, report.unstopped) == (("app/x",), ())
@@ -300,7 +300,7 @@ def test_process_number_1_reaps_what_it_is_handed_and_takes_no_exit_code():
 
 def test_what_another_thread_is_about_to_execute_is_spared(monkeypatch):
     """It has all descriptors of this process for a moment, the mark among them."""
-    line = lifeline.Lifeline(None, "test")
+    line = lifeline.Lifeline(None, "test", print)
     line.wait()
     other = subprocess.Popen(["sleep", "1000"], pass_fds=[line.mark])
     line.close(set())

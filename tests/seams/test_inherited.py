@@ -46,6 +46,31 @@ def test_descriptors_are_three_or_more_where_the_first_ones_are_closed(tmp_path)
     assert (tmp_path / "made").read_text() == "3 of 8"
 
 
+def test_none_of_a_running_tree_is_stdin_stdout_or_stderr(tmp_path):
+    """Neither what the main thread waits at, nor what an event loop makes: C code may write to 2 at any time."""
+    python(
+        """
+        import asyncio, os, signal, sys
+        for fd in range(3):
+            os.close(fd)
+        from otpy import coroutine, run, supervisor
+
+        async def look(ctx):
+            taken = [fd for fd in range(3) if os.path.exists(f"/proc/self/fd/{fd}")]
+            with open(sys.argv[1], "w") as file:
+                file.write(f"{taken}")
+            os.kill(os.getpid(), signal.SIGTERM)
+            await asyncio.sleep(1000)
+
+        run(supervisor("app", children=[coroutine(look)]), log=False)
+        """,
+        tmp_path / "taken",
+        stderr=subprocess.DEVNULL,
+    )
+
+    assert (tmp_path / "taken").read_text() == "[]"
+
+
 def test_a_program_that_inherits_a_closed_stdout_gets_none_of_ours(tmp_path):
     """Its first file would become its stdout otherwise."""
     python(

@@ -582,6 +582,7 @@ def test_a_clock_that_fails_ends_nothing(launch, recorder, mood):
         assert recorder.wait_for(Progress, "app/a", count=2).incarnation == 2
         clock.mood = None
         app.count_children()
+        wait_until(lambda: logs)
 
     assert [one["event"] for one in logs] == ["clock_failed"]
     assert app.alive

@@ -323,6 +323,33 @@ def test_where_senders_are_not_known_letters_are_taken(launch, monkeypatch):
     assert app.which_children()[0].state.value == "running"
 
 
+def test_an_address_leads_there_from_any_directory(monkeypatch, tmp_path):
+    """The program may run in another one, and this process may go elsewhere."""
+    monkeypatch.chdir(tmp_path)
+    Path("here").mkdir()
+    monkeypatch.setattr(notify.tempfile, "gettempdir", lambda: "here")
+    monkeypatch.setattr(notify, "LONGEST", 1000)
+    room = notify.Mailroom(None)
+    monkeypatch.setattr(notify.posix, "datagram_socket", lambda: Bound())
+    box = room.open(SimpleNamespace(add_litter=lambda directory: None))
+    box.close()
+    room.close()
+
+    assert box.address.startswith(f"{tmp_path}/here/")
+
+
+class Bound(SimpleNamespace):
+    """A socket that can be bound to a path of any length."""
+
+    def bind(self, address):
+        Path(address).touch()
+
+    def setblocking(self, flag):
+        pass
+
+    setsockopt = close = lambda *args: None
+
+
 def test_an_address_is_never_too_long(monkeypatch, tmp_path):
     """The system takes about a hundred bytes."""
     deep = tmp_path / ("x" * 100)

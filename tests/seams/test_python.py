@@ -162,7 +162,7 @@ def test_a_guard_that_cannot_run_is_tried_less_and_less_often(monkeypatch):
     line = lifeline.Lifeline.__new__(lifeline.Lifeline)
     line._closed, line._settled = Closing(waits), lifeline.Once()
     monkeypatch.setattr(line, "_be_guarded", lambda: 1, raising=False)
-    monkeypatch.setattr(lifeline.telemetry, "complain", lambda event, error: told.append(f"{event}: {error}"))
+    line._complain = lambda event, error: told.append(f"{event}: {error}")
     line._keep_one_after_the_other()
 
     assert told == ["programs_unguarded: the guard ended with 1"]
