@@ -173,7 +173,7 @@ def test_an_exception_at_some_moments_of_a_coroutines_wrapper(life, monkeypatch,
 @pytest.mark.parametrize("life", COROUTINES)
 def test_an_exception_at_every_moment_of_a_coroutines_wrapper(life, monkeypatch, recorder, launch):
     """The same, at every moment."""
-    assert die_at_each(life, itertools.count(1), monkeypatch, recorder, launch) > 200
+    assert die_at_each(life, itertools.count(1), monkeypatch, recorder, launch) > 80
 
 
 def break_supervisor_at(at, monkeypatch, recorder, launch):
