@@ -126,9 +126,7 @@ class LoopThread:
         self._excused: float | None = None
         self._thread: threading.Thread | None = None
         self.context = contextvars.Context()
-        self.loop: asyncio.AbstractEventLoop = (
-            asyncio.SelectorEventLoop(_Selector(self)) if uvloop is None else uvloop.new_event_loop()
-        )
+        self.loop: asyncio.AbstractEventLoop = _new_loop(self) if uvloop is None else uvloop.new_event_loop()
         self._workers = Workers(f"{path} (to_thread)", note)
         self._workers.serve(self.loop)
         self._complain = self.loop.call_exception_handler
@@ -455,6 +453,15 @@ class _Selector(selectors.DefaultSelector):
         events = super().select(timeout)
         self._watched.works()
         return events
+
+
+def _new_loop(watched: LoopThread) -> asyncio.AbstractEventLoop:
+    selector = _Selector(watched)
+    try:
+        return asyncio.SelectorEventLoop(selector)
+    except BaseException:  # no descriptors are left
+        selector.close()
+        raise
 
 
 WAIT_FOR = asyncio.wait_for.__code__ if sys.version_info < (3, 12) else None

@@ -231,9 +231,11 @@ async def returns(ctx, turns):
 
 
 def test_no_loop_can_be_made(launch, monkeypatch):
-    """A crash as any other."""
+    """A crash as any other; and what had been made for it is closed."""
+    made = []
 
-    def fail(*args):
+    def fail(selector):
+        made.append(selector)
         raise OSError("no descriptors")
 
     monkeypatch.setattr(loops.asyncio, "SelectorEventLoop", fail)
@@ -241,6 +243,7 @@ def test_no_loop_can_be_made(launch, monkeypatch):
         launch(supervisor("app", intensity=0, children=[coroutine(wait, ready=True)]))
 
     assert str(caught.value.__cause__) == "no descriptors"
+    assert made[0].get_map() is None
 
 
 def test_no_thread_can_be_started(launch, monkeypatch):
