@@ -40,6 +40,7 @@ from otpy import reports, threads
 from otpy.abc import Puttable, ReportHandler
 from otpy.arguments import check_result
 from otpy.exceptions import NotAlive, NotFound, printable, show, traceback_of
+from otpy.mailbox import Door
 from otpy.reports import Cause, Escalation, Report, stamp
 from otpy.threads import Role
 
@@ -444,12 +445,12 @@ class Telemetry:
         wall: Callable[[], float] = time.time,
     ) -> None:
         self._root, self._owner, self._on_escalation, self._wall = root, owner, on_escalation, wall
-        self._lock = threading.Lock()  # or a late report may come after the end; taken by supervisors only
+        self._lock = Door(threading.Lock())  # or a late report may come after the end; taken by supervisors only
         self._subscribed: dict[_Subscription, None] = {}
         self._subscriptions: tuple[_Subscription, ...] = ()  # the same, for readers
         self._is_closed = self._is_given_up = False
         self._outlets: dict[Outlet, None] = {}  # also those of handlers that have unsubscribed, until they have ended
-        self._line_lock = threading.Lock()  # guards the lines; taken by supervisors and helpers only
+        self._line_lock = Door(threading.Lock())  # guards the lines; taken by supervisors and helpers only
         self._lines: dict[int, Line] = {}
         self.helpers = Helpers(root, owner)
 
