@@ -3,8 +3,8 @@
 Laws:
 1. Orders are obeyed in the order in which they were given. All that a supervisor gives before it waits again cost one
    wake-up of the loop: each is a system call, and gives the interpreter away.
-2. A loop lives while it has members. The last one that was told to stop takes it along. After one that has ended by
-   itself the loop lives on while the supervisor is going to start that child again, however long its back-off is.
+2. A loop lives while it has members. When the last one has left, the supervisor decides: the loop lives on while the
+   supervisor is going to start one again that has ended by itself, however long its back-off is.
 3. A loop that does not come back to its selector within LOOP_PATIENCE is found out. An idle one is not woken for that.
    Time in which the whole program could not run does not count (pauses.py), nor does
    time under a debugger.
@@ -12,12 +12,18 @@ Laws:
    wake up later, its tasks are cancelled, and it is closed.
 5. Whatever is raised in a loop, its members do not hang in the air: each has an end. What fails in a callback of ours
    reaches ``call_exception_handler``, and then each member looks whether its own callbacks have been lost.
+6. There is no lock here. Another thread may raise something in the loop's thread between any two steps, since
+   Python 3.14 also between ``__enter__`` and the block of a ``with``. A lock would stay locked then, and the supervisor
+   would wait for it.
 
 Theory of operation. The supervisor's thread makes a loop, lets members in (``take``), and gives orders; all else
-happens on the loop's own thread. The race between the two, the next member comes while the last one leaves, is settled
-by a lock that nobody waits under. The watch: when the loop comes out of its selector and nobody watches it, it has the
-supervisor's thread look at it LOOP_PATIENCE seconds later. If the loop is back in its selector then, the watch is over.
-So a loop that works costs its supervisor two wake-ups in LOOP_PATIENCE, and one that is idle none.
+happens on the loop's own thread. The next member may come while the last one leaves. So as long as one can come, the
+loop's thread does not end the loop: it asks the supervisor's thread, on which members come, to do that (``_consider``).
+When nobody can come any more (``close``), the loop's thread does it.
+
+The watch: when the loop comes out of its selector and nobody watches it, it has the supervisor's thread look at it
+LOOP_PATIENCE seconds later. If the loop is back in its selector then, the watch is over. So a loop that works costs its
+supervisor two wake-ups in LOOP_PATIENCE, and one that is idle none.
 
 A uvloop has no selector to tell. It is asked for an answer every LOOP_PATIENCE seconds, also when it is idle.
 """
@@ -110,12 +116,12 @@ class LoopThread:
         self._returns_in = birth.returns_in if is_shared else None
         self._tree, self._remind, self._soon = birth.tree, birth.remind, birth.soon
         self._monotonic = birth.tree.clock.monotonic
-        self._lock = threading.Lock()  # guards whether it is shut, together with the members
         self._members: dict[Member, None] = {}
         self._let_go: dict[Member, ThreadState] = {}
         self._awaited: dict[str, None] = {}  # the ids of those that have ended by themselves, and may come back
         self._orders: collections.deque[Callable[[], object]] = collections.deque()
         self._is_rung = self._will_ring = self._is_shut = self._is_closing = self._is_watched = False
+        self._is_given_up = self._is_left = False
         self._has_to_be_asked = uvloop is not None
         self._busy_since: float | None = None
         self._look_at, self._forks = 0.0, threads.forks
@@ -123,9 +129,7 @@ class LoopThread:
         self._thread: threading.Thread | None = None
         self.context = contextvars.Context()
         with posix.occupied():  # or it would be stdin, stdout or stderr, where these are closed
-            self.loop: asyncio.AbstractEventLoop = (
-                asyncio.SelectorEventLoop(_Selector(self)) if uvloop is None else uvloop.new_event_loop()
-            )
+            self.loop: asyncio.AbstractEventLoop = _new_loop(self) if uvloop is None else uvloop.new_event_loop()
         self._workers = Workers(f"{path} (to_thread)", note)
         self._workers.serve(self.loop)
         _homes.add(self)
@@ -150,20 +154,27 @@ class LoopThread:
 
     def take(self, member: Member) -> bool:
         """Let *member* in; False: the loop is shut."""
-        with self._lock:
-            if self._is_shut:
-                return False
-            self._members[member] = None
-            self._awaited.pop(member.birth.spec.id, None)
+        if self._is_shut:
+            return False
+        self._members[member] = None
+        # The loop's thread may find just now that the loop is broken: it shuts it first, then ends all members. So if
+        # it does not find this one, this one finds it shut.
+        if self._is_shut:
+            self._members.pop(member, None)
+            return False
+        self._awaited.pop(member.birth.spec.id, None)
         if self._let_go:
             self._mark()
         return True
 
     def let_go(self, member: Member, state: ThreadState) -> None:
         """Note that *member* was given up or detached; the thread is what all that is left on it are."""
-        with self._lock:
-            if member in self._members:  # or it has just ended
-                self._let_go[member] = state
+        if member in self._members:  # or it has just ended
+            self._let_go[member] = state
+            # The loop's thread may let it out just now: it takes it out of the members first, then out of here. If it
+            # was here before this one, it has found nothing.
+            if member not in self._members:
+                self._let_go.pop(member, None)
         self._mark()
 
     def stack(self) -> str:
@@ -203,14 +214,15 @@ class LoopThread:
                 self.loop.call_soon_threadsafe(self._obey)
 
     def close(self) -> None:
-        """End when the members have ended: their supervisor ends, and starts none of them again."""
-        with self._lock:
-            self._is_closing = True
-        self.order(self._shut)
+        """End when the members have ended: the supervisor starts nobody here any more."""
+        self._is_closing = True
+        self.order(self._settle)
 
     def _consider(self) -> None:
-        """End, unless the supervisor is going to start one of those again that have ended by themselves."""
+        """End, unless one is in, or the supervisor is going to start one again that has ended by itself."""
         assert self._returns_in is not None, "nobody comes back to a loop that is not shared"
+        if self._members:
+            return  # the last one that leaves asks again
         returns = {id: self._returns_in(id) for id in list(self._awaited)}
         waits = [wait for wait in returns.values() if wait is not None]
         if waits:
@@ -218,7 +230,8 @@ class LoopThread:
             return
         for id in returns:
             self._awaited.pop(id, None)
-        self.order(self._shut)
+        self._is_shut = True
+        self.order(self._halt)
 
     # On the loop's thread
 
@@ -251,35 +264,38 @@ class LoopThread:
 
     def leave(self, member: Member, *, for_good: bool) -> None:
         """Let *member* out; *for_good*: nobody will replace it here."""
-        with self._lock:
-            self._members.pop(member, None)
-            was_let_go = self._let_go.pop(member, None) is not None
-            if not for_good and self._returns_in is not None:
-                self._awaited[member.birth.spec.id] = None
+        if not for_good and self._returns_in is not None:
+            self._awaited[member.birth.spec.id] = None
+        self._members.pop(member, None)
+        was_let_go = self._let_go.pop(member, None) is not None
         if self._let_go or was_let_go:  # also if it was the last: the next one may just come
             self._mark()
         self._settle()
 
     def _settle(self) -> None:
-        """End if nobody is left, or have the supervisor say whether somebody comes back."""
-        with self._lock:
-            is_awaited = bool(self._awaited) and not self._is_closing
+        """If nobody is left, end, or have the supervisor say whether another one comes."""
         if self._members:
             return
-        if is_awaited:
+        if self._returns_in is not None and not self._is_closing:
             self._remind(0.0, self._consider)  # by then the supervisor has read how the last one has ended
         else:
-            self._shut()
+            self._is_shut = True
+            self._halt()
 
     def _mark(self) -> None:
-        """Say what the thread is; one that was blocked stays what it is."""
-        with self._lock:
-            if not self._is_shut and self._thread is not None:
-                state = self._state()
-                threads.mark(self._thread, state, None if state is ThreadState.RUNNING else self._ask_all)
+        """Say what the thread is.
+
+        Two threads may do this at once. Each looks again when it has said it, so what is said last is true.
+        """
+        said = None
+        while self._thread is not None and (state := self._state()) is not said:
+            threads.mark(self._thread, state, None if state is ThreadState.RUNNING else self._ask_all)
+            said = state
 
     def _state(self) -> ThreadState:
-        states = self._let_go.values()
+        if self._is_given_up:
+            return ThreadState.UNSTOPPED
+        states = list(self._let_go.values())
         if not states or len(states) < len(self._members):
             return ThreadState.RUNNING
         return ThreadState.DETACHED if ThreadState.DETACHED in states else ThreadState.UNSTOPPED
@@ -290,16 +306,14 @@ class LoopThread:
             member.stop()
         self._ring()
 
-    def _shut(self) -> None:
-        with self._lock:
-            if self._members or self._is_shut:
-                return  # a second stop would interrupt the clean-up that follows the first
-            self._is_shut = True
-        self.loop.stop()
+    def _halt(self) -> None:
+        """Stop the loop, which is shut."""
+        if not self._is_left:  # or this would interrupt the clean-up
+            self.loop.stop()
 
     def _is_lost(self) -> None:
         """The thread has ended, and nobody has said so."""
-        self._bar()
+        self._is_shut = True
         self._end_all(LOST)
 
     def _main(self) -> None:
@@ -312,8 +326,9 @@ class LoopThread:
             if threads.forks != self._forks:
                 return
             self._tree.telemetry.complain("loop_broken", error, loop=self.name)
-            self._bar()  # first: those who end are replaced at once, and not here
+            self._is_shut = True  # first: those who end are replaced at once, and not here
             self._end_all(ExitReason(CRASHED, error))
+        self._is_left = True
         self._close()
 
     def _run(self) -> None:
@@ -328,12 +343,6 @@ class LoopThread:
                 return
             self._tree.telemetry.complain("raised_in_loop", error, loop=self.name)
             self._look_after_members()
-
-    def _bar(self) -> list[Member]:
-        """Let nobody in any more; return who is in."""
-        with self._lock:
-            self._is_shut = True
-            return list(self._members)
 
     def _close(self) -> None:
         try:
@@ -420,12 +429,12 @@ class LoopThread:
             self._watch(LOOP_PATIENCE)
 
     def _give_up(self) -> None:
-        members = self._bar()
-        assert self._thread is not None, "who has not begun cannot be blocked"
-        threads.mark(self._thread, ThreadState.UNSTOPPED, self._ask_all)
+        self._is_shut = self._is_given_up = True
+        members = list(self._members)
+        self._mark()
         stack = self.stack()
         self._tell(Stalled(path=self.path, thread=self.name, reason=BLOCKED, stack=stack))
-        self.order(self.loop.stop)  # should it ever wake up
+        self.order(self._halt)  # should it ever wake up
         running = asyncio.current_task(self.loop)
         owners = [member for member in members if member.owns(running)]
         escaped = [member for member in members if member.escape()]
@@ -485,6 +494,15 @@ class _Selector(selectors.DefaultSelector):
         events = super().select(timeout)
         self._watched.works()
         return events
+
+
+def _new_loop(watched: LoopThread) -> asyncio.AbstractEventLoop:
+    selector = _Selector(watched)
+    try:
+        return asyncio.SelectorEventLoop(selector)
+    except BaseException:  # no descriptors are left
+        selector.close()
+        raise
 
 
 WAIT_FOR = asyncio.wait_for.__code__ if sys.version_info < (3, 12) else None

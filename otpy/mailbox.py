@@ -1,4 +1,4 @@
-"""Where threads wait: Mailbox, Timers, Reply, and Bell for the main thread. The only module that waits."""
+"""Where threads wait: Door, Mailbox, Timers, Reply, and Bell for the main thread. The only module that waits."""
 
 from __future__ import annotations
 
@@ -29,6 +29,30 @@ class SystemClock:
 def bounded(seconds: float) -> float:
     """Return *seconds* as something that the platform can wait for."""
     return min(max(0.0, seconds), threading.TIMEOUT_MAX)
+
+
+class Door:
+    """A lock for ``with`` that no exception leaves locked, wherever it comes from.
+
+    A signal handler, or another thread, may raise at the end of any call in Python code. Since Python 3.14 ``with``
+    calls ``__enter__`` like that: where it is a function in C, the lock is taken then, and the block has not begun.
+
+    Here ``__enter__`` is a function in Python, at whose return nothing is raised. What it calls to take the lock is
+    called by one instruction that is no call: it makes a list. ``__exit__`` is that of the lock, so it gives the lock
+    back before anything can be raised.
+    """
+
+    __slots__ = ("__exit__", "acquire", "release")
+
+    def __init__(self, lock: threading.Lock | threading.RLock) -> None:
+        self.acquire, self.release, self.__exit__ = lock.acquire, lock.release, lock.__exit__
+
+    def __enter__(self) -> None:
+        _ = [*map(self.acquire, BLOCKING)]
+
+
+BLOCKING = (True,)
+"""The arguments of the one call of ``acquire``."""
 
 
 class Mailbox:

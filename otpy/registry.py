@@ -47,7 +47,7 @@ from otpy.exceptions import (
     printable,
     show,
 )
-from otpy.mailbox import Once, Reply
+from otpy.mailbox import Door, Once, Reply
 from otpy.reports import ChildTerminated, ExitKind, ExitReason
 from otpy.specs import is_number
 from otpy.telemetry import handler_of
@@ -127,7 +127,7 @@ class ShutdownStats(Value):
     orphaned_names: tuple[str, ...]
 
 
-_door = threading.RLock()
+_door = Door(threading.RLock())
 """Guards the moments in which a registry lets a thread in, or closes; a lock that a signal handler can take again."""
 
 
@@ -666,7 +666,7 @@ def report_crashes_elsewhere() -> CrashBridge:
 def _after_fork() -> None:
     """Another thread may have held the door at the fork; it does not exist here."""
     global _door  # noqa: PLW0603
-    _door = threading.RLock()
+    _door = Door(threading.RLock())
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows, where nothing forks

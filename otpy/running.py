@@ -353,7 +353,7 @@ def _tree(spec: SupervisorSpec, options: Options) -> Tree:
         root=spec.id,
         clock=_clock(spec, clock),
         max_unstopped=options.get("max_unstopped", 100),
-        seed=random.getrandbits(64) if seed is None else seed,
+        seed=random.SystemRandom().getrandbits(64) if seed is None else seed,  # the other numbers are the program's
         furnish=lambda tree: _furnish(tree, options),
         flush=options.get("flush", FLUSH),
         has_own_clock=clock is not None,

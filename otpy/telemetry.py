@@ -42,6 +42,7 @@ from otpy import reports, threads
 from otpy.abc import Puttable, ReportHandler
 from otpy.arguments import check_result
 from otpy.exceptions import NotAlive, NotFound, printable, show, traceback_of
+from otpy.mailbox import Door
 from otpy.reports import Cause, Escalation, Report, stamp
 from otpy.threads import Role
 
@@ -359,13 +360,21 @@ class Outlet:
         self._handler, self._helpers = handler, helpers
         self._is_closed = self.has_ended = False
         self.send = self._queue.put
-        threads.spawn(self._run, name=name, role=Role.HANDLER, purpose="calls handlers", owner=owner)
+        self._name, self._owner = name, owner
+
+    def begin(self) -> None:
+        """Start the thread.
+
+        Raises:
+            RuntimeError: The system has no more threads to give.
+        """
+        threads.spawn(self._run, name=self._name, role=Role.HANDLER, purpose="calls handlers", owner=self._owner)
 
     def close(self) -> None:
-        """End the thread when it has called all that is queued. Idempotent; called under one lock."""
+        """End the thread when it has called all that is queued. Idempotent."""
         if not self._is_closed:
-            self._is_closed = True
             self.send(None)
+            self._is_closed = True  # not before: an exception in between would lose the order
 
     def waiting(self) -> int:
         """Return how many values have not been handled, once it is closed.
@@ -449,11 +458,12 @@ class Telemetry:
         wall: Callable[[], float] = time.time,
     ) -> None:
         self._root, self._owner, self._on_escalation, self._wall = root, owner, on_escalation, wall
-        self._lock = threading.Lock()  # guards changes of the two lists; readers take the tuple as it is
-        self._subscriptions: tuple[_Subscription, ...] = ()
+        self._lock = Door(threading.Lock())  # or a late report may come after the end; taken by supervisors only
+        self._subscribed: dict[_Subscription, None] = {}
+        self._subscriptions: tuple[_Subscription, ...] = ()  # the same, for readers
         self._is_closed = self._is_given_up = False
-        self._outlets: tuple[Outlet, ...] = ()  # also those of handlers that have unsubscribed, until they have ended
-        self._line_lock = threading.Lock()  # guards the lines; taken by supervisors and helpers only
+        self._outlets: dict[Outlet, None] = {}  # also those of handlers that have unsubscribed, until they have ended
+        self._line_lock = Door(threading.Lock())  # guards the lines; taken by supervisors and helpers only
         self._lines: dict[int, Line] = {}
         self.helpers = Helpers(root, owner)
 
@@ -466,13 +476,21 @@ class Telemetry:
         handler = handler_of(sink)
         outlet = Outlet(f"{self._root} ({what})", self._owner, handler, self.helpers)
         subscription = _Subscription(prefix, handler, outlet, prefix == self._root)
-        with self._lock:
-            if not self._is_closed:
-                self._subscriptions = (*self._subscriptions, subscription)
-                self._outlets = (*(one for one in self._outlets if not one.has_ended), outlet)
-                return
-        subscription.outlet.close()
-        raise NotAlive(self._root)
+        # No lock: this is a thread of the program, in which a signal handler or another thread may raise, and the lock
+        # would stay locked for the supervisors. The root may close all just now: it says so first, then closes those
+        # that it finds. So if it does not find this one, this one finds it closed.
+        try:
+            self._outlets[outlet] = None
+            outlet.begin()
+            self._subscribed[subscription] = None
+            self._publish()
+            self._check_open()
+        except BaseException:
+            self._drop(subscription)
+            self._outlets.pop(outlet, None)
+            raise
+        for one in [one for one in list(self._outlets) if one.has_ended]:
+            self._outlets.pop(one, None)
 
     def unsubscribe(self, prefix: str, sink: ReportHandler | Puttable) -> None:
         """Send nothing more to *sink*; what is queued for it still comes.
@@ -481,12 +499,24 @@ class Telemetry:
             NotFound: It is not subscribed there.
         """
         handler = handler_of(sink)
-        with self._lock:
-            found = [one for one in self._subscriptions if one.prefix == prefix and one.handler == handler]
-            if not found:
-                raise NotFound(prefix, f"{show(sink)} is not subscribed")
-            self._subscriptions = tuple(one for one in self._subscriptions if one is not found[0])
-            found[0].outlet.close()
+        found = [one for one in self._subscriptions if one.prefix == prefix and one.handler == handler]
+        if not found:
+            raise NotFound(prefix, f"{show(sink)} is not subscribed")
+        self._drop(found[0])
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise NotAlive(self._root)
+
+    def _drop(self, subscription: _Subscription) -> None:
+        self._subscribed.pop(subscription, None)
+        self._publish()
+        subscription.outlet.close()
+
+    def _publish(self) -> None:
+        """Show readers who is subscribed. Each thread looks again after its own step: what is shown last is true."""
+        while self._subscriptions != (now := tuple(self._subscribed)):
+            self._subscriptions = now
 
     def tell(self, report: Report) -> None:
         """Write the time into *report*, which is new, and send it to all who have subscribed to its path."""
@@ -524,7 +554,7 @@ class Telemetry:
         """End the outlets' threads once they have called all that is queued."""
         with self._lock:
             self._is_closed = True
-            for outlet in self._outlets:
+            for outlet in list(self._outlets):
                 outlet.close()
         self.helpers.close()
 
@@ -532,7 +562,7 @@ class Telemetry:
         """Return how many escalations and reports have not been handled, once it is closed."""
         # no lock: a signal handler may raise here, and leave it locked for the helpers
         lines = sum(line.waiting() for line in list(self._lines.values()))
-        return lines + sum(outlet.waiting() for outlet in self._outlets)
+        return lines + sum(outlet.waiting() for outlet in list(self._outlets))
 
     def give_up(self) -> int:
         """Take back what has not been handled; the handlers end with what they are at.
@@ -547,7 +577,7 @@ class Telemetry:
             lost = sum(one.waiting() for one in self._lines.values())
             for line in self._lines.values():
                 line.values.clear()
-        return lost + sum(one.give_up() for one in self._outlets)
+        return lost + sum(one.give_up() for one in list(self._outlets))
 
     def _enqueue(self, handler: Callable[[Any], object], value: object, name: str) -> None:
         """Have *handler* called with *value*, after what came before.

@@ -429,9 +429,15 @@ class Spawner:
             RuntimeError: The system has no more threads to give, or no memory to begin one, or the interpreter exits.
         """
         self.is_short = self._keeps_one
-        spare, self._spare = self._spare, None
-        if spare is not None and (thread := spare.become(target, name, purpose, if_lost)) is not None:
-            return thread
+        if (spare := self._spare) is not None:
+            try:
+                thread = spare.become(target, name, purpose, if_lost)
+            except BaseException:  # another thread has raised it here
+                self.close()
+                raise
+            self._spare = None  # not before: until then only this knows the spare
+            if thread is not None:
+                return thread
         return launch(
             enlist(
                 target,
@@ -448,8 +454,11 @@ class Spawner:
         """Make a spare, if the system has one more thread to give."""
         self.is_short = False
         reserve.take()
-        with contextlib.suppress(Exception):  # also what an audit hook says: nobody needs a spare
-            self._spare = Spare(self._owner, self._name, self._tell)
+        try:
+            self._spare = Spare(self._owner, self._name, self._tell)  # before it begins: so ``close`` always finds it
+            self._spare.begin()
+        except Exception:  # also what an audit hook says: nobody needs a spare
+            self.close()
 
     def close(self) -> None:
         """Send the spare home."""
@@ -469,7 +478,16 @@ class Spare:
         self._gate.acquire()
         self._taken.acquire()
         name, purpose = f"{name} (spare)", "waits to be a replacement"
-        self._entry = enlist(self._wait, name=name, role=Role.SPARE, purpose=purpose, owner=owner, tell=tell)
+        entry = enlist(self._wait, name=name, role=Role.SPARE, purpose=purpose, owner=owner, tell=tell)
+        self._entry: Entry | None = entry
+
+    def begin(self) -> None:
+        """Start the thread.
+
+        Raises:
+            RuntimeError: The system has no more threads to give.
+        """
+        assert self._entry is not None, "it begins before it is used"
         launch(self._entry)
 
     def become(
@@ -493,8 +511,8 @@ class Spare:
         return thread
 
     def _turn_into_child(self, target: Callable[[], object], name: str, purpose: str) -> Thread:
-        before, self._target = self._entry, target
-        del self._entry  # together they would be a cycle
+        before, self._target, self._entry = self._entry, target, None  # it and the entry would be a cycle
+        assert before is not None, "it can become a child once"
         entry = Entry(target, Role.CHILD, purpose, before.owner, name)  # a new one: readers see the old or this
         entry.thread, entry.begun, entry.ended = before.thread, before.begun, before.ended
         entry.thread.name = name
@@ -503,15 +521,16 @@ class Spare:
         return entry.thread
 
     def dismiss(self) -> None:
-        """Let it end without having run anything."""
-        del self._entry
-        self._gate.release()
+        """Let it end without having run anything, unless it runs as a child already."""
+        self._target = self._entry = None
+        with contextlib.suppress(RuntimeError):  # it has been let go
+            self._gate.release()
 
     def _wait(self) -> None:
         self._gate.acquire()
-        if self._target is not None:
+        if (target := self._target) is not None:
             self._taken.release()
-            self._target()
+            target()
 
 
 def forget(thread: threading.Thread) -> bool:

@@ -22,7 +22,7 @@ from otpy import threads
 from otpy.abc import Clock
 from otpy.core.messages import StopSupervisor, TooManyUnstopped
 from otpy.ending import Until, Wait, never, wait_plainly
-from otpy.mailbox import Once, Reply
+from otpy.mailbox import Door, Once, Reply
 from otpy.reports import StopReport, Unstopped
 from otpy.telemetry import Telemetry
 from otpy.threads import Role
@@ -110,7 +110,7 @@ class Tree:
     _shared: dict[object, Any] = attrs.field(factory=dict)
     _hurried: Once = attrs.field(factory=Once)
     _settled: dict[str, StopReport] = attrs.field(factory=dict)
-    _door: threading.Lock = attrs.field(factory=threading.Lock)  # two supervisors may be the first at the same time
+    _door: Door = attrs.field(factory=lambda: Door(threading.Lock()))  # two supervisors may be the first at once
 
     def __attrs_post_init__(self) -> None:
         self.launch = self._launch

@@ -231,9 +231,11 @@ async def returns(ctx, turns):
 
 
 def test_no_loop_can_be_made(launch, monkeypatch):
-    """A crash as any other."""
+    """A crash as any other; and what had been made for it is closed."""
+    made = []
 
-    def fail(*args):
+    def fail(selector):
+        made.append(selector)
         raise OSError("no descriptors")
 
     monkeypatch.setattr(loops.asyncio, "SelectorEventLoop", fail)
@@ -241,6 +243,7 @@ def test_no_loop_can_be_made(launch, monkeypatch):
         launch(supervisor("app", intensity=0, children=[coroutine(wait, ready=True)]))
 
     assert str(caught.value.__cause__) == "no descriptors"
+    assert made[0].get_map() is None
 
 
 def test_no_thread_can_be_started(launch, monkeypatch):
@@ -1166,7 +1169,7 @@ def test_a_second_order_to_end_does_not_interrupt_the_clean_up(launch, monkeypat
             up.set()
             await asyncio.Event().wait()
         finally:
-            homes[0]._shut()
+            homes[0]._halt()
             for step in range(5):
                 await asyncio.sleep(0)
                 steps.append(step)
@@ -1512,20 +1515,20 @@ def test_detached_children_run_on(launch, stages):
 def test_a_loop_whose_last_stray_leaves_when_the_next_child_comes_is_no_stray(
     launch, swallows, stages, gate, monkeypatch
 ):
-    """The child comes between the two steps of that: the stray leaves, the empty loop is shut."""
+    """The child comes between the two steps of that: the stray leaves, the empty loop asks whether it shall end."""
     app = launch(supervisor("app", children=[coroutine(swallows, id="a", shutdown=0.0)]))
     swallows.wait()
     app.terminate_child("a")
     [entry] = loop_threads(app)
-    is_empty, shut = threading.Event(), loops.LoopThread._shut
+    is_empty, settle = threading.Event(), loops.LoopThread._settle
 
     def late(home):
         is_empty.set()
         gate.wait(HANG)
-        shut(home)
+        settle(home)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loops.LoopThread, "_shut", late)
+        patch.setattr(loops.LoopThread, "_settle", late)
         swallows.let_go()
         assert is_empty.wait(HANG)
         app.start_child(coroutine(stages[0], id="b"))

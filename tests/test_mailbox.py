@@ -1,7 +1,9 @@
 """Mailbox, timers and replies."""
 
+import itertools
 import math
 import queue
+import sys
 import threading
 import time
 
@@ -10,8 +12,83 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from otpy import CallTimeout
-from otpy.mailbox import Bell, Mailbox, Once, Reply, Timers, bounded
+from otpy.mailbox import Bell, Door, Mailbox, Once, Reply, Timers, bounded
 from tests.helpers import HANG
+
+
+class Injected(Exception):
+    pass
+
+
+def enter_and_be_hit(door, at):
+    """Use *door*, and have an exception raised at moment number *at*; return whether there was such a one."""
+    seen = 0
+
+    def hit(frame, event, arg):
+        nonlocal seen
+        # where the interpreter looks for exceptions from elsewhere
+        if event in ("call", "c_return") and frame.f_code in (use.__code__, Door.__enter__.__code__):
+            seen += 1
+            if seen == at:
+                sys.setprofile(None)
+                raise Injected
+
+    def use():
+        with door:
+            len("inside")
+
+    sys.setprofile(hit)
+    try:
+        use()
+    except Injected:
+        return True
+    finally:
+        sys.setprofile(None)
+    return False
+
+
+@pytest.mark.parametrize("kind", [threading.Lock, threading.RLock])
+def test_no_exception_leaves_a_door_locked(kind):
+    """Whatever raises it, wherever."""
+    door = Door(kind())
+    moments = itertools.takewhile(lambda at: enter_and_be_hit(door, at), itertools.count(1))
+    assert all(is_free(door) for _ in moments)
+
+    assert is_free(door)
+
+
+def is_free(door):
+    """Whether another thread can take it."""
+    found = []
+
+    def take():
+        found.append(door.acquire(blocking=False))
+        if found[0]:
+            door.release()
+
+    taker = threading.Thread(target=take)
+    taker.start()
+    taker.join(HANG)
+    return found[0]
+
+
+def test_a_door_lets_one_in_at_a_time():
+    """As its lock does."""
+    door, inside = Door(threading.Lock()), []
+
+    def enter():
+        with door:
+            inside.append(1)
+
+    other = threading.Thread(target=enter)
+    with door:
+        other.start()
+        assert not is_free(door)
+        assert inside == []
+    other.join(HANG)
+
+    assert inside == [1]
+    assert is_free(door)
 
 
 def test_what_is_put_is_read_in_order():

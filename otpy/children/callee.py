@@ -216,8 +216,9 @@ def _program(name: str, birth: bytes) -> dict[str, Any]:
         "sys_path": [entry or process.ORIGINAL_DIR or "" for entry in sys.path],  # type: ignore[attr-defined]
         "sys_argv": sys.argv,
         "orig_dir": process.ORIGINAL_DIR,  # type: ignore[attr-defined]
-        "start_method": get_start_method(),
     }
+    if (method := get_start_method(allow_none=True)) is not None:  # to ask for the default one would fix it, here too
+        facts["start_method"] = method
     if util._logger is not None:  # type: ignore[attr-defined]
         facts["log_level"] = util._logger.getEffectiveLevel()  # type: ignore[attr-defined]
     if b"__main__" in birth or b"__mp_main__" in birth:

@@ -245,6 +245,7 @@ class CoroutineStart(Value):
         """Start nobody on *home* any more: it does not answer."""
         if birth.shared.get(self._key) is home:
             del birth.shared[self._key]
+            home.close()
 
     @property
     def _key(self) -> tuple[object, ...]:

@@ -12,7 +12,8 @@ Laws:
 3. It is not raised while the thread is in a function of ``threading``, of an import, or of the locks and queues of
    ``multiprocessing``; nor inside ``with lock`` or ``try … finally lock.release()``, be it in ``logging``, ``queue``
    or in the program; nor in ``__enter__``, ``__exit__``, ``__del__``, or a function that is named after acquiring or
-   releasing. It may be raised while a thread waits for a condition: ``Condition.wait`` gives the lock away, and
+   releasing; nor in a call that may be one of these under another name. It may be raised while a thread waits for a
+   condition: ``Condition.wait`` gives the lock away, and
    takes it back whatever is raised.
 4. A thread that never comes out of such code is not interrupted.
 
@@ -42,7 +43,15 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from types import CodeType, FrameType, MemberDescriptorType
+from types import (
+    BuiltinMethodType,
+    CodeType,
+    FrameType,
+    MemberDescriptorType,
+    MethodDescriptorType,
+    MethodWrapperType,
+    WrapperDescriptorType,
+)
 
 import attrs
 
@@ -261,6 +270,9 @@ BUSY = re.compile(rf"__enter__|__exit__|__del__|{TAKES.pattern}", re.IGNORECASE)
 WAITS = re.compile(r"^acquire$")
 """What ``Condition.wait`` calls to wait: then its own lock is free, and what is raised there does no harm."""
 
+BUILTIN = (BuiltinMethodType, MethodDescriptorType, MethodWrapperType, WrapperDescriptorType)
+"""The types of functions in C. One in Python is known by its own frame."""
+
 CONDITION_WAIT, ONCE_WAIT, THREAD_RUN = (
     threading.Condition.wait.__code__,
     Once.wait.__code__,
@@ -287,7 +299,7 @@ def _is_good(innermost: FrameType, at: int) -> bool:
         waited_for = innermost.f_locals["self"]
         while frame is not None and _module(frame) in WAITS_IN:
             frame = frame.f_back
-    elif code is not ONCE_WAIT and (_read(code).calls(at, TAKES) or _read(code).enters(at)):
+    elif code is not ONCE_WAIT and (_read(code).calls(at, TAKES) or _read(code).enters(at) or _takes(innermost, at)):
         return False  # a lock was just taken, and it is not known who gives it back
     elif _read(code).is_entry(at) and not BUSY.search(code.co_name):
         frame = innermost.f_back  # the innermost function has not done anything yet
@@ -296,6 +308,22 @@ def _is_good(innermost: FrameType, at: int) -> bool:
             return False
         frame = frame.f_back
     return frame is not None
+
+
+def _takes(frame: FrameType, at: int) -> bool:
+    """Whether the call at the instruction *at* may take or give back something, though its words do not say so.
+
+    The method of a lock may have another name there: a variable, an attribute, a part of a ``partial``. What is called
+    may also be an item, or what another call has returned; then nobody knows.
+    """
+    code = _read(frame.f_code)
+    return code.is_call(at) and (code.is_blind(at) or any(_is_taker(_found(frame, path)) for path in code.loads(at)))
+
+
+def _is_taker(value: object) -> bool:
+    if type(value) is functools.partial:
+        return _is_taker(value.func)
+    return type(value) in BUILTIN and bool(BUSY.search(value.__name__))  # type: ignore[attr-defined]
 
 
 def _holds(frame: FrameType, waited_for: object) -> bool:
@@ -349,7 +377,9 @@ def _attribute(value: object, name: str) -> object:
 # Reading code
 
 
-CHECKED = ("RESUME", "CALL", "PRECALL", "CALL_KW", "CALL_FUNCTION_EX", "JUMP_BACKWARD")
+CALLS = ("CALL", "PRECALL", "CALL_KW", "CALL_FUNCTION_EX")
+
+CHECKED = ("RESUME", *CALLS, "JUMP_BACKWARD")
 """Instructions at whose end the interpreter looks whether an exception is to be raised."""
 
 ENTERS = ("BEFORE_WITH", "LOAD_SPECIAL", "COPY", "SWAP", "CALL", "PUSH_NULL", "CACHE", "EXTENDED_ARG")
@@ -392,13 +422,32 @@ class Code:
 
     def calls(self, at: int, names: re.Pattern[str]) -> bool:
         """Whether the instruction *at* calls a function of one of these *names*, or is part of such a call."""
-        index = self._index[at]
-        call = self._instructions[index].positions
-        while index >= 0 and _is_within(self._instructions[index].positions, call):
-            if _loads(self._instructions[index], names):
-                return True
-            index -= 1
-        return False
+        return any(_loads(self._instructions[index], names) for index in self._parts(at))
+
+    def is_call(self, at: int) -> bool:
+        """Whether the instruction *at* is a call."""
+        return self._instructions[self._index[at]].opname in CALLS
+
+    def is_blind(self, at: int) -> bool:
+        """Whether the instruction *at* calls something that has no name: an item, or what another call returns."""
+        call = self._instructions[self._index[at]].positions
+        called = next((index for index in self._parts(at)[1:] if _is_called(self._instructions[index], call)), None)
+        return called is not None and self._instructions[called].opname in NAMELESS
+
+    def loads(self, at: int) -> Iterator[tuple[str, ...]]:
+        """Yield the paths of all that the call at the instruction *at* loads by names."""
+        for index in self._parts(at):
+            if self._instructions[index].opname.startswith("LOAD_"):
+                yield from self._path_before(index, ())
+
+    def _parts(self, at: int) -> list[int]:
+        """Return the indices of the instructions of the call at *at*, from the last one to the first."""
+        last = self._index[at]
+        call = self._instructions[last].positions
+        parts = itertools.takewhile(
+            lambda index: _is_within(self._instructions[index].positions, call), range(last, -1, -1)
+        )
+        return list(parts)
 
     def protected_by(self, at: int) -> Iterator[tuple[str, ...]]:
         """Yield what is given back, whatever happens, if the instruction *at* raises."""
@@ -426,7 +475,7 @@ class Code:
         attributes: list[str] = []
         while index >= 0:
             one = self._instructions[index]
-            if one.opname == "LOAD_ATTR":
+            if one.opname in ("LOAD_ATTR", "LOAD_METHOD"):
                 attributes.insert(0, one.argval)
             elif one.opname.startswith(("LOAD_FAST", "LOAD_GLOBAL", "LOAD_NAME", "LOAD_DEREF")):
                 name = one.argval[-1] if isinstance(one.argval, tuple) else one.argval  # two of them in one instruction
@@ -436,6 +485,12 @@ class Code:
                 return
             index -= 1
 
+
+NAMELESS = ("BINARY_SUBSCR", "BINARY_OP", *CALLS)
+"""Instructions that yield something without a name. Subscriptions are BINARY_OP since Python 3.14."""
+
+PADDING = ("PUSH_NULL", "CACHE", "EXTENDED_ARG", "NOP", "PRECALL", "KW_NAMES")
+"""Instructions that yield nothing."""
 
 RELEASES = ("release",)
 """The path of what a function gives back whose name says that it releases something."""
@@ -453,9 +508,19 @@ def _loads(instruction: dis.Instruction, names: re.Pattern[str]) -> bool:
 _read = functools.lru_cache(maxsize=1024)(Code)
 
 
-def _is_within(inner: dis.Positions | None, outer: dis.Positions | None) -> bool:
-    if inner is None or outer is None or None in inner or None in outer:
+def _is_called(one: dis.Instruction, call: dis.Positions | None) -> bool:
+    """Whether *one* yields what is called: it begins where the *call* does, and comes before the arguments."""
+    inner = one.positions
+    if inner is None or call is None or None in inner or None in call:
         return False
+    return one.opname not in PADDING and (inner[0], inner[2]) == (call[0], call[2]) and inner[:] != call[:]
+
+
+def _is_within(inner: dis.Positions | None, outer: dis.Positions | None) -> bool:
+    if inner is None or outer is None:
+        return False
+    if None in inner or None in outer:  # Python was told to keep lines only: take what is on this line
+        return inner[0] == outer[0]
     return (outer[0], outer[2]) <= (inner[0], inner[2]) and (inner[1], inner[3]) <= (outer[1], outer[3])
 
 

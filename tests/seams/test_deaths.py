@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import queue
 import sys
 import threading
 from pathlib import Path
@@ -172,7 +173,7 @@ def test_an_exception_at_some_moments_of_a_coroutines_wrapper(life, monkeypatch,
 @pytest.mark.parametrize("life", COROUTINES)
 def test_an_exception_at_every_moment_of_a_coroutines_wrapper(life, monkeypatch, recorder, launch):
     """The same, at every moment."""
-    assert die_at_each(life, itertools.count(1), monkeypatch, recorder, launch) > 200
+    assert die_at_each(life, itertools.count(1), monkeypatch, recorder, launch) > 80
 
 
 def break_supervisor_at(at, monkeypatch, recorder, launch):
@@ -330,6 +331,65 @@ def test_the_spare_thread_has_a_witness_when_it_is_a_child(launch, recorder, mon
 
     assert [one.reason.detail for one in recorder.of(ChildTerminated)] == [None, "its thread ended without a word"]
     assert app.which_children()[0].state is ChildState.RUNNING
+
+
+def spare_threads():
+    return [one.thread for one in threads.entries() if one.role is threads.Role.SPARE and one.thread.is_alive()]
+
+
+def crash_once(launch, recorder):
+    """Start a child that crashes once, so that its supervisor makes a spare thread; then it is under orders."""
+    orders = queue.SimpleQueue()
+
+    def child(ctx):
+        if ctx.incarnation == 1:
+            raise ValueError("first")
+        ctx.on_stop(lambda: orders.put(lambda: None))
+        orders.get(timeout=HANG)()
+
+    app = launch(supervisor("app", children=[thread(child, id="a")]))
+    recorder.wait_for(Progress, "app/a", 2)
+    return app, orders
+
+
+@pytest.mark.parametrize("error", [Injected, SystemExit], ids=lambda error: error.__name__)
+def test_a_supervisor_that_is_hit_while_it_makes_a_spare_thread_leaves_none(error, launch, recorder, monkeypatch):
+    """The exception comes when the spare runs, and before it is known whose it is."""
+    start, spares = threads.launch, queue.SimpleQueue()
+
+    def hit(entry):
+        started = start(entry)
+        if entry.role is threads.Role.SPARE:
+            spares.put(started)
+            raise error
+        return started
+
+    monkeypatch.setattr(threads, "launch", hit)
+    crash_once(launch, recorder)
+    spare = spares.get(timeout=HANG)
+    spare.join(HANG)
+
+    assert not spare.is_alive()
+
+
+def test_a_supervisor_that_is_hit_while_it_uses_a_spare_thread_goes_on(launch, recorder, monkeypatch):
+    """The start has failed and is tried again; the spare has ended, and has run nothing."""
+    _, orders = crash_once(launch, recorder)
+    [spare] = wait_until(spare_threads)
+
+    def hit(self, target, name, purpose, if_lost):
+        self._turn_into_child(target, name, purpose)
+        raise Injected
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threads.Spare, "become", hit)
+        orders.put(lambda: 1 / 0)
+        spare.join(HANG)
+    recorder.wait_for(Progress, "app/a", 3)
+
+    assert not spare.is_alive()
+    assert [type(one.reason.raised) for one in recorder.of(otpy.reports.StartError)] == [Injected]
+    assert [one.incarnation for one in recorder.of(Progress, "app/a")] == [1, 2, 4]
 
 
 # Memory that is gone

@@ -3,10 +3,12 @@
 import asyncio
 import contextlib
 import contextvars
+import functools
 import gc
 import importlib
 import logging
 import multiprocessing
+import operator
 import queue
 import sys
 import threading
@@ -635,28 +637,108 @@ def test_a_thread_that_waits_without_holding_anything_is_interrupted(busy, owner
     assert owner_queue.get(timeout=HANG) == 1
 
 
-def test_a_thread_that_is_about_to_enter_a_with_is_not_interrupted(monkeypatch):
-    """When it has got the lock, the ``with`` has not begun, and nothing would release it (Python 3.14)."""
-    lock, up = threading.Lock(), threading.Event()
+def by_with(lock):
+    with lock:
+        pass
 
-    def enters():
-        up.set()
-        with lock:
-            pass
 
+def by_its_name(lock):
+    lock.acquire()
+    lock.release()
+
+
+def by_another_name(lock):
+    take = lock.acquire
+    take()
+    lock.release()
+
+
+def by_an_attribute(lock):
+    here = by_an_attribute
+    here.take = lock.acquire
+    here.take()
+    lock.release()
+
+
+def by_a_partial(lock):
+    take = functools.partial(lock.acquire)
+    take()
+    lock.release()
+
+
+def by_an_item(lock):
+    ways = [lock.acquire]
+    ways[0]()
+    lock.release()
+
+
+def by_what_a_call_returns(lock):
+    operator.methodcaller("acquire")(lock)
+    lock.release()
+
+
+def by_a_stack(lock):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(lock)
+
+
+WAYS = [
+    by_with,
+    by_its_name,
+    by_another_name,
+    by_an_attribute,
+    by_a_partial,
+    by_an_item,
+    by_what_a_call_returns,
+    by_a_stack,
+]
+
+
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
+def test_a_thread_that_is_about_to_take_a_lock_is_not_interrupted(way, monkeypatch):
+    """When it has got the lock, nothing would release it; after a ``with``: since Python 3.14."""
+    lock = threading.Lock()
+    codes = {way.__code__, contextlib.ExitStack.enter_context.__code__}
     monkeypatch.setattr(interrupt, "WRAPPERS", {threading.Thread.run.__code__})
     monkeypatch.setattr(interrupt, "GUARDED", ())
-    entering = threading.Thread(target=enters)
+    taking = threading.Thread(target=way, args=(lock,))
     with lock:
-        entering.start()
-        assert up.wait(HANG)
-        wait_until(lambda: sys._current_frames()[entering.ident].f_code is enters.__code__)
+        taking.start()
+        wait_until(lambda: sys._current_frames()[taking.ident].f_code in codes)
         time.sleep(0.05)  # it may not wait yet; too early, the test proves less
-        frame = sys._current_frames()[entering.ident]
+        frame = sys._current_frames()[taking.ident]
         is_good = interrupt.is_good(frame, frame.f_lasti)
-    entering.join(HANG)
+    taking.join(HANG)
 
     assert not is_good
+
+
+KILLED_WHILE_IT_WAITS = """
+import threading, otpy
+lock, waits = threading.Lock(), threading.Event()
+
+def work(ctx):
+    waits.set()
+    lock.acquire()
+    lock.release()
+
+lock.acquire()
+app = otpy.start(otpy.supervisor("app", children=[otpy.thread(work, shutdown="brutal_kill")]), log=False)
+waits.wait()
+app.terminate_child("work")
+[left] = app.stop().unstopped
+[stuck] = [one for one in threading.enumerate() if one.name == "app/work"]
+lock.release()
+stuck.join(20)
+print(left.path, lock.acquire(blocking=False))
+"""
+
+
+def test_a_thread_that_takes_a_lock_is_not_interrupted_where_code_has_no_columns():
+    """Python can be told to keep no positions of instructions within lines, to save memory."""
+    ran = python(KILLED_WHILE_IT_WAITS, flags=("-X", "no_debug_ranges"))
+
+    assert ran.out.split() == ["app/work", "True"]
 
 
 def test_code_that_cannot_be_read_is_no_good_moment(monkeypatch):
@@ -924,3 +1006,36 @@ def test_threads_of_otpy_inherit_no_context(launch):
 
     assert seen.get(timeout=HANG) == "empty"
     assert LoopThread is not None
+
+
+# What belongs to the whole program
+
+
+OF_THE_PROGRAM = """
+import multiprocessing, random, otpy
+import structlog  # what that imports takes a random number
+from tests import callees
+
+def dies(ctx):
+    if ctx.incarnation == 1:
+        raise ValueError
+    ctx.ready()
+    ctx.wait_stop()
+
+random.seed(1)
+expected = random.Random(1).random()
+children = [
+    otpy.thread(dies, id="a", restart="transient", backoff=otpy.Backoff(0.01, 0.01)),
+    otpy.process("sleep", "100", id="b"),
+    otpy.process(callees.obedient, id="c"),
+]
+app = otpy.start(otpy.supervisor("app", children=children), log=False)
+app.stop()
+multiprocessing.set_start_method("spawn")
+print(random.random() == expected)
+"""
+
+
+def test_the_random_numbers_and_the_start_method_are_the_programs():
+    """A tree takes no random number of the program's, and does not fix how its processes start."""
+    assert python(OF_THE_PROGRAM).out == "True\n"

@@ -1,4 +1,4 @@
-"""``start``, ``run``, ``stop`` and ``aio.start`` leave nothing behind.
+"""``start``, ``run``, ``stop``, ``subscribe`` and ``aio.start`` leave nothing behind.
 
 A fresh interpreter makes one trial per line of otpy's that the calling thread reaches:
 the tracer raises there. Then nothing of the call may be left.
@@ -110,6 +110,16 @@ def stop(line):
             app.stop()  # it came before the order
 
 
+def subscribe(line):
+    app = otpy.start(IDLE, log=False)
+    try:
+        with line:
+            app.subscribe(print)
+            app.unsubscribe(print)
+    finally:
+        app.stop()
+
+
 def aio_start(line):
     async def main():
         with line:
@@ -173,7 +183,7 @@ for nth in range(first, 10**9, stride):
 print("TRIED", tried)
 """
 
-CALLS = ["start", "run", "run_until_a_signal", "stop", "aio_start"]
+CALLS = ["start", "run", "run_until_a_signal", "stop", "subscribe", "aio_start"]
 
 
 @pytest.mark.parametrize("call", CALLS)
