@@ -211,20 +211,27 @@ def descends(pid: str, leaders: set[int], mark: str, token: bytes) -> bool:
 
 
 def environment(pid: str) -> bytes:
-    """Return the environment of a process, b"" if that is not ours to know."""
-    try:
-        with open(f"/proc/{pid}/environ", "rb") as file:
-            return file.read()
-    except OSError:
-        return b""
+    """Return the environment of a process, b"" if that is not ours to know.
+
+    Its first thread, which the process is named after, may have ended: then another one has it.
+    """
+    found = b""
+    with contextlib.suppress(OSError):
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with contextlib.suppress(OSError), open(f"/proc/{pid}/task/{thread}/environ", "rb") as file:
+                found = found or file.read()
+    return found
 
 
 def session(pid: str) -> int:
-    """Return the session of a process that has not ended, -1 for others."""
+    """Return the session of a process that has not ended, -1 for others.
+
+    One whose first thread has ended looks like a zombie, but has more threads than that.
+    """
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             words = file.read().rpartition(b")")[2].split()
-        return -1 if words[0] in b"ZX" else int(words[3])
+        return -1 if words[0] in b"ZX" and int(words[17]) < 2 else int(words[3])
     except (OSError, IndexError):
         return -1
 
