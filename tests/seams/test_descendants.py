@@ -382,6 +382,23 @@ def test_a_killed_process_takes_all_its_descendants_with_it(tmp_path):
     wait_until(lambda: not marked(number))
 
 
+def test_a_callable_that_has_become_a_program_ends_with_a_killed_process():
+    """It keeps the lifeline, by which the kernel knows whom to kill."""
+    number = mark()
+    source = f"""
+        import os, signal
+        from otpy import process, start, supervisor
+        from tests import callees
+        from tests.helpers import wait_until
+        from tests.seams.test_descendants import sleepers
+        start(supervisor("app", children=[process(callees.become, "sleep", {number!r}, id="x")]), log=False)
+        wait_until(lambda: sleepers({number!r}))
+        os.kill(os.getpid(), signal.SIGKILL)
+        """
+    python(source, expect=-signal.SIGKILL)
+    wait_until(lambda: not marked(number))
+
+
 def test_python_children_are_found_by_their_environment_alone(launch, tmp_path):
     """A child of a child, whose parent has gone, in a session of its own."""
     code = (
