@@ -146,7 +146,7 @@ def leave_a_flood(ctx, kind, content):
 
     It is forked by C code: Python would close the wire.
     """
-    if ctypes.CDLL(None).fork() == 0:
+    if ctypes.PyDLL(None).fork() == 0:
         while True:
             for descriptor in sockets():
                 os.write(descriptor, (struct.pack("!cQ", kind, len(content)) + content) * 1000)
