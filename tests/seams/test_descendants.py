@@ -124,7 +124,7 @@ def test_a_rest_that_is_deaf_is_killed_when_time_is_up(launch, recorder, tmp_pat
     number, pid = mark(), tmp_path / "pid"
     script = f"({DEAF.format(number=number)}); trap 'exit 0' TERM; while :; do sleep 0.01; done"
     app = launch(supervisor("app", children=[sh(script, pid, shutdown=0.3)]))
-    assert number_in(pid) in marked(number)
+    wait_until(lambda: number_in(pid) in marked(number))  # the number is known before it is the sleep
     report = app.stop()
 
     assert (report.interrupted, report.unstopped) == (("app/x",), ())
