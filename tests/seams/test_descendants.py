@@ -285,25 +285,35 @@ def test_a_process_lives_as_long_as_one_of_its_threads(launch):
     assert session == below
 
 
-def test_a_process_that_is_forked_during_the_search_is_found(monkeypatch, tmp_path):
+SEARCHES = {
+    # who looks: by which function it sees a process, and the whole search
+    "a tree": (descendants, "look", lambda leader, token: [one.pid for one in Family(token, leader).living()]),
+    "the guard": (guard, "session", lambda _, token: list(guard.left(set(), "pipe:[0]", token))),
+}
+
+
+@pytest.mark.parametrize("who", SEARCHES)
+def test_a_process_that_is_forked_during_the_search_is_found(who, monkeypatch, tmp_path):
     """A daemon is forked by one that ends at once: that may be before it is looked at."""
     number = mark()
     leader = subprocess.Popen(["sleep", "1000"], start_new_session=True)
     go = tmp_path / "go"
     os.mkfifo(go)
     script = "read x <$0; setsid sleep $1 &"
-    parent = subprocess.Popen(["/bin/sh", "-c", script, go, number], env={**os.environ, "OTPY_MARK": "token.1."})
-    look = descendants.look
+    env = {**os.environ, "OTPY_MARK": f"token.{number}."}
+    parent = subprocess.Popen(["/bin/sh", "-c", script, go, number], env=env)
+    module, name, search = SEARCHES[who]
+    look = getattr(module, name)
 
-    def look_late(pid: int) -> Seen | None:
-        if pid == parent.pid and parent.returncode is None:
+    def look_late(pid: int | str) -> object:
+        if int(pid) == parent.pid and parent.returncode is None:
             go.write_text("go\n")
             wait_until(lambda: sleepers(number))
             parent.wait(HANG)
         return look(pid)
 
-    monkeypatch.setattr(descendants, "look", look_late)
-    found = [one.pid for one in Family(b"token.1.", leader=leader.pid).living()]
+    monkeypatch.setattr(module, name, look_late)
+    found = search(leader.pid, env["OTPY_MARK"].encode())
     expected = sleepers(number)
     for pid in (leader.pid, *expected):
         os.kill(pid, signal.SIGKILL)
