@@ -12,6 +12,9 @@ Laws:
    its number may be used anew.
 3. To look costs little where there is little to see: numbers are given out in order, so
    all descendants have a higher one than the leader, until the numbers begin anew.
+4. A process that was forked during a look is looked at as well: its parent may have
+   ended before it was seen, as that of a daemon does.
+5. A process lives as long as one of its threads does; its first thread may have ended.
 
 May be used on any thread. Owns nothing but caches.
 """
@@ -46,6 +49,10 @@ FORKS = 10_000
 
 By this it is known when numbers cannot have begun anew."""
 
+ROUNDS = 20
+"""So often, at most, a look goes on with the processes that were forked meanwhile: on a
+busy machine there are always some."""
+
 DEAD = b"ZX"
 
 CHUNK = 1 << 16
@@ -59,6 +66,8 @@ class Seen:
         state: One letter, as ``ps`` shows it.
         started: In clock ticks since the machine has started; with *pid* it names a
             process for ever.
+        threads: How many it has. One whose first thread has ended looks like a zombie,
+            but has more than one.
     """
 
     pid: int
@@ -67,11 +76,12 @@ class Seen:
     group: int
     session: int
     started: int
+    threads: int = 1
 
     @property
     def lives(self) -> bool:
         """Whether it has not ended; a zombie has."""
-        return self.state not in DEAD
+        return self.state not in DEAD or self.threads > 1
 
 
 def look(pid: int) -> Seen | None:
@@ -79,7 +89,17 @@ def look(pid: int) -> Seen | None:
     words = _read(f"/proc/{pid}/stat").rpartition(b")")[2].split()  # a name may be any bytes
     if len(words) < 20:
         return None
-    return Seen(pid, words[0], int(words[1]), int(words[2]), int(words[3]), int(words[19]))
+    return Seen(pid, words[0], int(words[1]), int(words[2]), int(words[3]), int(words[19]), int(words[17]))
+
+
+def environment(seen: Seen) -> bytes:
+    """Return the environment of a process, b"" if it is not ours to know."""
+    found = _read(f"/proc/{seen.pid}/environ")
+    if not found and seen.state in DEAD and seen.lives:  # it is that of the first thread, which has ended
+        with contextlib.suppress(OSError):
+            tasks = Path(f"/proc/{seen.pid}/task").iterdir()
+            found = next(filter(None, (_read(f"{task}/environ") for task in tasks)), b"")
+    return found
 
 
 @functools.cache
@@ -135,11 +155,14 @@ class Family:
         """Return all that have not ended, but the leader; [] where /proc shows none."""
         if not is_possible() or self.leader <= 1:  # it has not been started
             return []
-        strangers = {pid: seen for pid in self._candidates() if (seen := look(pid)) is not None and seen.lives}
-        if not strangers:
-            return []
+        strangers: dict[int, Seen] = {}
         found: dict[int, Seen] = {}
-        more = [one for one in strangers.values() if self._is_own(one)]
+        more: list[Seen] = []
+        for pid in self._candidates():
+            if (seen := look(pid)) is not None and seen.lives:
+                strangers[pid] = seen
+                if self._is_own(seen):  # at once: it may end soon, and then it shows less
+                    more.append(seen)
         while more:
             found.update({one.pid: one for one in more})
             for one in more:
@@ -161,12 +184,21 @@ class Family:
         if self.leader <= 1:  # 0 is the session of whatever was started from outside of a namespace
             return False
         return self.leader in (seen.session, seen.group) or (
-            seen.started >= self.began - 1 and self.token in _read(f"/proc/{seen.pid}/environ")
+            seen.started >= self.began - 1 and self.token in environment(seen)
         )
 
-    def _candidates(self) -> Iterable[int]:
-        """Return the numbers that a descendant may have."""
-        newest, me = _newest(), os.getpid()
+    def _candidates(self) -> Iterator[int]:
+        """Yield the numbers that a descendant may have, and then those that are given out meanwhile."""
+        newest = _newest()
+        yield from self._numbers_until(newest)
+        for _ in range(ROUNDS):
+            before, newest = newest, _newest()
+            if newest <= before:
+                return
+            yield from range(before + 1, newest + 1)
+
+    def _numbers_until(self, newest: int) -> Iterable[int]:
+        me = os.getpid()
         if newest >= self.leader and (ticks() - self.began) / _TICKS * FORKS < _pid_max():
             if newest - self.leader <= NEAR:
                 return range(self.leader + 1, newest + 1)
@@ -264,7 +296,7 @@ def adopted(token: bytes, known: set[tuple[int, int]]) -> list[int]:
             continue
         key = pid, seen.started
         if seen.lives:
-            if key in before or token in _read(f"/proc/{pid}/environ"):
+            if key in before or token in environment(seen):
                 now.add(key)
         elif key in before or seen.session not in (session, pid):
             found.append(pid)

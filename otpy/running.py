@@ -17,6 +17,7 @@ called on any thread.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import os
 import random
@@ -30,6 +31,7 @@ from otpy.abc import Birth, Clock, Puttable, ReportHandler
 from otpy.arguments import check_handler, check_sink
 from otpy.clocks import GuardedClock
 from otpy.core.messages import Handover, StopSupervisor
+from otpy.core.pauses import PAUSE
 from otpy.ending import PROMPT, await_end
 from otpy.exceptions import CallTimeout, NotAlive, NotFound, SpecError, StartError, TreeFailed, show
 from otpy.handle import Supervisor
@@ -275,15 +277,28 @@ class Launch:
             self._signals.open()
         except OSError as error:  # no descriptors are left
             raise StartError(self._core.path, str(error)) from error
-        limit = math.inf if self._timeout is None else time.monotonic() + self._timeout
         self._core.start(lambda _: None)
-        is_settled = self._signals.wait(self._core.up, lambda: self._until(limit))
+        is_settled = self._is_settled_in_time()
         if self._requests:
             return
         if not is_settled:
             late = ", ".join(_starting(self.handle))
             raise StartError(late or self._core.path, f"not up after {self._timeout} s")
         self._core.up.wait(0.0, self._core.path)
+
+    def _is_settled_in_time(self) -> bool:
+        """Wait until the tree is up or has ended; return whether it was within the timeout.
+
+        A wait that ends PAUSE seconds late was hit by a pause of the whole program. The
+        tree could not come up meanwhile, so it has its time again, once.
+        """
+        for _ in range(2):
+            limit = math.inf if self._timeout is None else time.monotonic() + self._timeout
+            if self._signals.wait(self._core.up, functools.partial(self._until, limit)):
+                return True
+            if time.monotonic() < limit + PAUSE:
+                break
+        return False
 
     def _until(self, limit: float) -> float:
         return -math.inf if self._requests else limit

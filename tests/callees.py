@@ -344,3 +344,8 @@ def raise_group_with_lock(ctx, kind):
     import otpy
 
     raise ExceptionGroup("outer", [getattr(otpy, kind)(_thread.allocate_lock())])
+
+
+def become(ctx, *argv):
+    """Become another program."""
+    os.execvp(argv[0], argv)

@@ -92,6 +92,16 @@ from otpy.threads import Role, ThreadState
 CHUNK = 1 << 16
 """How many bytes are read at a time."""
 
+PORTION = 16
+"""So many chunks are read in a row; then it is looked whether the process has ended."""
+
+LAST = 256
+"""So many chunks are read at most of what has come before the end of the process.
+
+A socket holds less. It may never run dry: something that the process has started holds
+its end as well, and goes on sending.
+"""
+
 LONGEST = 2.0**31 / 1000 - 1
 """The most seconds that a selector can wait."""
 
@@ -499,13 +509,14 @@ class Body:
     def listen(
         self,
         near: posix.Socket,
-        hear: Callable[[], bool],
+        hear: Callable[[int], bool],
         patience: Callable[[], float | None],
         doubt: Callable[[], None],
     ) -> None:
         """Wait for its death, and call *hear* whenever there is something to be heard, until that returns False.
 
-        Call *doubt* when nothing has been heard for *patience* seconds.
+        Call *doubt* when nothing has been heard for *patience* seconds. *hear* takes so
+        many chunks that the death is noticed in time, whoever goes on sending.
         """
         with contextlib.ExitStack() as stack:
             selector = stack.enter_context(posix.selector())
@@ -516,11 +527,11 @@ class Body:
             while death not in (signs := [key.fd for key, _ in selector.select(patience())]):
                 if not signs:
                     doubt()
-                elif not hear():
+                elif not hear(PORTION):
                     selector.unregister(near)
                     if death is None:
                         break
-        hear()  # it is dead: the rest
+        hear(LAST)  # it is dead: the rest
 
     def _death(self, stack: contextlib.ExitStack) -> int | None:
         """Return a descriptor that can be read when it is dead; None: the system has none."""
@@ -811,14 +822,14 @@ class CalleeChild:
             self._wires.last_stacks()
             self._stacks = ""
 
-    def _hear(self) -> bool:
-        """Take all messages that have come; False: there will be no more.
+    def _hear(self, most: int) -> bool:
+        """Take the messages that have come, at most so many chunks; False: there will be no more.
 
         Raises:
             ProtocolError: It says what it may not.
         """
         assert self._wires is not None, "they are closed after the last message"
-        while True:
+        for _ in range(most):
             try:
                 data = self._wires.near.recv(CHUNK)
             except BlockingIOError:
@@ -830,6 +841,7 @@ class CalleeChild:
             for kind, content in self._messages.cut(data):
                 if kind == EXIT or not self._is_fenced:
                     HEAR[kind](self, content)
+        return True
 
     def _is_up(self, content: bytes) -> None:
         if self.is_ready:  # it may say so a thousand times, and its supervisor hears it once

@@ -37,6 +37,12 @@ LOOKS = (0.01, 0.05, 0.2, 0.5)
 """The pauses before each look for programs that nobody has told of, in seconds. Not at once: what the parent was just
 about to execute for others has all its descriptors for a moment, too."""
 
+ROUNDS = 20
+"""So often, at most, a look goes on with the processes that were forked meanwhile.
+
+The parent of a daemon may have ended before it was seen. On a busy machine there are
+always some."""
+
 DEAF_TO = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGTSTP", "SIGUSR1", "SIGUSR2", "SIGALRM")
 """What may be sent to everything at once must not end the guard before those whom it watches."""
 
@@ -198,33 +204,62 @@ def read_all() -> bytes:
 
 
 def left(leaders: set[int], mark: str, token: bytes) -> Iterator[int]:
-    """Yield the other processes that descend from programs: by session, by descriptor, or by environment."""
-    with contextlib.suppress(OSError):  # there is no /proc
-        for name in os.listdir("/proc"):
-            if name.isdigit() and int(name) != os.getpid() and descends(name, leaders, mark, token):
-                yield int(name)
+    """Yield the other processes that descend from programs: by session, by environment, or by descriptor."""
+    newest = newest_number()
+    for pid in numbers():
+        if pid != os.getpid() and descends(str(pid), leaders, mark, token):
+            yield pid
+    for _ in range(ROUNDS):
+        before, newest = newest, newest_number()
+        if newest <= before:
+            return
+        yield from (pid for pid in range(before + 1, newest + 1) if descends(str(pid), leaders, mark, token))
+
+
+def numbers() -> list[int]:
+    """Return the numbers of all processes, none where there is no /proc."""
+    try:
+        return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+    except OSError:
+        return []
+
+
+def newest_number() -> int:
+    """Return the number that was given out last, -1 if the system does not tell."""
+    try:
+        with open("/proc/loadavg", "rb") as file:
+            return int(file.read().split()[-1])
+    except (OSError, ValueError, IndexError):
+        return -1
 
 
 def descends(pid: str, leaders: set[int], mark: str, token: bytes) -> bool:
     """Whether a process descends from one of our programs."""
-    return session(pid) in leaders or mark in descriptors(pid) or token in environment(pid)
+    return session(pid) in leaders or token in environment(pid) or mark in descriptors(pid)
 
 
 def environment(pid: str) -> bytes:
-    """Return the environment of a process, b"" if that is not ours to know."""
-    try:
-        with open(f"/proc/{pid}/environ", "rb") as file:
-            return file.read()
-    except OSError:
-        return b""
+    """Return the environment of a process, b"" if that is not ours to know.
+
+    Its first thread, which the process is named after, may have ended: then another one has it.
+    """
+    found = b""
+    with contextlib.suppress(OSError):
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with contextlib.suppress(OSError), open(f"/proc/{pid}/task/{thread}/environ", "rb") as file:
+                found = found or file.read()
+    return found
 
 
 def session(pid: str) -> int:
-    """Return the session of a process that has not ended, -1 for others."""
+    """Return the session of a process that has not ended, -1 for others.
+
+    One whose first thread has ended looks like a zombie, but has more threads than that.
+    """
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             words = file.read().rpartition(b")")[2].split()
-        return -1 if words[0] in b"ZX" else int(words[3])
+        return -1 if words[0] in b"ZX" and int(words[17]) < 2 else int(words[3])
     except (OSError, IndexError):
         return -1
 

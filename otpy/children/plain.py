@@ -5,8 +5,8 @@ Laws:
    module that is imported here already; and the values in ``MAKERS``. No module is
    imported because of what a child says.
 2. No code of the class runs: neither its constructor nor ``__setstate__``, nor a
-   property. The builtin exception that it extends makes the object, and the attributes
-   are put into it.
+   property, nor what hashes, compares or converts an object. The builtin exception that
+   it extends makes the object, and the attributes are put into it.
 
 All of this runs on the thread of whoever asks for the exception. How the other side
 takes an exception apart is in remote.py; the two tables have the same words.
@@ -22,7 +22,7 @@ import pathlib
 import sys
 import types
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from otpy.children.remote import HEAP_TYPE, LARGEST
@@ -56,6 +56,37 @@ def _text(kind: Callable[[str], object]) -> Callable[[object], object]:
         return kind(text)
 
     return make
+
+
+def _numbers(kind: Callable[..., object]) -> Callable[..., object]:
+    """Return a maker for what is made of numbers: any other object may convert itself."""
+
+    def make(*parts: object) -> object:
+        if any(type(one) not in (int, float) for one in parts):
+            raise TypeError("no numbers")
+        return kind(*parts)
+
+    return make
+
+
+def _keys(values: Iterable[Any]) -> Iterator[Any]:
+    """Yield *values* for a set or a dict, which hash and compare them.
+
+    Raises:
+        TypeError: To hash or to compare one would run code of its class.
+    """
+    for value in values:
+        if not _is_plain_key(value):
+            raise TypeError("no plain key")
+        yield value
+
+
+def _is_plain_key(value: Any) -> bool:
+    kind = type(value)
+    if kind is tuple:
+        return all(map(_is_plain_key, value))
+    owners = [next(one for one in _mro(kind) if name in _namespace(one)) for name in ("__hash__", "__eq__")]
+    return kind in PLAIN_KEYS or all(one is enum.Enum or not _flags(one) & HEAP_TYPE for one in owners)
 
 
 def _exception(module: str, name: str, args: tuple[Any, ...], attributes: dict[str, Any]) -> BaseException:
@@ -108,19 +139,27 @@ _flags: Callable[[type], int] = vars(type)["__flags__"].__get__
 _namespace: Callable[[type], types.MappingProxyType[str, Any]] = vars(type)["__dict__"].__get__
 _own: Callable[[BaseException], dict[str, Any]] = vars(BaseException)["__dict__"].__get__
 
+PLAIN_KEYS = frozenset(
+    (
+        *(bytes, complex, frozenset, dt.datetime, dt.time, dt.date, dt.timedelta, dt.timezone),
+        *(decimal.Decimal, uuid.UUID, type(pathlib.Path()), pathlib.PurePosixPath),
+    )
+)
+"""Classes of the standard library whose hash may be code in Python, but no user's."""
+
 MAKERS: dict[str, Callable[..., object]] = {
     # what makes a value, by the word that stands for it in remote.py
     "builtins.list": lambda *parts: list(parts),
     "builtins.tuple": lambda *parts: parts,
-    "builtins.set": lambda *parts: set(parts),
-    "builtins.frozenset": lambda *parts: frozenset(parts),
-    "builtins.dict": lambda *parts: dict(zip(parts[::2], parts[1::2], strict=True)),
+    "builtins.set": lambda *parts: set(_keys(parts)),
+    "builtins.frozenset": lambda *parts: frozenset(_keys(parts)),
+    "builtins.dict": lambda *parts: dict(zip(_keys(parts[::2]), parts[1::2], strict=True)),
     "builtins.bytes": _text(lambda text: text.encode("latin-1")),
-    "builtins.complex": lambda real, imag: complex(float(real), float(imag)),
+    "builtins.complex": _numbers(complex),
     "datetime.datetime": _text(dt.datetime.fromisoformat),
     "datetime.time": _text(dt.time.fromisoformat),
     "datetime.date": _text(dt.date.fromisoformat),
-    "datetime.timedelta": dt.timedelta,
+    "datetime.timedelta": _numbers(dt.timedelta),
     "decimal.Decimal": _text(decimal.Decimal),
     "uuid.UUID": _text(uuid.UUID),
     "pathlib.PosixPath": _text(pathlib.Path),

@@ -516,9 +516,10 @@ def _hold_lifeline() -> None:
     """Die with the program: have the kernel kill this whole group when the other end of stdin is closed.
 
     That works even while some C code holds the interpreter's lock for ever. Nobody writes to this pipe any more: that
-    would be heard, too. The callable gets an empty stdin.
+    would be heard, too. The callable gets an empty stdin. A program that this process becomes keeps the lifeline.
     """
     lifeline = os.dup(0)
+    os.set_inheritable(lifeline, True)
     empty = os.open(os.devnull, os.O_RDONLY)
     os.dup2(empty, 0)
     os.close(empty)

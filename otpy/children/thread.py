@@ -151,9 +151,13 @@ class ServiceStart(ThreadStart):
         try:
             check_result(service.run, service.run(), NO_ASYNC_METHODS)
         except BaseException as error:
-            service.terminate(reason_of(error, ctx))
+            _terminate(service, reason_of(error, ctx))
             raise
-        service.terminate(reason_of(None, ctx))
+        _terminate(service, reason_of(None, ctx))
+
+
+def _terminate(service: Any, reason: ExitReason) -> None:
+    check_result(service.terminate, service.terminate(reason), NO_ASYNC_METHODS)
 
 
 @attrs.define(eq=False, repr=False)

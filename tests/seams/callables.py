@@ -2,6 +2,8 @@
 to harm the program.
 """
 
+import contextlib
+import ctypes
 import enum
 import os
 import socket
@@ -68,6 +70,34 @@ class Watchful(Exception):
         return Watchful, self.args
 
 
+class Hashed(Exception):
+    """Would tell if it were hashed or compared."""
+
+    def __hash__(self):
+        note("hash")
+        return 1
+
+    def __eq__(self, other):
+        note("eq")
+        return True
+
+
+class Number(enum.IntEnum):
+    """Would tell if it were converted or multiplied."""
+
+    ONE = 1
+
+    def __float__(self):
+        note("float")
+        return 1.0
+
+    def __mul__(self, other):
+        note("mul")
+        return 1
+
+    __rmul__ = __mul__
+
+
 class Burning(Fatal):
     """A Fatal of a class of its own."""
 
@@ -111,15 +141,31 @@ def leave_oddly(ctx):
     raise SystemExit(Odd())
 
 
+def leave_a_flood(ctx, kind, content):
+    """Leave a process that holds the wire, and sends these messages for ever; then end.
+
+    It is forked by C code: Python would close the wire.
+    """
+    if ctypes.PyDLL(None).fork() == 0:
+        while True:
+            for descriptor in sockets():
+                os.write(descriptor, (struct.pack("!cQ", kind, len(content)) + content) * 1000)
+    raise SystemExit(3)
+
+
+def sockets():
+    """Yield the descriptors of all sockets that there are."""
+    for descriptor in range(3, 100):
+        with contextlib.suppress(OSError):
+            if stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+                yield descriptor
+
+
 def send_raw(ctx, kind, size):
     """Write the head of a message to each socket that there is, and wait to be
     killed.
     """
-    for descriptor in range(3, 100):
-        try:
-            if stat.S_ISSOCK(os.fstat(descriptor).st_mode):
-                with socket.socket(fileno=os.dup(descriptor)) as end:
-                    end.sendall(struct.pack("!cQ", kind, size))
-        except OSError:
-            continue
+    for descriptor in sockets():
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as end:
+            end.sendall(struct.pack("!cQ", kind, size))
     ctx.wait_stop()

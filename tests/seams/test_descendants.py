@@ -16,11 +16,11 @@ import pytest
 
 import otpy
 from otpy import SpecError, descendants, posix, process, supervisor
-from otpy.children import lifeline, program
+from otpy.children import guard, lifeline, program
 from otpy.descendants import Family, Seen
 from otpy.reports import ChildTerminated, Progress, ShutdownError, Unstopped
 from tests.helpers import HANG, wait_until
-from tests.programs import mark, marked, number_in, sh, stat
+from tests.programs import children, mark, marked, number_in, sh, stat
 from tests.programs import python as python_program
 from tests.seams.kit import python
 
@@ -258,6 +258,70 @@ def test_numbers_that_began_anew_are_looked_at_as_well(monkeypatch, newest, age,
     ) - {os.getpid()}
 
 
+ITS_FIRST_THREAD_ENDS = """
+import ctypes, threading, time
+threading.Thread(target=time.sleep, args=(1000,)).start()
+ctypes.CDLL(None).pthread_exit(None)
+"""
+
+
+def test_a_process_lives_as_long_as_one_of_its_threads(launch):
+    """When its first thread has ended, it looks like a zombie, and shows less."""
+    number = mark()
+    script = "import subprocess, sys, time\nsubprocess.Popen(sys.argv[1:], start_new_session=True)\ntime.sleep(1000)"
+    argv = [sys.executable, "-S", "-c", ITS_FIRST_THREAD_ENDS, number]
+    app = launch(supervisor("app", children=[python_program(script, *argv)]))
+    (leader,) = wait_until(lambda: [pid for pid in marked(number) if stat(pid)[1] == os.getpid()])
+    (below,) = wait_until(lambda: [pid for pid in children(leader) if stat(pid)[0] == "Z"])
+    seen = descendants.look(below)
+    token = (descendants.environment(seen), guard.environment(str(below)))
+    session = guard.session(str(below))
+    app.stop()
+    left = descendants.look(below)
+
+    assert seen.lives
+    assert left is None or not left.lives  # process number 1 may be slow to reap it
+    assert all(b"OTPY_MARK=" in one for one in token)
+    assert session == below
+
+
+SEARCHES = {
+    # who looks: by which function it sees a process, and the whole search
+    "a tree": (descendants, "look", lambda leader, token: [one.pid for one in Family(token, leader).living()]),
+    "the guard": (guard, "session", lambda _, token: list(guard.left(set(), "pipe:[0]", token))),
+}
+
+
+@pytest.mark.parametrize("who", SEARCHES)
+def test_a_process_that_is_forked_during_the_search_is_found(who, monkeypatch, tmp_path):
+    """A daemon is forked by one that ends at once: that may be before it is looked at."""
+    number = mark()
+    leader = subprocess.Popen(["sleep", "1000"], start_new_session=True)
+    go = tmp_path / "go"
+    os.mkfifo(go)
+    script = "read x <$0; setsid sleep $1 &"
+    env = {**os.environ, "OTPY_MARK": f"token.{number}."}
+    parent = subprocess.Popen(["/bin/sh", "-c", script, go, number], env=env)
+    module, name, search = SEARCHES[who]
+    look = getattr(module, name)
+
+    def look_late(pid: int | str) -> object:
+        if int(pid) == parent.pid and parent.returncode is None:
+            go.write_text("go\n")
+            wait_until(lambda: sleepers(number))
+            parent.wait(HANG)
+        return look(pid)
+
+    monkeypatch.setattr(module, name, look_late)
+    found = search(leader.pid, env["OTPY_MARK"].encode())
+    expected = sleepers(number)
+    for pid in (leader.pid, *expected):
+        os.kill(pid, signal.SIGKILL)
+    leader.wait()
+
+    assert found == expected
+
+
 # Process number 1
 
 
@@ -325,6 +389,23 @@ def test_a_killed_process_takes_all_its_descendants_with_it(tmp_path):
         """
     script = f"set - sh {number}; shift; {NEW_SESSION}; setsid sleep {number} & sleep 1000; :"
     python(source, script, expect=-signal.SIGKILL)
+    wait_until(lambda: not marked(number))
+
+
+def test_a_callable_that_has_become_a_program_ends_with_a_killed_process():
+    """It keeps the lifeline, by which the kernel knows whom to kill."""
+    number = mark()
+    source = f"""
+        import os, signal
+        from otpy import process, start, supervisor
+        from tests import callees
+        from tests.helpers import wait_until
+        from tests.seams.test_descendants import sleepers
+        start(supervisor("app", children=[process(callees.become, "sleep", {number!r}, id="x")]), log=False)
+        wait_until(lambda: sleepers({number!r}))
+        os.kill(os.getpid(), signal.SIGKILL)
+        """
+    python(source, expect=-signal.SIGKILL)
     wait_until(lambda: not marked(number))
 
 

@@ -429,6 +429,14 @@ class AsyncInit(otpy.Service):
         pass
 
 
+class AsyncTerminate(otpy.Service):
+    def run(self):
+        pass
+
+    def terminate(self, reason):
+        return a_coroutine()
+
+
 TARGETS = {
     "thread": (lambda: thread(plain_wrapper, id="a", restart="temporary"), "use coroutine()"),
     "thread of a lambda": (lambda: thread(lambda ctx: a_coroutine(), id="a", restart="temporary"), "use coroutine()"),
@@ -436,6 +444,7 @@ TARGETS = {
     "adopted run": (lambda: thread(adopt(AsyncRun), id="a", restart="temporary"), "use coroutine()"),
     "factory": (lambda: thread(adopt(lambda: a_coroutine()), id="a", restart="temporary"), "use coroutine()"),
     "Service.run": (lambda: thread(AsyncService, id="a", restart="temporary"), "are called, not awaited"),
+    "Service.terminate": (lambda: thread(AsyncTerminate, id="a", restart="temporary"), "are called, not awaited"),
     "process": (lambda: process(callees.lazy, id="a", restart="temporary"), "call asyncio.run() in a plain function"),
 }
 

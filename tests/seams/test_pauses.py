@@ -20,7 +20,7 @@ import pytest
 import structlog
 
 import otpy
-from otpy import Backoff, coroutine, debugger, loops, start, supervisor, taskgraph, thread
+from otpy import Backoff, coroutine, debugger, loops, running, start, supervisor, taskgraph, thread
 from otpy.children import probes
 from otpy.core import messages, pauses
 from otpy.core.messages import Due, StopSupervisor
@@ -385,6 +385,17 @@ def test_a_task_that_could_not_run_has_its_timeout_once_more(monkeypatch):
 
     assert failure.kind is ExitKind.STALLED
     assert time.monotonic() - began >= 0.2
+
+
+@pytest.mark.parametrize(("pause", "times"), [(-1.0, 2), (1.0, 1)], ids=["a pause", "none"])
+def test_a_tree_that_could_not_come_up_has_its_timeout_once_more(monkeypatch, pause, times):
+    """As if the whole program had been suspended when the time was over; then it counts."""
+    monkeypatch.setattr(running, "PAUSE", pause)
+    began = time.monotonic()
+    with pytest.raises(otpy.StartError, match=r"app/wait did not start: not up after 0\.1 s"):
+        start(supervisor("app", children=[thread(pausing.hang, HANG, id="wait", ready=True)]), log=False, timeout=0.1)
+
+    assert time.monotonic() - began >= 0.1 * times
 
 
 # Heartbeats off

@@ -128,6 +128,14 @@ def test_a_callable_that_sends_something_too_large_is_killed_and_the_reason_is_t
     assert "a message of 4294967295 bytes (max_message_size: 67108864)" in str(reason)
 
 
+def test_a_process_that_holds_the_wire_and_sends_for_ever_holds_up_no_end(stage):  # noqa: F811
+    """The end of the callable is told, and what goes on sending is killed."""
+    reason = end_of(stage(process(callables.leave_a_flood, remote.BEAT, remote.ALLOWED.pack(0.0))))
+
+    assert reason.kind is ExitKind.CRASHED
+    assert str(reason) == "crashed: SystemExit(3)"
+
+
 def test_a_state_that_is_too_large_is_refused_where_it_is_saved():
     """The error names its size and the limit, and what was saved before stays."""
     ctx = context(max_message_size=50_000)
@@ -289,6 +297,40 @@ def test_what_is_no_exception_of_this_program_is_told_as_text(said, tmp_path, mo
     assert (opened.type_name, opened.message, opened.traceback) == ("ValueError", "bad luck", "its traceback")
     assert not (tmp_path / "hit").exists()
     assert "turtle" not in sys.modules
+
+
+A_HASHED = ["exception", "tests.seams.callables", "Hashed", ["builtins.tuple"], ["builtins.dict"]]
+A_NUMBER = ["enum", "tests.seams.callables", "Number", "ONE"]
+
+CALLING = {
+    # what Python cannot make without a call of a user's class
+    "a set": ["builtins.set", A_HASHED, A_HASHED],
+    "a frozenset": ["builtins.frozenset", A_HASHED],
+    "a dict": ["builtins.dict", A_HASHED, 1],
+    "a key in a tuple": ["builtins.dict", ["builtins.tuple", 1, ["builtins.tuple", A_HASHED]], 1],
+    "a complex": ["builtins.complex", A_NUMBER, A_NUMBER],
+    "a timedelta": ["datetime.timedelta", A_NUMBER, A_NUMBER, A_NUMBER],
+}
+
+
+@pytest.mark.parametrize("value", CALLING.values(), ids=CALLING)
+def test_nothing_is_hashed_or_converted_by_its_own_code(value):
+    """A key, a member of a set, and a part of a number are of Python's own classes."""
+    del callables.CALLS[:]
+    said = ["exception", "builtins", "ValueError", ["builtins.tuple", value], ["builtins.dict"]]
+    opened = told(ValueError("bad luck"), packed=json.dumps(said).encode()).open()
+
+    assert callables.CALLS == []
+    assert type(opened) is RemoteError
+
+
+def test_plain_keys_arrive():
+    """Members of enums among them, and what the standard library hashes in Python."""
+    keys = [1, "a", None, b"b", (1, ("c",)), uuid.UUID(int=3), pathlib.Path("p"), decimal.Decimal("1.5")]
+    keys += [dt.date(2026, 1, 1), callables.Colour.RED, signal.SIGINT, frozenset({1, callables.Colour.RED})]
+    error = ValueError(dict.fromkeys(keys, 1), set(keys))
+
+    assert told(error).open().args == error.args
 
 
 @pytest.mark.parametrize("packed", [b"{", b"\xff", b"[" * 100_000, b'"' + b"x" * remote.LARGEST + b'"'], ids=len)
