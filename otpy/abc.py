@@ -61,6 +61,8 @@ class Birth:
             for many children at once. May be called on that thread only. The function must not block or raise.
         returns_in: Returns in how many seconds the supervisor will start a child of this id again, None if it does not
             wait for that: ``returns_in(id)``. May be called on the supervisor's thread only.
+        leftovers: Returns a list of what earlier children have left, for a thread that clears it at its end, when it
+            has said its last word. To be called on the supervisor's thread, once, and only by a kind that does so.
     """
 
     ref: int
@@ -76,6 +78,7 @@ class Birth:
     remind: Callable[[float, Callable[[], object]], object] = lambda seconds, function: None
     soon: Callable[[Callable[[], object]], object] = lambda function: function()
     returns_in: Callable[[str], float | None] = lambda id: None
+    leftovers: Callable[[], list[object]] = list
 
 
 class Child(Protocol):

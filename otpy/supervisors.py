@@ -48,6 +48,7 @@ from otpy.core.slots import RESTARTING, STARTING
 from otpy.exceptions import InternalError, NotAlive, show, type_name
 from otpy.handle import Supervisor
 from otpy.mailbox import Mailbox, Reply, Timers
+from otpy.remains import Remains
 from otpy.reports import (
     ChildTerminated,
     Escalation,
@@ -61,7 +62,6 @@ from otpy.reports import (
     start_error,
 )
 from otpy.specs import AutoShutdown, ChildSpec, ChildType, Common, Strategy, SupervisorSpec, check_common
-from otpy.threads import Role
 from otpy.tree import SUPERVISING, Tree
 
 
@@ -158,11 +158,6 @@ CALM = 0.001
 the replacement needs the interpreter now."""
 
 
-RELEASE_AFTER = 0.1
-"""How long what has ended may be kept, in seconds, if it is less than FULL: to release it needs a helper thread."""
-
-FULL = 1024
-
 IMPORT_LOCK = re.compile(r"<frozen importlib\._bootstrap>\", line \d+, in (acquire|_lock_unlock_module)\b")
 """Finds in a stack that a thread waits for a module which another one imports."""
 
@@ -255,17 +250,17 @@ class SupervisorThread:
     _reminders: dict[int, Callable[[], object]] = attrs.field(factory=dict, init=False)
     _chores: list[Callable[[], object]] = attrs.field(factory=list, init=False)
     _postponed: int = attrs.field(default=0, init=False)
-    _ended: list[object] = attrs.field(factory=list, init=False)
-    _release_at: float = attrs.field(default=math.inf, init=False)
+    _remains: Remains = attrs.field(init=False)
     _reminder_refs: Iterator[int] = attrs.field(factory=lambda: itertools.count(-1, -1), init=False)
     path: str = attrs.field(init=False)
     tree: Tree = attrs.field(init=False)
-    _handle: Supervisor = attrs.field(init=False)  # these six are the same for all children: one object each
+    _handle: Supervisor = attrs.field(init=False)  # these seven are the same for all children: one object each
     _spawn: Callable[..., threads.Thread] = attrs.field(init=False)
     _ear: Deliver = attrs.field(init=False)
     _remind: Callable[[float, Callable[[], object]], None] = attrs.field(init=False)
     _soon: Callable[[Callable[[], object]], None] = attrs.field(init=False)
     _returns: Callable[[str], float | None] = attrs.field(init=False)
+    _leftovers: Callable[[], list[object]] = attrs.field(init=False)
     _deliver: Deliver = attrs.field(init=False)
     _thread: Any = attrs.field(default=None, init=False)
     _ident: int | None = attrs.field(default=None, init=False)
@@ -283,6 +278,8 @@ class SupervisorThread:
         chance = random.Random(f"{self.tree.seed} {self.path}")  # a child's own, whatever its siblings do
         self.machine = SupervisorMachine(spec, self.path, rng=chance, heartbeats=self.tree.heartbeats)
         self.spawner = threads.Spawner(self.tree, self.path, self.mailbox.post)
+        self._remains = Remains(self.path, self.tree)
+        self._leftovers = self._remains.hand_over
         self._handle, self._spawn, self._ear = Supervisor(self.tree, self.path), self.spawner.spawn, self.deliver
         self._remind, self._soon, self._returns = self.remind, self._chores.append, self.returns_in
         if self.tree.has_own_clock:
@@ -348,7 +345,7 @@ class SupervisorThread:
             SUPERVISING.discard(self._ident)
             self._message = None
             self._orders.clear()
-            self._ended.clear()
+            self._remains.drop()
 
     def _crash(self, error: BaseException) -> None:
         self._leave(StopReport(path=self.path, reason=ExitReason(ExitKind.CRASHED, error)))
@@ -378,7 +375,7 @@ class SupervisorThread:
         self._orders = self.machine.receive(self._message, self._turned_at)
         for action in self._orders:
             PERFORM[type(action)](self, action)
-        # drop what the turn was about; what is released of it goes later, from ``_ended``
+        # drop what the turn was about; what is released of it goes later, from ``_remains``
         self._message = None
         self._orders.clear()  # the machine has the same list
 
@@ -413,14 +410,19 @@ class SupervisorThread:
             if self._local:
                 raise queue.Empty  # a chore has left something to be read
         wants_spare = self.spawner.is_short and self.machine.phase is UP
-        calm = CALM if wants_spare else self._until_release()
+        calm = CALM if wants_spare else self._calm()
         if calm is None or (seconds is not None and seconds <= calm):
             return self.mailbox.get(seconds)
         try:
             return self.mailbox.get(calm)
         except queue.Empty:
-            self.spawner.refill() if wants_spare else self._release()
+            self.spawner.refill() if wants_spare else self._remains.release()
             raise
+
+    def _calm(self) -> float | None:
+        """Return how many calm seconds to wait before a release; None: there is nothing to be released."""
+        at = self._remains.at
+        return None if at == math.inf else max(CALM, at - time.monotonic())
 
     def _consider_chores(self) -> None:
         """Do what can be done for many children at once, when there is no mail, or has been mail for long."""
@@ -432,27 +434,6 @@ class SupervisorThread:
         self._postponed = 0
         while self._chores:
             self._chores.pop()()
-
-    # What has ended is released on a helper thread
-
-    def _let_go(self, *things: object, after: float = RELEASE_AFTER) -> None:
-        """Keep *things* until a helper thread drops them: the machine and this thread are about to forget them."""
-        self._ended += things
-        self._release_at = min(self._release_at, time.monotonic() + after)
-        if len(self._ended) > FULL:
-            self._release()
-
-    def _until_release(self) -> float | None:
-        """Return how many calm seconds to wait before a release; None: there is nothing to be released."""
-        return max(CALM, self._release_at - time.monotonic()) if self._ended else None
-
-    def _release(self) -> None:
-        ended, self._ended, self._release_at = self._ended, [], math.inf
-        name, purpose = f"{self.path} (release)", "drops what has ended"
-        try:
-            threads.spawn(ended.clear, name=name, role=Role.HELPER, purpose=purpose, owner=self.tree)
-        except (RuntimeError, MemoryError):  # no more threads
-            self._ended, self._release_at = ended, time.monotonic() + 1.0
 
     def _read_all(self) -> None:
         """Somebody's time is up: first read the mail that is there, his news may be in it (OTP: receive … after).
@@ -535,10 +516,10 @@ class SupervisorThread:
         if self._stops is not None:
             self._stops.forget(message.ref)
         if child is None:
-            self._let_go(message)
+            self._remains.keep(message)
         else:
             slot = self.machine.slots.get(child.birth.spec.id)
-            self._let_go(message, child, slot, slot and slot.last_exit)
+            self._remains.keep(message, child, slot, slot and slot.last_exit)
             state = self._ask(message.ref, "state")
             if state is not child.birth.handover.state:
                 self._keep(child, state)
@@ -554,7 +535,7 @@ class SupervisorThread:
         """Keep what the child has saved, for its replacement."""
         handover = child.birth.handover
         if state is not UNKNOWN and state is not handover.state:
-            self._let_go(handover.state)
+            self._remains.keep(handover.state)
             handover.state = state
 
     def _take_pulses(self, message: messages.TakeSnapshot) -> messages.TakeSnapshot:
@@ -563,7 +544,7 @@ class SupervisorThread:
 
     def _note_call(self, call: Any) -> Any:
         """A spec may be dropped because of this call: that of the child, or if the call is refused, its own."""
-        self._let_go(call, self.machine.slots.get(call.id), after=1.0)
+        self._remains.keep(call, self.machine.slots.get(call.id), after=1.0)
         return call
 
     def _note_witness(self, witness: threads.Witness) -> None:
@@ -604,7 +585,7 @@ class SupervisorThread:
         self._local.append(ChildExited(ref, reason))
         child = self._children.pop(ref, None)
         if child is not None:
-            self._let_go(child)
+            self._remains.keep(child)
             self._put_down(child, reason)
 
     def _put_down(self, child: Child, reason: ExitReason) -> None:
@@ -646,6 +627,7 @@ class SupervisorThread:
             remind=self._remind,
             soon=self._soon,
             returns_in=self._returns,
+            leftovers=self._leftovers,
         )
         child = action.spec.start(birth)
         if type(child).__module__.startswith("otpy."):
@@ -678,7 +660,7 @@ class SupervisorThread:
         if child is None:
             return  # it has broken, and that has been told
         _, error = _asked(child, "abandon")
-        self._let_go(child)
+        self._remains.keep(child)
         self._keep(child, _asked(child, "state")[0])
         report = attrs.evolve(action.report, stack=_asked(child, "stack")[0])
         if error is not None:
@@ -787,7 +769,7 @@ class SupervisorThread:
         self._is_gone = True
 
     def _refuse_leftover(self, item: object) -> None:
-        self._ended.append(item)
+        self._remains.keep(item)
         if isinstance(item, messages.Call):
             self._refuse_late(item.reply)
         elif isinstance(item, ChildExited) and item.ref in self._detached:

@@ -133,6 +133,7 @@ class Thread(threading.Thread):
     """A ``threading.Thread`` whose start has a limit, and whose end has a witness.
 
     Attributes:
+        if_lost: What its witness does.
         witness: Made when the thread starts. Dropped when its target has returned: then there is nothing to tell.
     """
 
@@ -152,7 +153,7 @@ class Thread(threading.Thread):
             super().__init__(target=target, name=name, daemon=daemon, context=contextvars.Context())
         else:
             super().__init__(target=target, name=name, daemon=daemon)
-        self._if_lost, self._tell = if_lost, tell
+        self.if_lost, self._tell = if_lost, tell
         self._started = _Begun(self)
 
     @property
@@ -170,8 +171,8 @@ class Thread(threading.Thread):
     def swear_in(self) -> bool:
         """Have the witness tell from now on; return whether there is something to be told."""
         if self.witness is not None:
-            self.witness.if_lost = self._if_lost
-        return self._if_lost is not None
+            self.witness.if_lost = self.if_lost
+        return self.if_lost is not None
 
     @property
     def is_lost(self) -> bool:
@@ -289,7 +290,8 @@ class Entry:
             return  # whoever started it was interrupted meanwhile, and has given it up
         try:
             self.target()
-            self.thread.witness = None  # nothing is left to be told
+            # nothing is left to be told; and what would tell it holds the thread in a cycle
+            self.thread.witness = self.thread.if_lost = None
         finally:
             forget(self.thread)
             self.ended.happen()

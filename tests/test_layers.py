@@ -53,6 +53,7 @@ FLOORS = [
         "signals",
         "running",
         "registry",
+        "remains",
     },
     {"aio", "api", "check", "taskgraph"},
     {

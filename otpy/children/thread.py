@@ -170,10 +170,12 @@ class ThreadChild:
     _ctx: Context = attrs.field(init=False)
     _thread: threads.Thread | None = attrs.field(default=None, init=False)
     _deliver: Deliver = attrs.field(init=False)
+    _leftovers: list[object] = attrs.field(init=False)
 
     def start(self, deliver: Deliver) -> None:
         birth, spec = self.birth, self.birth.spec
         self._deliver, self._ctx = deliver, Context(birth, deliver)
+        self._leftovers = birth.leftovers()
         purpose = spec.purpose or f"runs {spec.id}"
         try:
             self._thread = birth.spawn(self._main, name=birth.path, purpose=purpose, if_lost=self._is_lost)
@@ -255,6 +257,7 @@ class ThreadChild:
         past, self.birth.last_exit = self.birth.last_exit, None
         self._deliver(ChildExited(self.birth.ref, reason_of(error, self._ctx)))
         forget(past, self.birth)
+        self._leftovers.clear()
 
     def _is_lost(self) -> None:
         """Tell of the end of a thread that has not told of it; on the supervisor's thread."""

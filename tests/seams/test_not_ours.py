@@ -7,6 +7,7 @@ import functools
 import gc
 import importlib
 import logging
+import math
 import multiprocessing
 import operator
 import queue
@@ -345,7 +346,7 @@ def test_a_finalizer_that_takes_its_time_delays_nobody(launch):
 
 def test_many_ended_children_are_released_in_batches(launch, monkeypatch):
     """If there is no calm moment, and if the system has no thread for it, later."""
-    monkeypatch.setattr("otpy.supervisors.FULL", 10)
+    monkeypatch.setattr("otpy.remains.FULL", 10)
     refused, spawn = [], threads.spawn
 
     def scarce(target, *, name, **options):
@@ -364,7 +365,7 @@ def test_many_ended_children_are_released_in_batches(launch, monkeypatch):
         app.start_child(thread(crash, id=f"c{n}", restart="temporary"))
     core = app._tree.directory["app"]
 
-    wait_until(lambda: len(refused) == 3 and not core._ended, "all is released")
+    wait_until(lambda: len(refused) == 3 and core._remains.at == math.inf, "all is released")
 
 
 # Moments to interrupt
