@@ -488,7 +488,7 @@ NUMBERS = [
     ("design.md", "and get three seconds more", "ending.BUSY", 3.0),
     ("design.md", "otpy keeps 256 kB of address space in reserve", "threads.Reserve.SIZE", 256 << 10),
     ("design.md", "in the first calm millisecond after that", "supervisors.CALM", 0.001),
-    ("design.md", "in a calm moment, at most a tenth of a second later", "supervisors.RELEASE_AFTER", 0.1),
+    ("design.md", "in a calm moment, at most a tenth of a second later", "remains.RELEASE_AFTER", 0.1),
     ("design.md", "a fork waits, for a second at most", "telemetry.FORK", 1.0),
     ("design.md", "The same complaint is told once in a minute", "telemetry.QUIET", 60.0),
     ("design.md", "to look at it five seconds later", "loops.LOOP_PATIENCE", 5.0),
