@@ -9,7 +9,7 @@ from typing import Any
 from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser
 
-from otpy import threads
+from otpy.runtime import threads
 
 HANG = 10.0
 

@@ -70,7 +70,15 @@ def types(session: nox.Session) -> None:
 def docs(session: nox.Session) -> None:
     """Run every code block of the README and of docs/, and every example."""
     session.install("-e", ".[tests]")
-    session.run("python", "-m", "pytest", "README.md", "docs", "tests/test_docs.py", "tests/test_examples.py")
+    session.run(
+        "python",
+        "-m",
+        "pytest",
+        "README.md",
+        "docs",
+        "tests/test_docs.py",
+        "tests/test_examples.py",
+    )
 
 
 @nox.session
@@ -92,7 +100,9 @@ def seams(session: nox.Session) -> None:
     """Run the tests of the seams, and the slow ones of all others."""
     session.install("-e", ".[tests]")
     session.run("python", "-m", "pytest", "-m", "slow or not slow", "tests/seams", *session.posargs)
-    session.run("python", "-m", "pytest", "-m", "slow", "tests", "--ignore=tests/seams", *session.posargs)
+    session.run(
+        "python", "-m", "pytest", "-m", "slow", "tests", "--ignore=tests/seams", *session.posargs
+    )
 
 
 @nox.session

@@ -23,7 +23,10 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parse(arguments)
     wrong = [name for name in options.names if not _named([name])]
     if wrong:
-        print(f"no such benchmark: {', '.join(wrong)}; there are: {', '.join(BENCHMARKS)}", file=sys.stderr)
+        print(
+            f"no such benchmark: {', '.join(wrong)}; there are: {', '.join(BENCHMARKS)}",
+            file=sys.stderr,
+        )
         return 2
     chosen = _named(options.names or ["*"])
     if options.list:
@@ -41,16 +44,27 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure what otpy costs.")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description="Measure what otpy costs."
+    )
     parser.add_argument(
-        "names", nargs="*", metavar="NAME", help="which ones, such as restart or 'start-*'; default: all"
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help="which ones, such as restart or 'start-*'; default: all",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to FILE, too")
-    parser.add_argument("--rounds", type=int, metavar="N", help="how often each side takes its turn")
     parser.add_argument(
-        "--quick", action="store_true", help="tiny sizes, to see that it works; the figures mean nothing"
+        "--rounds", type=int, metavar="N", help="how often each side takes its turn"
     )
-    parser.add_argument("--list", action="store_true", help="say what there is, and measure nothing")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="tiny sizes, to see that it works; the figures mean nothing",
+    )
+    parser.add_argument(
+        "--list", action="store_true", help="say what there is, and measure nothing"
+    )
     options = parser.parse_args(arguments)
     if options.rounds is not None and options.rounds < 1:
         parser.error("--rounds must be at least 1")
@@ -58,13 +72,21 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def _named(patterns: list[str]) -> list[Benchmark]:
-    return [one for name, one in BENCHMARKS.items() if any(fnmatchcase(name, pattern) for pattern in patterns)]
+    return [
+        one
+        for name, one in BENCHMARKS.items()
+        if any(fnmatchcase(name, pattern) for pattern in patterns)
+    ]
 
 
 def listing(chosen: list[Benchmark]) -> str:
     lines = []
     for one in chosen:
-        lines += [f"{one.name}: {one.what}", f"    floor: {one.floor or 'none'}", f"    must reach: {_targets(one)}"]
+        lines += [
+            f"{one.name}: {one.what}",
+            f"    floor: {one.floor or 'none'}",
+            f"    must reach: {_targets(one)}",
+        ]
     return "\n".join(lines)
 
 
@@ -75,13 +97,17 @@ def _targets(benchmark: Benchmark) -> str:
 # The table
 
 LINE = "{:<17}{:>10}{:>10} {:>10}{:>10} {:>7}{:>7} {:>11}  {}"
-HEAD = LINE.format("", "otpy p50", "p99", "floor p50", "p99", "× p50", "× p99", "rounds", "must reach")
+HEAD = LINE.format(
+    "", "otpy p50", "p99", "floor p50", "p99", "× p50", "× p99", "rounds", "must reach"
+)
 
 
 def row(result: Result) -> str:
     """Return the line of a benchmark, and below it those of its peers, and the notes."""
     lines = [_line(result, OTPY, result.benchmark.name, _verdicts(result), _spread(result))]
-    lines += [_line(result, name, f"  {name}") for name in result.sides if name not in (OTPY, FLOOR)]
+    lines += [
+        _line(result, name, f"  {name}") for name in result.sides if name not in (OTPY, FLOOR)
+    ]
     lines += [f"  ({note})" for note in result.notes]
     return "\n".join(lines)
 
@@ -100,7 +126,9 @@ def _figures(summary: Summary | None, unit: Callable[[float], str]) -> tuple[str
 def _ratio(ratio: float | None) -> str:
     if ratio is None:
         return "–"
-    return f"{ratio:.2f}" if ratio < 1000 else f"{ratio:,.0f}"  # a peer that polls must not run into the next column
+    return (
+        f"{ratio:.2f}" if ratio < 1000 else f"{ratio:,.0f}"
+    )  # a peer that polls must not run into the next column
 
 
 def _spread(result: Result) -> str:
@@ -169,7 +197,9 @@ def _record(result: Result) -> dict[str, object]:
         "sides": {name: attrs.asdict(summary) for name, summary in result.sides.items()},
         "ratios": {statistic: result.ratio(statistic) for statistic in ("p50", "p99")},
         "spread": result.spread,
-        "targets": [{"target": str(target), "verdict": verdict} for target, verdict in result.verdicts],
+        "targets": [
+            {"target": str(target), "verdict": verdict} for target, verdict in result.verdicts
+        ],
         "notes": result.notes,
     }
 

@@ -14,7 +14,9 @@ def main(name: str, side: str, size: str) -> None:
     run = next(one.run for one in BENCHMARKS[name].sides if one.name == side)
     gc.collect()
     print(json.dumps(list(run(int(size)))), flush=True)
-    os._exit(0)  # nothing is left to be done, and ten thousand dead threads take their time to say so
+    os._exit(
+        0
+    )  # nothing is left to be done, and ten thousand dead threads take their time to say so
 
 
 if __name__ == "__main__":

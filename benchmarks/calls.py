@@ -29,7 +29,9 @@ class Beat:
 
 def time_of(statement: str, subject: object) -> float:
     """Return the seconds that *statement*, which is about ``it``, takes."""
-    timer = timeit.Timer("; ".join([statement] * UNROLLED), "it = subject", globals={"subject": subject})
+    timer = timeit.Timer(
+        "; ".join([statement] * UNROLLED), "it = subject", globals={"subject": subject}
+    )
     return timer.timeit(CALLS // UNROLLED) / CALLS
 
 
@@ -49,7 +51,9 @@ def in_a_child(statement: str) -> Callable[[int], list[float]]:
             done.set()
             ctx.wait_stop()
 
-        with otpy.start(otpy.supervisor("app", children=[otpy.thread(child, heartbeat=60.0)]), log=False):
+        with otpy.start(
+            otpy.supervisor("app", children=[otpy.thread(child, heartbeat=60.0)]), log=False
+        ):
             done.wait()
         return times
 
@@ -61,7 +65,9 @@ def in_a_thread(statement: str, make: Callable[[], object]) -> Callable[[int], l
 
     def run(size: int) -> list[float]:
         times: list[float] = []
-        child = threading.Thread(target=lambda: times.extend(times_of(statement, make(), size)), daemon=True)
+        child = threading.Thread(
+            target=lambda: times.extend(times_of(statement, make(), size)), daemon=True
+        )
         child.start()
         child.join()
         return times
@@ -105,7 +111,9 @@ def in_children(statement: str) -> Callable[[int], list[float]]:
             chorus.sing(ctx)
             ctx.wait_stop()
 
-        children = [otpy.thread(child, id=f"child-{number}", heartbeat=60.0) for number in range(THREADS)]
+        children = [
+            otpy.thread(child, id=f"child-{number}", heartbeat=60.0) for number in range(THREADS)
+        ]
         with otpy.start(otpy.supervisor("app", children=children), log=False):
             return chorus.conduct()
 
@@ -115,7 +123,10 @@ def in_children(statement: str) -> Callable[[int], list[float]]:
 def in_threads(statement: str, make: Callable[[], object]) -> Callable[[int], list[float]]:
     def run(size: int) -> list[float]:
         chorus = Chorus(statement, size)
-        children = [threading.Thread(target=chorus.sing, args=(make(),), daemon=True) for _ in range(THREADS)]
+        children = [
+            threading.Thread(target=chorus.sing, args=(make(),), daemon=True)
+            for _ in range(THREADS)
+        ]
         for child in children:
             child.start()
         samples = chorus.conduct()

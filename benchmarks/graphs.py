@@ -28,7 +28,11 @@ def before_in_layers(number: int, size: int) -> list[int]:
     """Two of the layer above."""
     width = max(1, size // LAYERS)
     layer, column = divmod(number, width)
-    return sorted({(layer - 1) * width + column, (layer - 1) * width + (column + 1) % width}) if layer else []
+    return (
+        sorted({(layer - 1) * width + column, (layer - 1) * width + (column + 1) % width})
+        if layer
+        else []
+    )
 
 
 def graph_of_otpy(before: Callable[[int, int], list[int]]) -> Callable[[int], list[float]]:
@@ -53,7 +57,9 @@ def graph_of_threaded_order(size: int) -> list[float]:
 
     scheduler = Scheduler()
     for number in range(size):
-        scheduler.register(nothing, str(number), after=[str(one) for one in before_in_chain(number, size)])
+        scheduler.register(
+            nothing, str(number), after=[str(one) for one in before_in_chain(number, size)]
+        )
     began = perf_counter()
     with quiet():
         scheduler.start()

@@ -17,7 +17,7 @@ from benchmarks.trees import resident
 from otpy.core.machine import SupervisorMachine
 from otpy.core.messages import Begin, ChildExited, ChildStarted, Message, Start
 from otpy.reports import ChildTerminated, ExitKind, ExitReason
-from otpy.telemetry import Telemetry
+from otpy.runtime.telemetry import Telemetry
 
 CHILDREN = 100
 
@@ -28,7 +28,9 @@ def machine(size: int) -> list[float]:
     The messages are made beforehand, and the orders are looked at afterwards.
     """
     children = [otpy.thread(_never_run, id=f"child-{number}") for number in range(CHILDREN)]
-    machine = SupervisorMachine(otpy.supervisor("app", children=children, intensity=UNLIMITED, period=1.0), "app")
+    machine = SupervisorMachine(
+        otpy.supervisor("app", children=children, intensity=UNLIMITED, period=1.0), "app"
+    )
     refs = _boot(machine)
     crash = ExitReason(ExitKind.CRASHED, RuntimeError())
     samples = []
@@ -53,7 +55,9 @@ def _boot(machine: SupervisorMachine) -> list[int]:
     return refs
 
 
-def _tell(machine: SupervisorMachine, letters: list[Message], now: float) -> tuple[float, list[int]]:
+def _tell(
+    machine: SupervisorMachine, letters: list[Message], now: float
+) -> tuple[float, list[int]]:
     """Return the seconds that it took, and the numbers of the children that are to be started."""
     orders = []
     began = perf_counter()
@@ -109,7 +113,10 @@ def reports_of_floor(size: int) -> list[float]:
 
 def _reports(size: int) -> list[ChildTerminated]:
     reason = ExitReason(ExitKind.CRASHED, RuntimeError())
-    reports = [ChildTerminated(path="app/child", incarnation=number, reason=reason) for number in range(size)]
+    reports = [
+        ChildTerminated(path="app/child", incarnation=number, reason=reason)
+        for number in range(size)
+    ]
     gc.collect()
     return reports
 
@@ -173,6 +180,10 @@ def fresh(code: str) -> Callable[[int], list[float]]:
 
 
 def _run(code: str) -> float:
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    environment = {
+        name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
+    )
     return float(done.stdout.splitlines()[-1])

@@ -120,7 +120,12 @@ class Summary:
     @classmethod
     def of(cls, rounds: list[Samples]) -> Summary:
         pool = sorted(sample for one in rounds for sample in one)
-        return cls(len(pool), statistics.median(pool), quantile(pool, 0.99), tuple(map(statistics.median, rounds)))
+        return cls(
+            len(pool),
+            statistics.median(pool),
+            quantile(pool, 0.99),
+            tuple(map(statistics.median, rounds)),
+        )
 
 
 def quantile(ordered: Samples, share: float) -> float:
@@ -168,7 +173,11 @@ def measure(benchmark: Benchmark, *, quick: bool = False, rounds: int | None = N
     """Run all rounds and return what came of them. A side that fails is left out, with a note."""
     size = benchmark.quick if quick else benchmark.size
     rounds = rounds or (2 if quick else benchmark.rounds)
-    notes = [f"{side.name} is left out: {side.missing} is not installed" for side in benchmark.sides if side.missing]
+    notes = [
+        f"{side.name} is left out: {side.missing} is not installed"
+        for side in benchmark.sides
+        if side.missing
+    ]
     sides = [side for side in benchmark.sides if not side.missing]
     taken: dict[str, list[Samples]] = {side.name: [] for side in sides}
     for number in range(rounds):
@@ -204,7 +213,9 @@ def one_round(benchmark: Benchmark, side: Side, size: int) -> Samples:
 def _in_a_process(benchmark: Benchmark, side: Side, size: int) -> Samples:
     command = [sys.executable, "-m", "benchmarks.apart", benchmark.name, side.name, str(size)]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE)
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=PATIENCE
+        )
     except subprocess.TimeoutExpired:
         raise Failed(f"nothing after {PATIENCE:g} s") from None
     if done.returncode:

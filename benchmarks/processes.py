@@ -25,7 +25,10 @@ SAYS_WHO_IT_IS = ("/bin/sh", "-c", 'echo $$ >"$0"; exec sleep 1000')
 def restart_of_otpy(size: int) -> list[float]:
     with _births() as (path, next_pid):
         tree = otpy.supervisor(
-            "app", children=[otpy.process(*SAYS_WHO_IT_IS, path, id="x")], intensity=UNLIMITED, period=1.0
+            "app",
+            children=[otpy.process(*SAYS_WHO_IT_IS, path, id="x")],
+            intensity=UNLIMITED,
+            period=1.0,
         )
         with otpy.start(tree, log=False):
             return _kill_again_and_again(next_pid, size)
@@ -33,7 +36,9 @@ def restart_of_otpy(size: int) -> list[float]:
 
 def restart_of_floor(size: int) -> list[float]:
     with _births() as (path, next_pid):
-        keeper = threading.Thread(target=_keep_running, args=((*SAYS_WHO_IT_IS, path), size), daemon=True)
+        keeper = threading.Thread(
+            target=_keep_running, args=((*SAYS_WHO_IT_IS, path), size), daemon=True
+        )
         keeper.start()
         samples = _kill_again_and_again(next_pid, size, last=True)
         keeper.join()
@@ -49,7 +54,9 @@ def _keep_running(argv: tuple[str, ...], deaths: int) -> None:
     program.wait()
 
 
-def _kill_again_and_again(next_pid: Callable[[], int], times: int, *, last: bool = False) -> list[float]:
+def _kill_again_and_again(
+    next_pid: Callable[[], int], times: int, *, last: bool = False
+) -> list[float]:
     """Kill so many of them, and in the end, perhaps, the last one as well."""
     samples = []
     pid = next_pid()
@@ -69,7 +76,9 @@ def _births() -> Iterator[tuple[str, Callable[[], int]]]:
     with tempfile.TemporaryDirectory() as directory:
         path = str(Path(directory, "births"))
         os.mkfifo(path)
-        fd = os.open(path, os.O_RDWR)  # for writing, too: or its end would be seen whenever no program has it open
+        fd = os.open(
+            path, os.O_RDWR
+        )  # for writing, too: or its end would be seen whenever no program has it open
         try:
             yield path, lambda: int(os.read(fd, 32))
         finally:
@@ -121,4 +130,6 @@ def _start_bare(context: Any) -> float:
 
 def sleepers(size: int) -> otpy.SupervisorSpec:
     """Return a tree of programs that do nothing."""
-    return otpy.programs("/", {f"sleeper-{number}": ["sleep", "1000"] for number in range(size)}, id="app")
+    return otpy.programs(
+        "/", {f"sleeper-{number}": ["sleep", "1000"] for number in range(size)}, id="app"
+    )

@@ -57,7 +57,9 @@ def latency_of_floor(size: int) -> list[float]:
 def _supervised(body: Callable[[], object]) -> otpy.Supervisor:
     """Start a tree with one child."""
     child = otpy.thread(lambda _: body(), id="child", restart="transient")
-    return otpy.start(otpy.supervisor("app", children=[child], intensity=UNLIMITED, period=1.0), log=False)
+    return otpy.start(
+        otpy.supervisor("app", children=[child], intensity=UNLIMITED, period=1.0), log=False
+    )
 
 
 def _keep_alive(body: Callable[[], object], crashes: int) -> None:

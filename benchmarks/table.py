@@ -19,9 +19,21 @@ ALL = (
         sides=(
             Side(OTPY, restarts.latency_of_otpy),
             Side(FLOOR, restarts.latency_of_floor),
-            Side("masterpiece", peers.latency_of_masterpiece, module="masterpiece", at_most=50, slow=True),
+            Side(
+                "masterpiece",
+                peers.latency_of_masterpiece,
+                module="masterpiece",
+                at_most=50,
+                slow=True,
+            ),
             Side("mode", peers.latency_of_mode, module="mode", at_most=50, slow=True),
-            Side("thread-warden", peers.latency_of_thread_warden, module="Thread_Warden", at_most=3, slow=True),
+            Side(
+                "thread-warden",
+                peers.latency_of_thread_warden,
+                module="Thread_Warden",
+                at_most=3,
+                slow=True,
+            ),
         ),
         targets=(Target("p50", 0.8), Target("p99", 1.2)),
         size=150,
@@ -120,7 +132,10 @@ ALL = (
             name=f"coroutines-{size}",
             what=f"start of one of {size:,} coroutine children that crashes at once, and its restart",
             floor="asyncio.create_task, and a done callback that creates the next task",
-            sides=(Side(OTPY, coroutines.crashes_of_otpy), Side(FLOOR, coroutines.crashes_of_floor)),
+            sides=(
+                Side(OTPY, coroutines.crashes_of_otpy),
+                Side(FLOOR, coroutines.crashes_of_floor),
+            ),
             targets=(Target("p50", 3.0),),
             size=size,
             quick=20,
@@ -201,7 +216,9 @@ ALL = (
         sides=(
             Side(OTPY, calls.in_a_child(CHECK_IN)),
             Side(FLOOR, calls.in_a_thread(CHECK_IN, calls.Beat)),
-            Side("thread-warden", peers.check_in_of_thread_warden, module="Thread_Warden", slow=True),
+            Side(
+                "thread-warden", peers.check_in_of_thread_warden, module="Thread_Warden", slow=True
+            ),
         ),
         targets=(Target("p50", 1.5),),
         size=20,
@@ -241,7 +258,13 @@ ALL = (
         sides=(
             Side(OTPY, graphs.graph_of_otpy(graphs.before_in_chain)),
             Side(FLOOR, graphs.chain_of_floor),
-            Side("threaded-order", graphs.graph_of_threaded_order, module="threaded_order", at_most=20, slow=True),
+            Side(
+                "threaded-order",
+                graphs.graph_of_threaded_order,
+                module="threaded_order",
+                at_most=20,
+                slow=True,
+            ),
         ),
         targets=(Target("p50", 2.0), Target("p50", 1 / 50, of="threaded-order")),
         size=200,

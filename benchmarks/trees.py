@@ -25,7 +25,10 @@ def flat(size: int, **options: object) -> otpy.SupervisorSpec:
 def nested(size: int) -> otpy.SupervisorSpec:
     """Describe *size* children in groups."""
     sizes = [min(GROUP, size - first) for first in range(0, size, GROUP)]
-    groups = [otpy.supervisor(f"group-{number}", children=_children(one, {})) for number, one in enumerate(sizes)]
+    groups = [
+        otpy.supervisor(f"group-{number}", children=_children(one, {}))
+        for number, one in enumerate(sizes)
+    ]
     return otpy.supervisor("app", children=groups)
 
 
@@ -105,14 +108,18 @@ def resident() -> int:
 
 def _status(path: Path) -> dict[str, int]:
     pairs = (line.split()[:2] for line in path.read_text().splitlines())
-    return {pair[0].rstrip(":"): int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdigit()}
+    return {
+        pair[0].rstrip(":"): int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdigit()
+    }
 
 
 # Idle: how often the threads of the tree let go of the processor of their own accord, which is once for each time that
 # they were woken. Those who only watch are not counted.
 
 
-def idle(seconds: float, make: Callable[[int], otpy.SupervisorSpec], full: int) -> Callable[[int], list[float]]:
+def idle(
+    seconds: float, make: Callable[[int], otpy.SupervisorSpec], full: int
+) -> Callable[[int], list[float]]:
     """Return a function that counts wake-ups of an idle tree; a tree of *full* children is watched for *seconds*."""
 
     def count(size: int) -> list[float]:
@@ -140,7 +147,9 @@ def idle_with_heartbeats(size: int) -> list[float]:
         alive.append(ctx)
         ctx.wait_stop()
 
-    children = [otpy.thread(child, id=f"child-{number}", heartbeat=heartbeat) for number in range(size)]
+    children = [
+        otpy.thread(child, id=f"child-{number}", heartbeat=heartbeat) for number in range(size)
+    ]
     done = threading.Event()
 
     def check_in() -> None:
@@ -168,14 +177,18 @@ def _switches(seconds: float, watching: Iterable[int | None] = ()) -> float:
     before = _switches_of_each()
     time.sleep(seconds)
     after = _switches_of_each()
-    return float(sum(count - before.get(task, 0) for task, count in after.items() if task not in others))
+    return float(
+        sum(count - before.get(task, 0) for task, count in after.items() if task not in others)
+    )
 
 
 def _switches_of_each() -> dict[int, int]:
     counts = {}
     for task in os.listdir("/proc/self/task"):
         try:
-            counts[int(task)] = _status(Path(f"/proc/self/task/{task}/status"))["voluntary_ctxt_switches"]
+            counts[int(task)] = _status(Path(f"/proc/self/task/{task}/status"))[
+                "voluntary_ctxt_switches"
+            ]
         except FileNotFoundError:
             continue  # it has just ended
     return counts

@@ -108,7 +108,9 @@ class Chaos:
 
 def find(directory, limit):
     """Return the names of the Python files below *directory*, those of installed packages left out."""
-    names = (path.relative_to(directory).as_posix() for path in directory.rglob("*.py") if path.is_file())
+    names = (
+        path.relative_to(directory).as_posix() for path in directory.rglob("*.py") if path.is_file()
+    )
     return sorted(name for name in names if "site-packages" not in name)[:limit]
 
 
@@ -126,7 +128,9 @@ def parse(named_text):
 def save(db, name, lines, words):
     """Write what is known of one file; to do it twice is to do it once."""
     db.execute("INSERT OR REPLACE INTO files VALUES (?, ?)", (name, lines))
-    db.executemany("INSERT OR REPLACE INTO words VALUES (?, ?, ?)", [(name, *item) for item in words.items()])
+    db.executemany(
+        "INSERT OR REPLACE INTO words VALUES (?, ?, ?)", [(name, *item) for item in words.items()]
+    )
 
 
 def count_files(db):
@@ -226,15 +230,21 @@ def outline(snapshot, indent=""):
 def build(directory, names, database, crashes=0, seed=None):
     """Return the program as a tree."""
     waiting, texts, counts = Channel(names), Channel(), Channel()
-    chaos = Chaos(crashes, chances=6 * len(names), seed=seed)  # six places where it may strike a file
+    chaos = Chaos(
+        crashes, chances=6 * len(names), seed=seed
+    )  # six places where it may strike a file
     # Chaos strikes so many times in all and not once more: so it never breaches this limit, however fast it is, and
     # whatever else goes wrong still has three restarts in five seconds before it escalates.
     limit = {"intensity": 3 + crashes, "period": 5.0}
     last = {"restart": "transient", "significant": True}  # its end is the end of its supervisor
 
     read_here = functools.partial(read, directory)
-    readers = [thread(stage, read_here, waiting, texts, chaos, id=f"reader-{number}") for number in (1, 2)]
-    parsers = [thread(stage, parse, texts, counts, chaos, id=f"parser-{number}") for number in (1, 2)]
+    readers = [
+        thread(stage, read_here, waiting, texts, chaos, id=f"reader-{number}") for number in (1, 2)
+    ]
+    parsers = [
+        thread(stage, parse, texts, counts, chaos, id=f"parser-{number}") for number in (1, 2)
+    ]
     writer = thread(write, counts, database, len(names), chaos, id="writer", **last)
     children = [  # from the sink to the source, because they stop in reverse
         thread(Status, database, len(names), id="status"),
@@ -257,7 +267,10 @@ def sequential(directory, names):
 def stored(database):
     """Return what is in the database: name -> (lines, words)."""
     with connect(database) as db:
-        index = {name: (lines, collections.Counter()) for name, lines in db.execute("SELECT * FROM files")}
+        index = {
+            name: (lines, collections.Counter())
+            for name, lines in db.execute("SELECT * FROM files")
+        }
         for name, word, count in db.execute("SELECT * FROM words"):
             index[name][1][word] = count
     return index
@@ -273,13 +286,17 @@ def ingest(directory, names, database, crashes, seed):
     took = time.monotonic() - began
 
     with connect(database) as db:
-        files = "{} files, {} lines".format(*db.execute("SELECT count(*), sum(lines) FROM files").fetchone())
+        files = "{} files, {} lines".format(
+            *db.execute("SELECT count(*), sum(lines) FROM files").fetchone()
+        )
         words = "{} words, {} distinct".format(
             *db.execute("SELECT sum(count), count(DISTINCT word) FROM words").fetchone()
         )
     is_right = stored(database) == sequential(directory, names)
     verdict = "equal to" if is_right else "NOT EQUAL to"
-    print(f"{files}, {words}; {count_mishaps(reports)} crashes; {took:.1f} s; {verdict} the sequential run")
+    print(
+        f"{files}, {words}; {count_mishaps(reports)} crashes; {took:.1f} s; {verdict} the sequential run"
+    )
     return is_right
 
 
@@ -298,12 +315,22 @@ def natural(text):
 
 def main():
     """Index what the command line says; exit with 0 if the index is right."""
-    parser = argparse.ArgumentParser(description="Index Python files into SQLite, crashing on the way.")
-    parser.add_argument("directory", type=Path, nargs="?", default=Path(sysconfig.get_path("stdlib")))
-    parser.add_argument("--chaos", type=natural, default=0, metavar="N", help="crash about N times in all")
+    parser = argparse.ArgumentParser(
+        description="Index Python files into SQLite, crashing on the way."
+    )
+    parser.add_argument(
+        "directory", type=Path, nargs="?", default=Path(sysconfig.get_path("stdlib"))
+    )
+    parser.add_argument(
+        "--chaos", type=natural, default=0, metavar="N", help="crash about N times in all"
+    )
     parser.add_argument("--seed", type=int, help="of the chaos")
-    parser.add_argument("--limit", type=natural, metavar="FILES", help="index so many files at most")
-    parser.add_argument("--database", type=Path, metavar="PATH", help="write the index here, over what is there")
+    parser.add_argument(
+        "--limit", type=natural, metavar="FILES", help="index so many files at most"
+    )
+    parser.add_argument(
+        "--database", type=Path, metavar="PATH", help="write the index here, over what is there"
+    )
     args = parser.parse_args()
     names = find(args.directory, args.limit)
     if not names:

@@ -22,7 +22,9 @@ SOURCES = sorted(Path(json.__file__).parent.glob("*.py"))
 def build(out, longest):
     """Return the graph that builds into the directory *out*; no line may have more than *longest* characters."""
     graph = TaskGraph(state={"uploads": 0}, on_failure="skip")
-    compiled = [graph.add(lambda one=one: compile_one(one, out), f"compile {one.name}") for one in SOURCES]
+    compiled = [
+        graph.add(lambda one=one: compile_one(one, out), f"compile {one.name}") for one in SOURCES
+    ]
 
     @graph.task(after=compiled)
     def pack():
@@ -35,7 +37,11 @@ def build(out, longest):
     @graph.task(after=["pack"], with_state=True, timeout=30)
     def check(state):
         importer = zipimport.zipimporter(str(state["results"]["pack"]))
-        found = [one.stem for one in SOURCES if importer.is_package("packed") and _is_there(importer, one)]
+        found = [
+            one.stem
+            for one in SOURCES
+            if importer.is_package("packed") and _is_there(importer, one)
+        ]
         return len(found)
 
     @graph.task(after=["pack"], with_state=True)
@@ -53,7 +59,11 @@ def build(out, longest):
 
     @graph.task(after=["check"])
     def lint():
-        too_long = [one.name for one in SOURCES if any(len(line) > longest for line in one.read_text().splitlines())]
+        too_long = [
+            one.name
+            for one in SOURCES
+            if any(len(line) > longest for line in one.read_text().splitlines())
+        ]
         if too_long:
             raise ValueError(f"lines are too long in {', '.join(too_long)}")
 
@@ -68,14 +78,19 @@ def compile_one(source, out):
 
 
 def _is_there(importer, source):
-    return importer.find_spec(f"packed{'' if source.stem == '__init__' else '/' + source.stem}") is not None
+    return (
+        importer.find_spec(f"packed{'' if source.stem == '__init__' else '/' + source.stem}")
+        is not None
+    )
 
 
 def main():
     """Build, and say what came of each step; exit with 1 if one failed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--mermaid", action="store_true", help="print the graph and build nothing")
-    parser.add_argument("--longest", type=int, default=120, metavar="N", help="how long a line may be (%(default)s)")
+    parser.add_argument(
+        "--longest", type=int, default=120, metavar="N", help="how long a line may be (%(default)s)"
+    )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
         graph = build(Path(directory), options.longest)
@@ -84,7 +99,10 @@ def main():
             return 0
         graph.on_task_done(lambda name, outcome: print(f"{outcome.value:>7} {name}"))
         summary = graph.run()
-        print((Path(directory) / "release.txt").read_text().split(" modules ")[0], "modules are released")
+        print(
+            (Path(directory) / "release.txt").read_text().split(" modules ")[0],
+            "modules are released",
+        )
     print(summary, "and", graph.state["uploads"], "uploads")
     for failure in summary.failures.values():
         print(f"{failure.name}: {failure.exception}")

@@ -2,7 +2,9 @@
 
 from otpy import run, supervisor, thread
 
-inbox = iter(["1", "2", "three", "4", "five", "6"])  # made outside the tree, so it outlives every crash
+inbox = iter(
+    ["1", "2", "three", "4", "five", "6"]
+)  # made outside the tree, so it outlives every crash
 
 
 def square(ctx):

@@ -99,7 +99,13 @@ def services(place, kills):
         period=60,
         children=[
             process(*noted(script, "/bin/sh", "-c", WRITE_NEWS), id="writer", cwd=place),
-            process(*noted(server, *serve), id="server", cwd=place, ready=Http(url), health=Health(Http(url))),
+            process(
+                *noted(server, *serve),
+                id="server",
+                cwd=place,
+                ready=Http(url),
+                health=Health(Http(url)),
+            ),
             coroutine(follow, port, kills, id="client", restart="transient", significant=True),
             thread(chaos, [script, server], kills, restart="transient"),
         ],
@@ -109,7 +115,9 @@ def services(place, kills):
 def main():
     """Run the services, and tell what became of them."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--chaos", type=int, default=4, metavar="N", help="kill so many times (default: 4)")
+    parser.add_argument(
+        "--chaos", type=int, default=4, metavar="N", help="kill so many times (default: 4)"
+    )
     kills, ends = Kills(parser.parse_args().chaos), Counter()
 
     def count(report):

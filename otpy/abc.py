@@ -9,8 +9,8 @@ import attrs
 
 from otpy.core.messages import Handover, Message
 from otpy.reports import ExitReason, Report
+from otpy.runtime.threads import Thread
 from otpy.specs import ChildSpec
-from otpy.threads import Thread
 
 ReportHandler = Callable[[Report], object]
 """What gets the reports. It runs on a thread of its own; what it raises is logged."""

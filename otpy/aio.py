@@ -18,14 +18,14 @@ from typing import Any, TypeVar, Unpack
 
 import attrs
 
-from otpy import running, threads
 from otpy.abc import Puttable, ReportHandler
-from otpy.children.coroutine import as_awaited_here
-from otpy.handle import Supervisor
+from otpy.children.coroutine.child import as_awaited_here
 from otpy.reports import ChildInfo, Counts, ExitReason, Snapshot, StopReport
-from otpy.running import Options
+from otpy.runtime import running, threads
+from otpy.runtime.handle import Supervisor
+from otpy.runtime.running import Options
+from otpy.runtime.threads import Role
 from otpy.specs import ChildSpec, SupervisorSpec
-from otpy.threads import Role
 
 __all__ = ["AsyncSupervisor", "start"]
 
@@ -143,7 +143,9 @@ class AsyncSupervisor:
 
     async def _manage(self, method: Callable[..., T], *args: Any) -> T:
         """Make a call that may have to wait until the supervisor has nothing else to do."""
-        return await _call(f"{method.__name__} {self.path}", as_awaited_here(functools.partial(method, *args)))
+        return await _call(
+            f"{method.__name__} {self.path}", as_awaited_here(functools.partial(method, *args))
+        )
 
     async def _call(self, method: Callable[..., T], *args: Any) -> T:
         return await _call(f"{method.__name__} {self.path}", functools.partial(method, *args))
@@ -160,7 +162,9 @@ def _nothing() -> None:
     pass
 
 
-async def _call(what: str, function: Callable[[], T], give_up: Callable[[], object] = _nothing) -> T:
+async def _call(
+    what: str, function: Callable[[], T], give_up: Callable[[], object] = _nothing
+) -> T:
     """Call *function* on a thread of its own, and await the answer.
 
     Args:
@@ -169,7 +173,13 @@ async def _call(what: str, function: Callable[[], T], give_up: Callable[[], obje
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
     call = functools.partial(_answer, loop, future, function, give_up)
-    threads.spawn(call, name=f"otpy.aio ({what})", role=Role.HELPER, purpose="waits for async code", owner=_CALLS)
+    threads.spawn(
+        call,
+        name=f"otpy.aio ({what})",
+        role=Role.HELPER,
+        purpose="waits for async code",
+        owner=_CALLS,
+    )
     return await future
 
 

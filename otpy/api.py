@@ -7,7 +7,6 @@ from otpy import abc, registry, reports
 from otpy.children.adopted import adopt
 from otpy.children.periodic import periodic
 from otpy.children.thread import Service, thread
-from otpy.context import Context, current
 from otpy.exceptions import (
     AlreadyPresent,
     AlreadyStarted,
@@ -32,9 +31,20 @@ from otpy.exceptions import (
     TreeFailed,
     WouldDeadlock,
 )
-from otpy.handle import Supervisor
-from otpy.reports import ChildInfo, ChildState, Counts, Escalation, ExitKind, ExitReason, Snapshot, StopReport
-from otpy.running import run, start
+from otpy.reports import (
+    ChildInfo,
+    ChildState,
+    Counts,
+    Escalation,
+    ExitKind,
+    ExitReason,
+    Snapshot,
+    StopReport,
+)
+from otpy.runtime.context import Context, current
+from otpy.runtime.handle import Supervisor
+from otpy.runtime.running import run, start
+from otpy.runtime.supervisor import dynamic_supervisor, supervisor
 from otpy.specs import (
     AutoShutdown,
     Backoff,
@@ -46,16 +56,15 @@ from otpy.specs import (
     Strategy,
     SupervisorSpec,
 )
-from otpy.supervisors import dynamic_supervisor, supervisor
 
 if TYPE_CHECKING:
     from otpy import aio
-    from otpy.children.coroutine import coroutine
-    from otpy.children.json_reports import json_reports
-    from otpy.children.logfiles import reopen_logs
-    from otpy.children.probes import Health, Http, Line, Notify, Port
-    from otpy.children.process import process, programs
-    from otpy.children.program import ProgramExit
+    from otpy.children.coroutine.child import coroutine
+    from otpy.children.processes import process, programs
+    from otpy.children.program.child import ProgramExit
+    from otpy.children.program.json_reports import json_reports
+    from otpy.children.program.logfiles import reopen_logs
+    from otpy.children.program.probes import Health, Http, Line, Notify, Port
 
 __all__ = [
     "AlreadyPresent",
@@ -127,12 +136,12 @@ __all__ = [
 
 LATER = {
     "aio": "aio",
-    "coroutine": "children.coroutine",
-    "json_reports": "children.json_reports",
-    **dict.fromkeys(("Health", "Http", "Line", "Notify", "Port"), "children.probes"),
-    **dict.fromkeys(("process", "programs"), "children.process"),
-    "ProgramExit": "children.program",
-    "reopen_logs": "children.logfiles",
+    "coroutine": "children.coroutine.child",
+    "json_reports": "children.program.json_reports",
+    **dict.fromkeys(("Health", "Http", "Line", "Notify", "Port"), "children.program.probes"),
+    **dict.fromkeys(("process", "programs"), "children.processes"),
+    "ProgramExit": "children.program.child",
+    "reopen_logs": "children.program.logfiles",
 }
 """Where those names are that only programs with coroutines or processes need: these modules are slow to import."""
 

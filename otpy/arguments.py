@@ -52,7 +52,9 @@ if sys.version_info >= (3, 14):
 # When it is given
 
 
-def check_function(path: str, field: str, value: Any, expected: str, instead: str = USE_COROUTINE) -> None:
+def check_function(
+    path: str, field: str, value: Any, expected: str, instead: str = USE_COROUTINE
+) -> None:
     """Refuse a *value* that cannot be called, or whose call would run nothing.
 
     Args:
@@ -113,15 +115,24 @@ def check_sink(path: str, field: str, value: Any) -> None:
     """
     put = getattr(value, "put", None)
     if callable(value) or not callable(put):
-        check_handler(path, field, value, ("report",), "a callable that takes a report, or an object with put")
+        check_handler(
+            path, field, value, ("report",), "a callable that takes a report, or an object with put"
+        )
     elif is_async(put):
         advice = "lambda report: loop.call_soon_threadsafe(queue.put_nowait, report)"
-        raise SpecError(path, field, value, f"an object whose put is no async function; for an asyncio.Queue: {advice}")
+        raise SpecError(
+            path,
+            field,
+            value,
+            f"an object whose put is no async function; for an asyncio.Queue: {advice}",
+        )
     elif why := why_no_handler(put, ("report",), "an object whose put takes a report"):
         raise SpecError(path, field, value, why)
 
 
-def check_method(path: str, field: str, cls: type, name: str, args: tuple[Any, ...], *, expected: str) -> None:
+def check_method(
+    path: str, field: str, cls: type, name: str, args: tuple[Any, ...], *, expected: str
+) -> None:
     """Refuse a class *cls* whose method *name* is async, or does not take *args*.
 
     Methods that are no plain functions, such as descriptors, pass.
@@ -132,7 +143,9 @@ def check_method(path: str, field: str, cls: type, name: str, args: tuple[Any, .
     method = inspect.getattr_static(cls, name, None)
     given = args if isinstance(method, staticmethod) else (cls, *args)
     function = method.__func__ if isinstance(method, staticmethod | classmethod) else method
-    if isinstance(function, types.FunctionType) and (why := _kind_of(function) or why_not_with(function, given)):
+    if isinstance(function, types.FunctionType) and (
+        why := _kind_of(function) or why_not_with(function, given)
+    ):
         raise SpecError(path, field, cls, f"{expected} ({name}: {why})")
 
 
@@ -144,7 +157,11 @@ def why_not(value: Any, expected: str, instead: str) -> str:
         return expected
     function = _inside(value)
     if isinstance(function, type):
-        advice = "; thread(adopt(…)) calls the run() of one" if callable(getattr(function, "run", None)) else ""
+        advice = (
+            "; thread(adopt(…)) calls the run() of one"
+            if callable(getattr(function, "run", None))
+            else ""
+        )
         return f"a function: to call this class would only make an object{advice}"
     kind = _kind_of(function)
     advice = f"; {instead}" if "async" in kind else ""
@@ -181,7 +198,9 @@ def _kind_of(function: object) -> str:
     return ""
 
 
-def why_not_with(value: Callable[..., object], args: tuple[Any, ...], kwargs: Mapping[str, Any] = _NO_KEYWORDS) -> str:
+def why_not_with(
+    value: Callable[..., object], args: tuple[Any, ...], kwargs: Mapping[str, Any] = _NO_KEYWORDS
+) -> str:
     """Return why *value* cannot be called with *args* and *kwargs*; "" if it can, or if
     nobody can know.
     """
@@ -240,7 +259,9 @@ def _unrun(result: Any) -> str:
         return "an async generator"
     if is_coroutine(result):
         return "a coroutine"
-    is_awaitable = hasattr(kind, "__await__") and not any(hasattr(kind, mark) for mark in _RUNS_BY_ITSELF)
+    is_awaitable = hasattr(kind, "__await__") and not any(
+        hasattr(kind, mark) for mark in _RUNS_BY_ITSELF
+    )
     return "an awaitable" if is_awaitable else ""
 
 

@@ -27,7 +27,16 @@ from typing import Any
 
 import attrs
 
-from otpy import AutoShutdown, Backoff, Budget, ChildSpec, Restart, Service, Strategy, SupervisorSpec
+from otpy import (
+    AutoShutdown,
+    Backoff,
+    Budget,
+    ChildSpec,
+    Restart,
+    Service,
+    Strategy,
+    SupervisorSpec,
+)
 from otpy.specs import INFINITY
 
 MANY = 10
@@ -94,7 +103,9 @@ class Place:
     def children(self) -> list[Place]:
         """The places of its children, in start order; a graph of tasks has none that its user could mend."""
         spec = self.spec
-        below = spec.children if isinstance(spec, SupervisorSpec) and spec.kind != "task_graph" else ()
+        below = (
+            spec.children if isinstance(spec, SupervisorSpec) and spec.kind != "task_graph" else ()
+        )
         return [Place(path=f"{self.path}/{child.id}", spec=child, above=self) for child in below]
 
 
@@ -192,7 +203,9 @@ def unreachable_by_stops(place: Place) -> Iterator[str]:
 def _least_stops(spec: SupervisorSpec) -> float:
     """Return how long the stops may take that the crash of one child costs, for the child where that is least."""
     times = [stop_time(child) for child in spec.children]
-    crashes = [at for at, child in enumerate(spec.children) if child.restart is not Restart.TEMPORARY]
+    crashes = [
+        at for at, child in enumerate(spec.children) if child.restart is not Restart.TEMPORARY
+    ]
     longest = max(crashes, key=times.__getitem__)
     return {
         Strategy.ONE_FOR_ONE: 0.0,
@@ -234,10 +247,18 @@ def multiplied(place: Place) -> Iterator[str]:
 def out_of_reach(place: Place) -> Iterator[str]:
     """A level below gives up too seldom to reach this limit, and is restarted for ever."""
     spec = place.spec
-    found = min(_too_slow(place), default=None) if isinstance(spec, SupervisorSpec) and spec.intensity else None
+    found = (
+        min(_too_slow(place), default=None)
+        if isinstance(spec, SupervisorSpec) and spec.intensity
+        else None
+    )
     if isinstance(spec, SupervisorSpec) and found is not None:
         longest, below = found
-        seconds = f"that ends later than {longest:.3g} s after its start" if longest > 0 else "with this back-off"
+        seconds = (
+            f"that ends later than {longest:.3g} s after its start"
+            if longest > 0
+            else "with this back-off"
+        )
         yield (
             f"the limit, {_limit(spec)}, is never reached by a child of {below} {seconds}: what gives up below is "
             f"restarted, and the child is tried for ever"
@@ -257,7 +278,11 @@ def _too_slow(place: Place) -> Iterator[tuple[float, str]]:
             continue
         chain = [spec for _, spec in levels[: paths.index(place.path) + 1]]
         *lower, here = slowest(chain, _shortest_wait(below))
-        if here < min(lower) < math.inf and _spends(chain[0]) and not any(unreachable_by_backoff(below)):
+        if (
+            here < min(lower) < math.inf
+            and _spends(chain[0])
+            and not any(unreachable_by_backoff(below))
+        ):
             yield here, below.path
 
 
@@ -270,7 +295,11 @@ def slowest(chain: list[SupervisorSpec], wait: float = 0.0) -> list[float]:
     Args:
         wait: The shortest wait before a restart of the child.
     """
-    longest, starts, waits = [], 1.0, 0.0  # what one failure costs the child: so many starts, and so long a wait
+    longest, starts, waits = (
+        [],
+        1.0,
+        0.0,
+    )  # what one failure costs the child: so many starts, and so long a wait
     for spec in chain:
         cost = waits + wait
         count = _most(spec)
@@ -283,13 +312,20 @@ def slowest(chain: list[SupervisorSpec], wait: float = 0.0) -> list[float]:
 def _shortest_wait(place: Place) -> float:
     """Return the shortest wait before a restart of any of its children, as far as they are known."""
     children = _restartable(place.spec) if isinstance(place.spec, SupervisorSpec) else []
-    return min((_waits(child.backoff)[0] if child.backoff is not None else 0.0 for child in children), default=0.0)
+    return min(
+        (_waits(child.backoff)[0] if child.backoff is not None else 0.0 for child in children),
+        default=0.0,
+    )
 
 
 def _levels(place: Place | None) -> list[tuple[str, SupervisorSpec]]:
     """Return the supervisor at *place* and those above it, as far as each gives up and is restarted by the next."""
     chain = []
-    while place is not None and isinstance(place.spec, SupervisorSpec) and place.spec.intensity != INFINITY:
+    while (
+        place is not None
+        and isinstance(place.spec, SupervisorSpec)
+        and place.spec.intensity != INFINITY
+    ):
         chain.append((place.path, place.spec))
         place = place.above if place.spec.restart is Restart.PERMANENT else None
     return chain
@@ -298,7 +334,11 @@ def _levels(place: Place | None) -> list[tuple[str, SupervisorSpec]]:
 def default_budget(place: Place) -> Iterator[str]:
     """What hits all children at once, such as a network that is down, must not end the program."""
     spec = place.spec
-    if place.above is not None or not isinstance(spec, SupervisorSpec) or spec.strategy is Strategy.ONE_FOR_ALL:
+    if (
+        place.above is not None
+        or not isinstance(spec, SupervisorSpec)
+        or spec.strategy is Strategy.ONE_FOR_ALL
+    ):
         return
     fields = attrs.fields(SupervisorSpec)
     if (spec.intensity, spec.period) != (fields.intensity.default, fields.period.default):
@@ -326,7 +366,11 @@ def unnoticed(place: Place) -> Iterator[str]:
     spec, above = place.spec, place.above
     if not isinstance(spec, SupervisorSpec) or above is None or not _spends(spec):
         return
-    if spec.restart is not Restart.PERMANENT and spec.on_escalation is None and not spec.significant:
+    if (
+        spec.restart is not Restart.PERMANENT
+        and spec.on_escalation is None
+        and not spec.significant
+    ):
         yield (
             f"when this {spec.restart.value} supervisor gives up, {above.path} goes on without it, and nobody is called"
         )
@@ -365,7 +409,9 @@ def _target(spec: ChildSpec) -> Any:
 def sleeps(function: Any) -> list[float]:
     """Return the seconds that *function* sleeps in one piece, as far as its source tells."""
     source = _source(function)
-    if source is None or any(isinstance(node, ast.keyword) and node.arg == "allow" for node in ast.walk(source)):
+    if source is None or any(
+        isinstance(node, ast.keyword) and node.arg == "allow" for node in ast.walk(source)
+    ):
         return []
     names = getattr(function, "__globals__", {})
     return [seconds for node in _own_nodes(source) if (seconds := _slept(node, names)) is not None]
@@ -374,7 +420,12 @@ def sleeps(function: Any) -> list[float]:
 def _source(function: Any) -> ast.AST | None:
     try:
         [source] = ast.parse(textwrap.dedent(inspect.getsource(function))).body
-    except (OSError, TypeError, SyntaxError, ValueError):  # there is none, or it is only a part of a statement
+    except (
+        OSError,
+        TypeError,
+        SyntaxError,
+        ValueError,
+    ):  # there is none, or it is only a part of a statement
         return None
     return source if isinstance(source, ast.FunctionDef | ast.AsyncFunctionDef) else None
 
@@ -397,7 +448,11 @@ def _slept(node: ast.AST, names: dict[str, Any]) -> float | None:
     given = [*node.args, *(keyword.value for keyword in node.keywords)]
     if not given:
         return math.inf if name == "wait_stop" else None
-    value = names.get(given[0].id) if isinstance(given[0], ast.Name) else getattr(given[0], "value", None)
+    value = (
+        names.get(given[0].id)
+        if isinstance(given[0], ast.Name)
+        else getattr(given[0], "value", None)
+    )
     return value if isinstance(value, int | float) else None
 
 
@@ -408,7 +463,12 @@ def _name(node: ast.AST) -> str:
 def never_ends(place: Place) -> Iterator[str]:
     """A periodic child does not return, and a crash restarts it, if it is transient."""
     spec = place.spec
-    if spec.significant and spec.kind == "periodic" and spec.restart is Restart.TRANSIENT and not _leaves(spec):
+    if (
+        spec.significant
+        and spec.kind == "periodic"
+        and spec.restart is Restart.TRANSIENT
+        and not _leaves(spec)
+    ):
         yield (
             "it is significant but never ends: a periodic child does not return, and a transient one is restarted "
             "when it crashes"
@@ -418,7 +478,9 @@ def never_ends(place: Place) -> Iterator[str]:
 def _leaves(spec: ChildSpec) -> bool:
     """Whether its function speaks of an end in the normal class, or cannot be read."""
     source = _source(_target(spec))
-    return source is None or any(_name(node) in ("Shutdown", "SystemExit", "exit") for node in ast.walk(source))
+    return source is None or any(
+        _name(node) in ("Shutdown", "SystemExit", "exit") for node in ast.walk(source)
+    )
 
 
 def nobody_significant(place: Place) -> Iterator[str]:

@@ -29,9 +29,7 @@ def show(value: object) -> str:
     """Return a short text for *value*, whatever its ``__repr__`` does."""
     try:
         return printable(_SHORT.repr(value))
-    except (
-        BaseException
-    ):  # reprlib catches Exception only, and this runs where a SystemExit would end a handler's thread
+    except BaseException:  # reprlib catches Exception only, and this runs where a SystemExit would end a handler's thread
         return f"<{type_name(value)} without a repr>"
 
 
@@ -116,7 +114,9 @@ def printable(text: str) -> str:
 
 def in_one_line(text: str) -> str:
     """Return *text* in one line of visible characters, anything else escaped."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
+    )
 
 
 _CONTROLS = ({*range(0x20), *range(0x7F, 0xA0)} - {ord("\n"), ord("\t")}) | {0x2028, 0x2029}
@@ -128,7 +128,11 @@ def qualified_name(error: BaseException) -> str:
     """Return the name of the class of *error*, as a traceback shows it."""
     kind = type(error)
     module = kind.__module__
-    return kind.__qualname__ if module in ("builtins", "__main__", "__mp_main__") else f"{module}.{kind.__qualname__}"
+    return (
+        kind.__qualname__
+        if module in ("builtins", "__main__", "__mp_main__")
+        else f"{module}.{kind.__qualname__}"
+    )
 
 
 def text_of(error: BaseException) -> str:
@@ -157,7 +161,9 @@ class Sealed:
 
     __slots__ = ("_opened", "kind", "message", "shown", "traceback", "type_name")
 
-    def __init__(self, kind: type[BaseException], type_name: str, message: str, shown: str, traceback: str) -> None:
+    def __init__(
+        self, kind: type[BaseException], type_name: str, message: str, shown: str, traceback: str
+    ) -> None:
         self.kind, self.type_name, self.message = kind, type_name, message
         self.shown, self.traceback = shown, traceback
         self._opened: dict[None, BaseException] = {}

@@ -66,10 +66,16 @@ STARTS = {
     "concurrent.futures.process.ProcessPoolExecutor": "OTP005",
 }
 DERIVED = "subclass of "
-STARTS |= {DERIVED + path: code for path, code in STARTS.items() if code == POOL}  # a pool of one's own is a pool
+STARTS |= {
+    DERIVED + path: code for path, code in STARTS.items() if code == POOL
+}  # a pool of one's own is a pool
 BASES = {"threading.Thread": "OTP002", "threading.Timer": "OTP004"}
 BASES |= {DERIVED + path: code for path, code in BASES.items()}
-CALLERS = {"functools.partial", "functools.partialmethod", "builtins.map"}  # they call their first argument
+CALLERS = {
+    "functools.partial",
+    "functools.partialmethod",
+    "builtins.map",
+}  # they call their first argument
 SUPER = "builtins.super().__init__"
 PROCESS = "multiprocessing"  # for all that comes from there: it may be a daemon
 KNOWN = {*STARTS, *BASES, *(f"{path}.__init__" for path in BASES), *CALLERS, SUPER, PROCESS}
@@ -114,7 +120,10 @@ class Finding(NamedTuple):
 
 KEYS: dict[str, tuple[Callable[[Any], bool], str]] = {
     # key in [tool.otpy.lint]: (is it right, what would be right)
-    "exempt": (lambda value: isinstance(value, list) and all(isinstance(one, str) for one in value), "a list of globs"),
+    "exempt": (
+        lambda value: isinstance(value, list) and all(isinstance(one, str) for one in value),
+        "a list of globs",
+    ),
     "allow-timer": (lambda value: isinstance(value, bool), "true or false"),
 }
 
@@ -131,12 +140,16 @@ class Config:
         """Whether *path*, or a directory that it is in, is exempt. A link counts where it is, not where it leads."""
         place = Path(path).parent.resolve() / Path(path).name
         inside = place.is_relative_to(self.root)
-        return inside and any(matches(place.relative_to(self.root).as_posix(), glob) for glob in self.exempt)
+        return inside and any(
+            matches(place.relative_to(self.root).as_posix(), glob) for glob in self.exempt
+        )
 
 
 def matches(path: str, glob: str) -> bool:
     """Whether *path* or a parent of it matches *glob*. A ``*`` stays within a directory, ``**`` does not."""
-    ends = {0}  # where in the path what has been read of the glob may end: a regular expression would try each way
+    ends = {
+        0
+    }  # where in the path what has been read of the glob may end: a regular expression would try each way
     for part in re.split(r"(\*\*/|\*\*|\*|\?)", glob.rstrip("/")):
         ends = WILDCARDS[part](path, ends) if part in WILDCARDS else _after(path, ends, part)
     return any(path[end : end + 1] in ("", "/") for end in ends)
@@ -173,7 +186,12 @@ def load(file: Path | None = None) -> Config:
     if file is None:
         here = _here()
         file = next(
-            (one / "pyproject.toml" for one in (here, *here.parents) if (one / "pyproject.toml").is_file()), None
+            (
+                one / "pyproject.toml"
+                for one in (here, *here.parents)
+                if (one / "pyproject.toml").is_file()
+            ),
+            None,
         )
     if file is None:
         return Config(here)
@@ -183,7 +201,9 @@ def load(file: Path | None = None) -> Config:
             raise UsageError(f"{file}: [tool.otpy.lint] has no key {key!r}, only {', '.join(KEYS)}")
         if not KEYS[key][0](value):
             raise UsageError(f"{file}: [tool.otpy.lint] {key} = {value!r}: expected {KEYS[key][1]}")
-    return Config(file.parent.resolve(), tuple(table.get("exempt", ())), table.get("allow-timer", True))
+    return Config(
+        file.parent.resolve(), tuple(table.get("exempt", ())), table.get("allow-timer", True)
+    )
 
 
 def _here() -> Path:
@@ -209,8 +229,21 @@ def _table(file: Path) -> dict[str, Any]:
 
 
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
-OUTSIDE = {"decorator_list", "returns", "bases", "keywords", "type_params"}  # not yet in the scope of their node
-HELD = {"body", "orelse", "values", "value", "elts", "elt"}  # the fields with what an expression may be, or has in it
+OUTSIDE = {
+    "decorator_list",
+    "returns",
+    "bases",
+    "keywords",
+    "type_params",
+}  # not yet in the scope of their node
+HELD = {
+    "body",
+    "orelse",
+    "values",
+    "value",
+    "elts",
+    "elt",
+}  # the fields with what an expression may be, or has in it
 NOT_HELD = (ast.Attribute, ast.Lambda, ast.JoinedStr)  # their fields are something else
 
 
@@ -236,7 +269,9 @@ class Scope:
     def home(self, name: str) -> Scope | None:
         """Return the scope whose *name* is meant here; None: a builtin, or nothing."""
         here = self.elsewhere.get(name, self)
-        return next((one for one in (here, *here.up(*FUNCTIONS, ast.Module)) if name in one.names), None)
+        return next(
+            (one for one in (here, *here.up(*FUNCTIONS, ast.Module)) if name in one.names), None
+        )
 
 
 class Seen(NamedTuple):
@@ -256,7 +291,10 @@ def survey(tree: ast.AST) -> list[Seen]:
         bind(node, scope)
         inner = Scope(node, scope) if isinstance(node, (*FUNCTIONS, ast.ClassDef)) else scope
         below = [(child, scope if field in OUTSIDE else inner) for field, child in children(node)]
-        todo += [Seen(one, at, one if isinstance(one, ast.stmt) else statement) for one, at in reversed(below)]
+        todo += [
+            Seen(one, at, one if isinstance(one, ast.stmt) else statement)
+            for one, at in reversed(below)
+        ]
     return seen
 
 
@@ -279,7 +317,14 @@ def bind(node: ast.AST, scope: Scope) -> None:
         case ast.Nonlocal(names=names):
             scope.elsewhere.update(dict.fromkeys(names, next(scope.up(*FUNCTIONS), scope)))
         case ast.ClassDef(name=name, bases=bases):
-            scope.bind(name, {DERIVED + path.removeprefix(DERIVED) for base in bases for path in origins(base, scope)})
+            scope.bind(
+                name,
+                {
+                    DERIVED + path.removeprefix(DERIVED)
+                    for base in bases
+                    for path in origins(base, scope)
+                },
+            )
         case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.arg(arg=name):
             scope.bind(name)
         case ast.Name(id=name, ctx=ast.Store()):
@@ -291,10 +336,14 @@ def bind(node: ast.AST, scope: Scope) -> None:
 
 def imported(node: ast.Import | ast.ImportFrom) -> Iterator[tuple[str, str]]:
     """Yield the names that an import binds, and the paths that they stand for."""
-    module = "." * node.level + (node.module or "") + "." if isinstance(node, ast.ImportFrom) else ""
+    module = (
+        "." * node.level + (node.module or "") + "." if isinstance(node, ast.ImportFrom) else ""
+    )
     for alias in node.names:
         if alias.name == "*":
-            yield from ((path.removeprefix(module), path) for path in STARTS if path.startswith(module))
+            yield from (
+                (path.removeprefix(module), path) for path in STARTS if path.startswith(module)
+            )
         elif alias.asname or module:
             yield alias.asname or alias.name, module + alias.name
         else:
@@ -304,11 +353,16 @@ def imported(node: ast.Import | ast.ImportFrom) -> Iterator[tuple[str, str]]:
 def assigned(node: ast.AST) -> Iterator[tuple[ast.expr, ast.expr]]:
     """Yield what *node* assigns to what; of a loop, what it takes its values from."""
     match node:
-        case ast.Assign(targets=[ast.Tuple(elts=targets)], value=ast.Tuple(elts=values)) if len(targets) == len(values):
+        case ast.Assign(targets=[ast.Tuple(elts=targets)], value=ast.Tuple(elts=values)) if len(
+            targets
+        ) == len(values):
             yield from zip(targets, values, strict=True)
         case ast.Assign(targets=targets, value=value):
             yield from ((target, value) for target in targets)
-        case ast.AnnAssign(target=target, value=ast.expr() as value) | ast.NamedExpr(target=target, value=value):
+        case (
+            ast.AnnAssign(target=target, value=ast.expr() as value)
+            | ast.NamedExpr(target=target, value=value)
+        ):
             yield target, value
         case ast.For(target=target, iter=value) | ast.comprehension(target=target, iter=value):
             yield target, value
@@ -319,7 +373,11 @@ def leaves(expr: ast.AST) -> Iterator[ast.AST]:
     todo = [expr]
     while todo:
         last = todo.pop()
-        held = [child for field, child in children(last) if field in HELD and not isinstance(last, NOT_HELD)]
+        held = [
+            child
+            for field, child in children(last)
+            if field in HELD and not isinstance(last, NOT_HELD)
+        ]
         todo += held
         if not held:
             yield last
@@ -375,8 +433,14 @@ def daemon_asked(call: ast.Call, scope: Scope) -> Found:
     if SUPER in paths:
         paths = bases(next(scope.up(ast.ClassDef), None))
     if any(path.removesuffix(".__init__") in BASES for path in paths):
-        yield from ((one, "OTP101") for one in call.keywords if one.arg == "daemon" and is_true(one.value))
-    if isinstance(call.func, ast.Attribute) and call.func.attr == "setDaemon" and any(map(is_true, call.args)):
+        yield from (
+            (one, "OTP101") for one in call.keywords if one.arg == "daemon" and is_true(one.value)
+        )
+    if (
+        isinstance(call.func, ast.Attribute)
+        and call.func.attr == "setDaemon"
+        and any(map(is_true, call.args))
+    ):
         yield call, "OTP102"
 
 
@@ -386,7 +450,9 @@ def daemon_set(node: ast.AST, scope: Scope) -> Found:
         match target:
             case ast.Attribute(value=owner, attr="daemon") if is_true(value):
                 is_self = isinstance(owner, ast.Name) and owner.id == "self"
-                paths = bases(next(scope.up(ast.ClassDef), None)) if is_self else origins(owner, scope)
+                paths = (
+                    bases(next(scope.up(ast.ClassDef), None)) if is_self else origins(owner, scope)
+                )
                 if paths != {PROCESS}:
                     yield target, "OTP102"
             case ast.Name(id="daemon") if is_true(value) and not bases(scope).isdisjoint(BASES):
@@ -421,7 +487,9 @@ def ends(seen: list[Seen]) -> set[object]:
         todo += (variable(leaf, scope) for leaf in ended(node))
         for target, value in assigned(node):
             for one in leaves(target):
-                sources[variable(one, scope)].update(variable(leaf, scope) for leaf in leaves(value))
+                sources[variable(one, scope)].update(
+                    variable(leaf, scope) for leaf in leaves(value)
+                )
     found: set[object] = set()
     while todo:
         if (last := todo.pop()) not in found:
@@ -455,7 +523,9 @@ def variable(leaf: ast.AST, scope: Scope) -> object:
 def allows(lines: Sequence[str]) -> dict[int, tuple[int, str]]:
     """Return the allow comments: line -> (column, reason)."""
     found = {}
-    with contextlib.suppress(tokenize.TokenError, SyntaxError):  # at the end of what only ast.parse takes
+    with contextlib.suppress(
+        tokenize.TokenError, SyntaxError
+    ):  # at the end of what only ast.parse takes
         for token in tokenize.generate_tokens(iter(lines).__next__):
             if token.type == tokenize.COMMENT and (match := ALLOW.search(token.string)):
                 found[token.start[0]] = token.start[1] + 1, match[1]
@@ -464,7 +534,11 @@ def allows(lines: Sequence[str]) -> dict[int, tuple[int, str]]:
 
 def lines_of(*nodes: Any) -> set[int]:
     """Return the lines where a comment counts for *nodes*: the first and last of each, the first if it has a body."""
-    ends = {one.end_lineno for one in nodes if not hasattr(one, "body") and not isinstance(one, ast.Match)}
+    ends = {
+        one.end_lineno
+        for one in nodes
+        if not hasattr(one, "body") and not isinstance(one, ast.Match)
+    }
     return {one.lineno for one in nodes} | ends
 
 
@@ -480,7 +554,9 @@ def examine(path: str, tree: ast.AST, lines: Sequence[str], config: Config) -> l
         unused -= here
         if not here:
             places[at.lineno].add((at.col_offset, code))
-    found = {(line, comments[line][0], "OTP903" if line in reasoned else "OTP902") for line in unused}
+    found = {
+        (line, comments[line][0], "OTP903" if line in reasoned else "OTP902") for line in unused
+    }
     for line, ones in places.items():
         found |= {(line, col, code) for col, code in columns(lines[line - 1], ones)}
     return [Finding(path, line, col, code, RULES[code]) for line, col, code in sorted(found)]
@@ -574,8 +650,16 @@ def _walk(top: Path) -> Iterator[Path]:
         raise UsageError(str(error))
 
     for root, below, names in os.walk(top, onerror=fail):
-        below[:] = sorted(one for one in below if one[0] != "." and not os.path.exists(f"{root}/{one}/pyvenv.cfg"))  # noqa: PTH110  # the other one raises where it may not look
-        yield from (Path(root, name) for name in sorted(names) if name.endswith(".py") and _is_file(f"{root}/{name}"))
+        # ``Path.exists`` raises where it may not look
+        exists = os.path.exists
+        below[:] = sorted(
+            one for one in below if one[0] != "." and not exists(f"{root}/{one}/pyvenv.cfg")
+        )
+        yield from (
+            Path(root, name)
+            for name in sorted(names)
+            if name.endswith(".py") and _is_file(f"{root}/{name}")
+        )
 
 
 def _is_file(path: str) -> bool:
@@ -599,7 +683,11 @@ class Flake8:
     def run(self) -> Iterator[tuple[int, int, str, type[Flake8]]]:
         """Yield line, column counted from 0, and text of every finding."""
         config = self.config()
-        for one in [] if config.exempts(self._path) else examine(self._path, self._tree, self._lines, config):
+        for one in (
+            []
+            if config.exempts(self._path)
+            else examine(self._path, self._tree, self._lines, config)
+        ):
             yield one.line, one.col - 1, f"{one.code} {one.message}", type(self)
 
 
@@ -612,7 +700,9 @@ def selection(text: str) -> tuple[str, ...]:
     codes = tuple(code.strip() for code in text.split(","))
     for code in codes:
         if not code or not any(rule.startswith(code) for rule in RULES):
-            raise UsageError(f"--select {text}: no code begins with {code!r}; there are {', '.join(RULES)}")
+            raise UsageError(
+                f"--select {text}: no code begins with {code!r}; there are {', '.join(RULES)}"
+            )
     return (*codes, ALWAYS)
 
 
@@ -624,13 +714,24 @@ class _Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Check the paths in *arguments*, print the findings, and return the exit status: 0, 1: findings, 2: usage."""
     parser = _Parser("python -m otpy.lint", description="Find threads that no supervisor watches.")
-    parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="a file, or a directory with *.py in it")
-    parser.add_argument("--select", metavar="CODE,...", default="OTP", help="look for these only; OTP1: all of OTP1xx")
-    parser.add_argument("--config", metavar="FILE", type=Path, help="default: the nearest pyproject.toml")
+    parser.add_argument(
+        "paths", nargs="+", type=Path, metavar="PATH", help="a file, or a directory with *.py in it"
+    )
+    parser.add_argument(
+        "--select",
+        metavar="CODE,...",
+        default="OTP",
+        help="look for these only; OTP1: all of OTP1xx",
+    )
+    parser.add_argument(
+        "--config", metavar="FILE", type=Path, help="default: the nearest pyproject.toml"
+    )
     given = parser.parse_args(arguments)
     try:
         config, codes = load(given.config), selection(given.select)
-        found = [one for path in dict.fromkeys(files(given.paths)) for one in check(str(path), config)]
+        found = [
+            one for path in dict.fromkeys(files(given.paths)) for one in check(str(path), config)
+        ]
     except UsageError as error:
         sys.stderr.write(f"otpy.lint: {in_one_line(str(error))}\n")
         return 2

@@ -32,7 +32,6 @@ from typing import Any
 
 import attrs
 
-from otpy import telemetry, threads
 from otpy.abc import Puttable, ReportHandler
 from otpy.arguments import USE_ASYNCIO, check_call, check_function, check_result, check_sink
 from otpy.exceptions import (
@@ -47,12 +46,13 @@ from otpy.exceptions import (
     printable,
     show,
 )
-from otpy.mailbox import Door, Once, Reply
 from otpy.reports import ChildTerminated, ExitKind, ExitReason
+from otpy.runtime import telemetry, threads
+from otpy.runtime.mailbox import Door, Once, Reply
+from otpy.runtime.telemetry import handler_of
+from otpy.runtime.threads import Entry, Role, ThreadState
+from otpy.runtime.tree import Tree, ask_all
 from otpy.specs import is_number
-from otpy.telemetry import handler_of
-from otpy.threads import Entry, Role, ThreadState
-from otpy.tree import Tree, ask_all
 from otpy.values import Value
 
 __all__ = [
@@ -182,7 +182,9 @@ class ThreadRegistry:
             warnings.warn(text, RuntimeWarning, stacklevel=2)
         with _door:  # nothing is started here, and nobody waits: shutdown_all finds the entry, or it is not made
             self._admit(name)
-            entry = threads.enlist(run, name=name, role=Role.SPAWNED, purpose=purpose, owner=self, daemon=daemon)
+            entry = threads.enlist(
+                run, name=name, role=Role.SPAWNED, purpose=purpose, owner=self, daemon=daemon
+            )
             # A signal handler may have shut down in this thread since _admit: its look
             # has not seen the entry.
             if self._flag.has_happened:
@@ -193,7 +195,9 @@ class ThreadRegistry:
     def active(self) -> tuple[TrackedThread, ...]:
         """Return the threads that live, in the order of their starts."""
         now = time.monotonic()
-        return tuple(_tracked(entry, now) for entry in self._entries() if entry.thread.ident is not None)
+        return tuple(
+            _tracked(entry, now) for entry in self._entries() if entry.thread.ident is not None
+        )
 
     def unregister(self, thread: threading.Thread) -> bool:
         """Stop tracking a spawned thread: it runs on, and nobody waits for it. Its crash is reported all the same.
@@ -205,11 +209,20 @@ class ThreadRegistry:
             SpecError: *thread* is none.
             Refusal: It belongs to a tree: only the tree can let it go.
         """
-        _check("<registry>", "thread", thread, isinstance(thread, threading.Thread), "a threading.Thread")
+        _check(
+            "<registry>",
+            "thread",
+            thread,
+            isinstance(thread, threading.Thread),
+            "a threading.Thread",
+        )
         for entry in self._entries():
             if entry.thread is thread:
                 if entry.owner is not self:
-                    raise Refusal(entry.name, "it belongs to a tree; terminate_child ends a child, detach lets it go")
+                    raise Refusal(
+                        entry.name,
+                        "it belongs to a tree; terminate_child ends a child, detach lets it go",
+                    )
                 return threads.forget(thread)
         return False
 
@@ -247,7 +260,9 @@ class ThreadRegistry:
         is_right = is_number(timeout) and timeout >= 0
         _check("<registry>", "timeout", timeout, is_right, "a finite number of seconds >= 0")
         call = _Shutdown(self, timeout)
-        with _door:  # whoever is in the record now is counted and waited for; whoever comes later is refused
+        with (
+            _door
+        ):  # whoever is in the record now is counted and waited for; whoever comes later is refused
             call.look()
             self._flag.happen()
         try:
@@ -323,7 +338,11 @@ class ThreadRegistry:
             raise AlreadyStarted(name, "a thread of this name is running")
 
     def _body(
-        self, name: str, target: Callable[..., object], args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        name: str,
+        target: Callable[..., object],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
     ) -> Callable[[], None]:
         def run() -> None:
             try:
@@ -361,7 +380,9 @@ class _DefaultRegistry(ThreadRegistry):
 
 def _check(name: object, field: str, value: object, is_right: bool, expected: str) -> None:
     if not is_right:
-        raise SpecError(name if isinstance(name, str) and name else "<thread>", field, value, expected)
+        raise SpecError(
+            name if isinstance(name, str) and name else "<thread>", field, value, expected
+        )
 
 
 def _plain(text: Any) -> Any:
@@ -371,19 +392,25 @@ def _plain(text: Any) -> Any:
     return str.__str__(text) if isinstance(text, str) else text
 
 
-def _checked_call(name: Any, target: Any, args: Any, kwargs: Any) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
+def _checked_call(
+    name: Any, target: Any, args: Any, kwargs: Any
+) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
     """Return target, args, kwargs, or refuse what would crash in the thread's first moment."""
     check_function(name, "target", target, "a callable", USE_ASYNCIO)
     is_right = isinstance(args, Iterable) and not isinstance(args, str | bytes)
     _check(name, "args", args, is_right, "a tuple, or another iterable that is no string")
-    is_right = kwargs is None or (isinstance(kwargs, Mapping) and all(isinstance(key, str) for key in kwargs))
+    is_right = kwargs is None or (
+        isinstance(kwargs, Mapping) and all(isinstance(key, str) for key in kwargs)
+    )
     _check(name, "kwargs", kwargs, is_right, "a dict whose keys are str, or None")
     args, kwargs = tuple(args), dict(kwargs or {})
     check_call(name, "target", target, args, "a callable that takes args and kwargs", kwargs=kwargs)
     return target, args, kwargs
 
 
-def _outcome(target: Callable[..., object], args: tuple[Any, ...], kwargs: dict[str, Any]) -> BaseException | None:
+def _outcome(
+    target: Callable[..., object], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> BaseException | None:
     """Call *target*; return what it raised."""
     try:
         check_result(target, target(*args, **kwargs), USE_ASYNCIO)
@@ -396,7 +423,9 @@ def _outcome(target: Callable[..., object], args: tuple[Any, ...], kwargs: dict[
 
 
 def _log_left(stats: ShutdownStats) -> None:
-    telemetry.logger().error("threads_left", names=[printable(name) for name in stats.timeout_names])
+    telemetry.logger().error(
+        "threads_left", names=[printable(name) for name in stats.timeout_names]
+    )
 
 
 def _tracked(entry: Entry, now: float) -> TrackedThread:
@@ -412,7 +441,9 @@ def _tracked(entry: Entry, now: float) -> TrackedThread:
     )
 
 
-def _table(found: Sequence[TrackedThread], stack_of: Mapping[threading.Thread, str]) -> Iterator[str]:
+def _table(
+    found: Sequence[TrackedThread], stack_of: Mapping[threading.Thread, str]
+) -> Iterator[str]:
     """Yield the lines of a table, its columns as wide as they must be."""
     rows = [("name", "state", "age", "daemon", "purpose"), *(_row(one) for one in found)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -506,7 +537,9 @@ class _Shutdown:
 
     def stats(self) -> ShutdownStats:
         """Look again, and count."""
-        running = {tree for tree, end in self.ends.items() if not end.is_given}  # before the look at their threads
+        running = {
+            tree for tree, end in self.ends.items() if not end.is_given
+        }  # before the look at their threads
         # in the order of their starts
         alive = dict.fromkeys(entry for entry in self.seen if entry.alive)
         joined = tuple(entry.name for entry in self.seen if entry not in alive)

@@ -12,7 +12,17 @@ from typing import Any, Literal, TypeVar
 import attrs
 
 from otpy import exceptions
-from otpy.exceptions import Fatal, Ignore, Sealed, Shutdown, is_a, is_sealed, meaning_of, show, traceback_of
+from otpy.exceptions import (
+    Fatal,
+    Ignore,
+    Sealed,
+    Shutdown,
+    is_a,
+    is_sealed,
+    meaning_of,
+    show,
+    traceback_of,
+)
 from otpy.specs import AutoShutdown as AutoShutdownMode
 from otpy.specs import ChildType, Strategy
 from otpy.values import Value, Word
@@ -61,7 +71,9 @@ class ExitReason:
     __match_args__ = ("kind", "exception", "detail")
 
     kind: ExitKind
-    raised: BaseException | Sealed | None = attrs.field(default=None, alias="exception", eq=_identity)
+    raised: BaseException | Sealed | None = attrs.field(
+        default=None, alias="exception", eq=_identity
+    )
     detail: object = None
 
     @property
@@ -85,7 +97,9 @@ class ExitReason:
     @property
     def is_plain_shutdown(self) -> bool:
         """Whether this is OTP's bare ``shutdown``: asked to stop and stopped, without a word."""
-        return self.kind in (SHUTDOWN, LIMIT_REACHED) and (self.kind is LIMIT_REACHED or self.raised is None)
+        return self.kind in (SHUTDOWN, LIMIT_REACHED) and (
+            self.kind is LIMIT_REACHED or self.raised is None
+        )
 
     @property
     def is_shutdown_with_reason(self) -> bool:
@@ -247,7 +261,11 @@ class Escalation(Value):
 
 def _flat(one: Escalation) -> str:
     """Return the repr of *one* without what is below it."""
-    reason = attrs.evolve(one.reason, detail=None) if isinstance(one.reason.detail, Escalation) else one.reason
+    reason = (
+        attrs.evolve(one.reason, detail=None)
+        if isinstance(one.reason.detail, Escalation)
+        else one.reason
+    )
     return Value.__repr__(attrs.evolve(one, reason=reason))
 
 

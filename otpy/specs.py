@@ -87,7 +87,11 @@ def plain(value: Any) -> Any:
     return value if kind is None or type(value) in (kind, bool) else PLAIN[kind](value)
 
 
-PLAIN: dict[type, Callable[[Any], Any]] = {str: str.__str__, int: int.__int__, float: float.__float__}
+PLAIN: dict[type, Callable[[Any], Any]] = {
+    str: str.__str__,
+    int: int.__int__,
+    float: float.__float__,
+}
 """How to get a plain object from one of a derived class, without running code of that."""
 
 
@@ -95,7 +99,9 @@ PLAIN: dict[type, Callable[[Any], Any]] = {str: str.__str__, int: int.__int__, f
 
 
 def _choice(choices: type[enum.Enum], value: Any) -> Any:
-    return next((choice for choice in choices if isinstance(value, str) and choice.value == value), value)
+    return next(
+        (choice for choice in choices if isinstance(value, str) and choice.value == value), value
+    )
 
 
 def _to_strategy(value: Strategy | str) -> Strategy:
@@ -130,7 +136,9 @@ def spelled(choices: type[enum.Enum]) -> str:
 def is_number(value: object) -> bool:
     """Whether *value* is a number that a float can hold, and finite; True and False are none."""
     try:
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        return (
+            isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        )
     except OverflowError:  # an int with more than 308 digits
         return False
 
@@ -195,7 +203,9 @@ def _snapshot(spec: Any, field: Any, value: Any) -> None:
         return
     expected = "a callable that takes the state and returns a copy, or None"
     if not isinstance(value, type):
-        check_function(_where(spec), field.name, value, expected, "it is called where the child checks in")
+        check_function(
+            _where(spec), field.name, value, expected, "it is called where the child checks in"
+        )
     check_call(_where(spec), field.name, value, ("state",), expected)
 
 
@@ -248,7 +258,10 @@ def _significant(spec: Any, field: Any, value: object) -> None:
     _bool(spec, field, value)
     if value and spec.restart is Restart.PERMANENT:
         _refuse(
-            spec, field, value, "False, or restart='transient' or 'temporary': a permanent child never ends by itself"
+            spec,
+            field,
+            value,
+            "False, or restart='transient' or 'temporary': a permanent child never ends by itself",
         )
 
 
@@ -319,15 +332,23 @@ class ChildSpec(Value):
 
     id: str = attrs.field(converter=plain, validator=_id)
     start: Callable[[Any], Any] = attrs.field(validator=_callable)
-    restart: Restart = attrs.field(default=Restart.PERMANENT, converter=_to_restart, validator=_one_of(Restart))
+    restart: Restart = attrs.field(
+        default=Restart.PERMANENT, converter=_to_restart, validator=_one_of(Restart)
+    )
     shutdown: float | Budget = attrs.field(
-        default=attrs.Factory(_default_shutdown, takes_self=True), converter=_to_shutdown, validator=_shutdown
+        default=attrs.Factory(_default_shutdown, takes_self=True),
+        converter=_to_shutdown,
+        validator=_shutdown,
     )
     interrupt: bool = attrs.field(default=True, validator=_bool)
     significant: bool = attrs.field(default=False, validator=_significant)
     ready: bool = attrs.field(default=False, validator=_bool)
-    start_timeout: float | None = attrs.field(default=None, converter=plain, validator=_positive_or_none)
-    heartbeat: float | None = attrs.field(default=None, converter=plain, validator=_positive_or_none)
+    start_timeout: float | None = attrs.field(
+        default=None, converter=plain, validator=_positive_or_none
+    )
+    heartbeat: float | None = attrs.field(
+        default=None, converter=plain, validator=_positive_or_none
+    )
     backoff: Backoff | None = attrs.field(default=None, validator=_backoff)
     snapshot: Callable[[Any], Any] | None = attrs.field(default=copy.deepcopy, validator=_snapshot)
     unstopped: OnUnstopped = attrs.field(
@@ -360,13 +381,17 @@ def _children(spec: SupervisorSpec) -> None:
     for index, child in enumerate(spec.children):
         _member(spec, f"children[{index}]", child)
         if child.id in seen:
-            raise SpecError(f"{_where(spec)}/{child.id}", "id", child.id, "an id that no sibling has")
+            raise SpecError(
+                f"{_where(spec)}/{child.id}", "id", child.id, "an id that no sibling has"
+            )
         seen.add(child.id)
 
 
 def _member(spec: Any, field: str, child: object) -> None:
     if not isinstance(child, ChildSpec):
-        raise SpecError(_where(spec), field, child, "a child spec, as thread() or supervisor() make")
+        raise SpecError(
+            _where(spec), field, child, "a child spec, as thread() or supervisor() make"
+        )
     check_member(spec, child, _where(spec))
 
 
@@ -380,11 +405,20 @@ def check_member(supervisor: SupervisorSpec, child: ChildSpec, path: str) -> Non
     levels = path.count("/") + 1 + child.depth
     if levels > MAX_DEPTH:
         raise SpecError(path, "children", f"{levels} nested levels", f"at most {MAX_DEPTH}")
-    if supervisor.intensity == INFINITY and child.restart is not Restart.TEMPORARY and child.backoff is None:
+    if (
+        supervisor.intensity == INFINITY
+        and child.restart is not Restart.TEMPORARY
+        and child.backoff is None
+    ):
         expected = "a Backoff, or restart='temporary': the supervisor has intensity='infinity'"
         raise SpecError(f"{path}/{child.id}", "backoff", None, expected)
     if child.significant and supervisor.auto_shutdown is AutoShutdown.NEVER:
-        raise SpecError(f"{path}/{child.id}", "significant", True, "False: the supervisor has auto_shutdown='never'")
+        raise SpecError(
+            f"{path}/{child.id}",
+            "significant",
+            True,
+            "False: the supervisor has auto_shutdown='never'",
+        )
 
 
 @attrs.frozen(kw_only=True, repr=False, eq=False)
@@ -404,13 +438,19 @@ class SupervisorSpec(ChildSpec):
     """
 
     children: tuple[ChildSpec, ...] = attrs.field(default=(), converter=_to_tuple)
-    strategy: Strategy = attrs.field(default=Strategy.ONE_FOR_ONE, converter=_to_strategy, validator=_one_of(Strategy))
-    intensity: int | Literal["infinity"] = attrs.field(default=3, converter=plain, validator=_intensity)
+    strategy: Strategy = attrs.field(
+        default=Strategy.ONE_FOR_ONE, converter=_to_strategy, validator=_one_of(Strategy)
+    )
+    intensity: int | Literal["infinity"] = attrs.field(
+        default=3, converter=plain, validator=_intensity
+    )
     period: float = attrs.field(default=5.0, converter=plain, validator=_positive)
     auto_shutdown: AutoShutdown = attrs.field(
         default=AutoShutdown.NEVER, converter=_to_auto_shutdown, validator=_one_of(AutoShutdown)
     )
-    on_escalation: Callable[[Any], object] | None = attrs.field(default=None, validator=_on_escalation)
+    on_escalation: Callable[[Any], object] | None = attrs.field(
+        default=None, validator=_on_escalation
+    )
     dynamic: bool = attrs.field(default=False, validator=_bool)
     max_children: int | None = attrs.field(default=None, converter=plain, validator=_count_or_none)
 
@@ -445,7 +485,10 @@ OF_WORKERS: dict[str, tuple[object, str]] = {
 
 OF_DYNAMIC: dict[str, tuple[object, str]] = {
     # what a dynamic supervisor cannot choose
-    "strategy": (Strategy.ONE_FOR_ONE, "'one_for_one': children of a dynamic supervisor are independent"),
+    "strategy": (
+        Strategy.ONE_FOR_ONE,
+        "'one_for_one': children of a dynamic supervisor are independent",
+    ),
     "auto_shutdown": (AutoShutdown.NEVER, "'never' in a dynamic supervisor"),
     "children": ((), "no children: those of a dynamic supervisor come by start_child"),
 }

@@ -64,13 +64,30 @@ from otpy import (
     Supervisor,
     SupervisorSpec,
 )
-from otpy.arguments import NO_AWAIT, check_call, check_function, check_result, is_async, is_coroutine
+from otpy.arguments import (
+    NO_AWAIT,
+    check_call,
+    check_function,
+    check_result,
+    is_async,
+    is_coroutine,
+)
 from otpy.core.restarts import Delays
 from otpy.exceptions import meaning_of, means_success, show
+from otpy.runtime.telemetry import complain
 from otpy.specs import is_number
-from otpy.telemetry import complain
 
-__all__ = ["Description", "Meta", "Outcome", "Summary", "Task", "TaskFailure", "TaskGraph", "marked", "task"]
+__all__ = [
+    "Description",
+    "Meta",
+    "Outcome",
+    "Summary",
+    "Task",
+    "TaskFailure",
+    "TaskGraph",
+    "marked",
+    "task",
+]
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -129,7 +146,10 @@ def _names(value: Any) -> bool:
 
 FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     # field of a task: (whether a value is right, what would be right)
-    "name": (lambda name: isinstance(name, str) and bool(name.strip()), "a non-empty str; a lambda needs a name"),
+    "name": (
+        lambda name: isinstance(name, str) and bool(name.strip()),
+        "a non-empty str; a lambda needs a name",
+    ),
     "after": (_names, "an iterable of names of tasks"),
     "with_state": (_is_flag, "True or False"),
     "retries": (_count, "an int >= 0"),
@@ -153,7 +173,11 @@ def _check_function(instance: Task, field: Any, value: Any) -> None:
     if not is_async(value):
         check_function(path, name, value, "a callable")
     args = ("state",) if instance.with_state else ()
-    expected = "a callable that takes (state)" if args else "a callable without arguments, or with_state=True"
+    expected = (
+        "a callable that takes (state)"
+        if args
+        else "a callable without arguments, or with_state=True"
+    )
     check_call(path, name, value, args, expected)
 
 
@@ -169,7 +193,11 @@ def _to_str(value: Any) -> Any:
 
 
 def _to_tuple(value: Any) -> Any:
-    return tuple(map(_to_str, value)) if isinstance(value, Iterable) and not isinstance(value, str) else value
+    return (
+        tuple(map(_to_str, value))
+        if isinstance(value, Iterable) and not isinstance(value, str)
+        else value
+    )
 
 
 @attrs.frozen(kw_only=True)
@@ -188,7 +216,9 @@ class Task:
     """
 
     name: str = attrs.field(converter=_to_str, validator=_check)
-    with_state: bool = attrs.field(default=False, validator=_check)  # before the function, whose check needs it
+    with_state: bool = attrs.field(
+        default=False, validator=_check
+    )  # before the function, whose check needs it
     function: Callable[..., object] = attrs.field(validator=_check_function, repr=show)
     after: tuple[str, ...] = attrs.field(default=(), converter=_to_tuple, validator=_check)
     retries: int = attrs.field(default=0, validator=_check)
@@ -217,7 +247,9 @@ class Options(Others, total=False):
 def _make(function: Callable[..., object], options: Options) -> Task:
     for option in options:
         if option not in Options.__annotations__:
-            raise TypeError(f"a task has no option {option!r}; there are {', '.join(Options.__annotations__)}")
+            raise TypeError(
+                f"a task has no option {option!r}; there are {', '.join(Options.__annotations__)}"
+            )
     given: dict[str, Any] = {**options}
     name = given.pop("name", None)
     return Task(name=_name_of(function) if name is None else name, function=function, **given)
@@ -506,7 +538,9 @@ class TaskGraph:
         """Have ``callback(summary, *args, **kwargs)`` called when a run has ended."""
         self._register("on_done", callback, args, kwargs)
 
-    def _register(self, event: str, callback: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _register(
+        self, event: str, callback: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
         expected = f"a callable that takes ({', '.join(TOLD[event])}) and what is passed on"
         check_function("tasks", event, callback, expected, NO_AWAIT)
         check_call("tasks", event, callback, (*TOLD[event], *args), expected, kwargs=kwargs)
@@ -561,7 +595,9 @@ class TaskGraph:
         for one in tasks:
             for name in one.after:
                 if name not in places:
-                    raise SpecError(_path(one.name), "after", name, f"one of the tasks: {_listed(places)}")
+                    raise SpecError(
+                        _path(one.name), "after", name, f"one of the tasks: {_listed(places)}"
+                    )
         plan = _Plan(
             tasks=tasks,
             after=tuple(tuple(places[name] for name in one.after) for one in tasks),
@@ -628,7 +664,10 @@ FURNITURE: dict[str, tuple[Callable[[], object], Callable[[Any], bool], str]] = 
 
 OPTIONS: dict[str, tuple[Callable[[Any], bool], str]] = {
     # option of a graph: (whether a value is right, what would be right)
-    "workers": (lambda count: count is None or (_count(count) and count >= 1), "an int >= 1, or None"),
+    "workers": (
+        lambda count: count is None or (_count(count) and count >= 1),
+        "an int >= 1, or None",
+    ),
     "state": (lambda state: state is None or isinstance(state, dict), "a dict, or None"),
     "store_results": (_is_flag, "True or False"),
     "clear_results": (_is_flag, "True or False"),
@@ -643,7 +682,9 @@ def _check_options(**options: Any) -> None:
             raise SpecError("tasks", option, value, expected)
 
 
-def _call_with(callback: Callable[..., object], args: tuple[Any, ...], kwargs: dict[str, Any], *told: object) -> None:
+def _call_with(
+    callback: Callable[..., object], args: tuple[Any, ...], kwargs: dict[str, Any], *told: object
+) -> None:
     check_result(callback, callback(*told, *args, **kwargs))
 
 
@@ -711,7 +752,9 @@ class _Plan:
     clears: bool
 
     def sorter(self) -> graphlib.TopologicalSorter[int]:
-        sorter: graphlib.TopologicalSorter[int] = graphlib.TopologicalSorter(dict(enumerate(self.after)))
+        sorter: graphlib.TopologicalSorter[int] = graphlib.TopologicalSorter(
+            dict(enumerate(self.after))
+        )
         try:
             sorter.prepare()
         except graphlib.CycleError as error:
@@ -726,12 +769,20 @@ class _Plan:
             id,
             children=[
                 otpy.dynamic_supervisor("workers", intensity=UNLIMITED),
-                otpy.thread(lambda ctx: make().schedule(ctx), id="scheduler", significant=True, ready=True, **alone),
+                otpy.thread(
+                    lambda ctx: make().schedule(ctx),
+                    id="scheduler",
+                    significant=True,
+                    ready=True,
+                    **alone,
+                ),
             ],
             auto_shutdown="any_significant",
             **common,
         )
-        return _RunSpec(**{field.name: getattr(made, field.name) for field in attrs.fields(SupervisorSpec)})
+        return _RunSpec(
+            **{field.name: getattr(made, field.name) for field in attrs.fields(SupervisorSpec)}
+        )
 
 
 @attrs.frozen(kw_only=True, repr=False, eq=False)
@@ -790,8 +841,12 @@ class _Run:
 
     def __init__(self, plan: _Plan) -> None:
         self.plan = plan
-        self._inbox: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()  # (what to call, its arguments …)
-        self._work: queue.SimpleQueue[_Attempt | None] = queue.SimpleQueue()  # None sends a worker home
+        self._inbox: queue.SimpleQueue[tuple[Any, ...]] = (
+            queue.SimpleQueue()
+        )  # (what to call, its arguments …)
+        self._work: queue.SimpleQueue[_Attempt | None] = (
+            queue.SimpleQueue()
+        )  # None sends a worker home
         self._seats: dict[int, _Seat] = {}  # each entry is written by the worker of that number
         self._sorter = plan.sorter()
         self._outcomes: dict[int, Outcome] = {}
@@ -800,7 +855,9 @@ class _Run:
         self._delays: dict[int, Delays] = {}
         self._timers: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._numbers = itertools.count()
-        self._is_begun = threading.Lock()  # whoever takes it runs the graph, and nobody gives it back
+        self._is_begun = (
+            threading.Lock()
+        )  # whoever takes it runs the graph, and nobody gives it back
         self._ctx: Context | None = None
         self._was_stopped = False
         self._hired = 0
@@ -852,7 +909,9 @@ class _Run:
             if not ctx.running:
                 raise
             seat.text = ExitReason(ExitKind.KILLED, error).traceback
-            raise RuntimeError("the worker has died") from error  # SystemExit could mean that all is well
+            raise RuntimeError(
+                "the worker has died"
+            ) from error  # SystemExit could mean that all is well
         finally:
             self._inbox.put((self._gone, seat))
 
@@ -867,7 +926,9 @@ class _Run:
     def _try(self, seat: _Seat, attempt: _Attempt) -> bool:
         """Run a task; return whether the worker may go on."""
         if self._announces or attempt.task.timeout is not None:
-            self._inbox.put((self._begun, attempt, seat, threading.current_thread(), time.monotonic()))
+            self._inbox.put(
+                (self._begun, attempt, seat, threading.current_thread(), time.monotonic())
+            )
         result: object = None
         try:
             result = contextvars.copy_context().run(_call_task, seat, attempt.call)
@@ -884,7 +945,9 @@ class _Run:
         """
         return os.getpid() == self._process
 
-    def _finish(self, attempt: _Attempt, error: BaseException | None, result: object = None) -> bool:
+    def _finish(
+        self, attempt: _Attempt, error: BaseException | None, result: object = None
+    ) -> bool:
         text = _text_of(error)  # made here: it may run code of the exception's
         keeps = self.plan.stores and error is None
         is_ours = self._keep(attempt, result) if keeps else attempt.token.acquire(blocking=False)
@@ -949,13 +1012,17 @@ class _Run:
         return self._close()
 
     def _goes_on(self) -> bool:
-        return bool(self._open) or (not self._is_stopping and len(self._outcomes) < len(self.plan.tasks))
+        return bool(self._open) or (
+            not self._is_stopping and len(self._outcomes) < len(self.plan.tasks)
+        )
 
     def _begin(self) -> None:
         if self.plan.clears:
             self.plan.results.clear()
         names = tuple(one.name for one in self.plan.tasks)
-        self._tell("on_start", Meta(tasks=names, workers=self.plan.workers, started_at=self._started_at))
+        self._tell(
+            "on_start", Meta(tasks=names, workers=self.plan.workers, started_at=self._started_at)
+        )
 
     def _close(self) -> Summary:
         for place in range(len(self.plan.tasks)):
@@ -966,7 +1033,10 @@ class _Run:
         return summary
 
     def _sum_up(self) -> Summary:
-        outcomes = {one.name: self._outcomes.get(place, CANCELLED) for place, one in enumerate(self.plan.tasks)}
+        outcomes = {
+            one.name: self._outcomes.get(place, CANCELLED)
+            for place, one in enumerate(self.plan.tasks)
+        }
         return Summary(
             outcomes=types.MappingProxyType(outcomes),
             failures=types.MappingProxyType(
@@ -1015,11 +1085,15 @@ class _Run:
                     self._dispatch(place, 1)
 
     def _is_pointless(self, place: int) -> bool:
-        return self.plan.skips and any(self._outcomes[one] is not PASSED for one in self.plan.after[place])
+        return self.plan.skips and any(
+            self._outcomes[one] is not PASSED for one in self.plan.after[place]
+        )
 
     def _dispatch(self, place: int, number: int) -> None:
         task = self.plan.tasks[place]
-        call = functools.partial(task.function, self.plan.state) if task.with_state else task.function
+        call = (
+            functools.partial(task.function, self.plan.state) if task.with_state else task.function
+        )
         attempt = _Attempt(task, place, number, call)
         self._open.add(attempt)
         if self._hired < self.plan.workers and self._hired < len(self._open):
@@ -1077,7 +1151,9 @@ class _Run:
             self._arm(due, self._late, attempt, seat, thread, due)
         self._tell("on_task_run", attempt.task.name, thread.name)
 
-    def _late(self, attempt: _Attempt, seat: _Seat, thread: threading.Thread, due: float | None) -> None:
+    def _late(
+        self, attempt: _Attempt, seat: _Seat, thread: threading.Thread, due: float | None
+    ) -> None:
         now, timeout = time.monotonic(), attempt.task.timeout
         if due is not None and timeout is not None and now - due >= PAUSED:
             self._arm(
@@ -1117,7 +1193,12 @@ class _Run:
             if seat.ctx.running:
                 self._open.remove(attempt)
                 error = seat.error or Killed()
-                self._fail(attempt, ExitKind.KILLED, error, seat.text or ExitReason(ExitKind.KILLED, error).traceback)
+                self._fail(
+                    attempt,
+                    ExitKind.KILLED,
+                    error,
+                    seat.text or ExitReason(ExitKind.KILLED, error).traceback,
+                )
             else:  # somebody has stopped it
                 self._cancel(attempt)
 
@@ -1129,7 +1210,9 @@ class _Run:
 
     def _worker(self, number: int) -> ChildSpec:
         id = f"worker-{number}"
-        return otpy.thread(self.work, number, id=id, restart="transient", shutdown=FAREWELL, backoff=PAUSE)
+        return otpy.thread(
+            self.work, number, id=id, restart="transient", shutdown=FAREWELL, backoff=PAUSE
+        )
 
     def _replace(self, seat: _Seat) -> None:
         self._order("terminate_child", f"worker-{seat.number}")

@@ -38,7 +38,9 @@ class Value:
     def __eq__(self, other: object) -> bool:
         if type(other) is not type(self):
             return NotImplemented
-        return all(getattr(self, name) == getattr(other, name) for name in _names(self, compared=True))
+        return all(
+            getattr(self, name) == getattr(other, name) for name in _names(self, compared=True)
+        )
 
     def __hash__(self) -> int:
         return hash((type(self), *(getattr(self, name) for name in _names(self, compared=True))))

@@ -44,7 +44,16 @@ def looping(ctx):
 
 
 def tell(ctx, where):
-    say(where, ctx.id, ctx.path, ctx.incarnation, ctx.running, ctx.is_ready, ctx.state, ctx.last_exit)
+    say(
+        where,
+        ctx.id,
+        ctx.path,
+        ctx.incarnation,
+        ctx.running,
+        ctx.is_ready,
+        ctx.state,
+        ctx.last_exit,
+    )
     ctx.wait_stop()
 
 
@@ -73,7 +82,13 @@ def hand_over(ctx, where):
             ctx.check_in(_thread.allocate_lock())
         except TypeError as error:
             raise ValueError("bad luck") from error
-    say(where, ctx.state, ctx.state is ctx.state, str(ctx.last_exit.exception), ctx.last_exit.kind.value)
+    say(
+        where,
+        ctx.state,
+        ctx.state is ctx.state,
+        str(ctx.last_exit.exception),
+        ctx.last_exit.kind.value,
+    )
     ctx.wait_stop()
 
 
@@ -336,7 +351,9 @@ def raise_group(ctx, *kinds):
     import otpy
 
     members = [getattr(otpy, kind)("enough") for kind in kinds]
-    raise BaseExceptionGroup("all", [BaseExceptionGroup("outer", [BaseExceptionGroup("inner", members)])])
+    raise BaseExceptionGroup(
+        "all", [BaseExceptionGroup("outer", [BaseExceptionGroup("inner", members)])]
+    )
 
 
 def raise_group_with_lock(ctx, kind):

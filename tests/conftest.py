@@ -14,22 +14,28 @@ import hypothesis
 import pytest
 
 import otpy
-from otpy import telemetry, threads
-from otpy.children import callee
+from otpy.children.callable import child as callee
+from otpy.runtime import telemetry, threads
 from tests.helpers import HANG, Recorder
 
 hypothesis.settings.register_profile("otpy", deadline=None)  # a busy machine is no failure
 hypothesis.settings.load_profile("otpy")
 
 # A script that runs the tests in its background, or nohup, has these ignored. What the tests start would inherit that.
-for _name, _usual in (("SIGINT", signal.default_int_handler), ("SIGHUP", signal.SIG_DFL), ("SIGQUIT", signal.SIG_DFL)):
+for _name, _usual in (
+    ("SIGINT", signal.default_int_handler),
+    ("SIGHUP", signal.SIG_DFL),
+    ("SIGQUIT", signal.SIG_DFL),
+):
     if (_number := getattr(signal, _name, None)) and signal.getsignal(_number) is signal.SIG_IGN:
         signal.signal(_number, _usual)
 
 
 @pytest.fixture(autouse=True)
 def _no_thread_outlives_its_test() -> Iterator[None]:
-    before = set(threading.enumerate())  # what a test before this one has left is that one's failure
+    before = set(
+        threading.enumerate()
+    )  # what a test before this one has left is that one's failure
     telemetry.forget_complaints()  # what another test has heard before this one has not
     yield
     left = [thread for thread in threading.enumerate() if thread not in before]

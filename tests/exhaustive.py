@@ -40,7 +40,16 @@ from otpy.core.messages import ChildExited, ChildStarted, Due, StopSupervisor
 from otpy.core.pauses import Pauses
 from otpy.core.plan import Plan
 from otpy.core.restarts import Window
-from otpy.core.slots import NUMBERED, RESTARTING, RUNNING, STARTING, STOPPING, UNDEFINED, UNSTOPPED, Slot
+from otpy.core.slots import (
+    NUMBERED,
+    RESTARTING,
+    RUNNING,
+    STARTING,
+    STOPPING,
+    UNDEFINED,
+    UNSTOPPED,
+    Slot,
+)
 from otpy.reports import ExitKind, ExitReason
 from otpy.specs import Backoff, ChildSpec, Restart, Strategy, SupervisorSpec
 from tests.machine_talk import CRASH, NORMAL, SHUTDOWN, child, nested
@@ -82,7 +91,9 @@ class Case:
     rivals: bool = False
 
     def __str__(self) -> str:
-        flags = [name for name in ("backoff", "hold", "late", "beats", "dynamic") if getattr(self, name)]
+        flags = [
+            name for name in ("backoff", "hold", "late", "beats", "dynamic") if getattr(self, name)
+        ]
         return " ".join([self.children, self.strategy, self.auto, self.newcomer, *flags])
 
     def spec(self, id: str, letter: str) -> ChildSpec:
@@ -98,7 +109,9 @@ class Case:
 
     def supervisor(self) -> SupervisorSpec:
         listed = (
-            () if self.dynamic else [self.spec(id, letter) for id, letter in zip("abc", self.children, strict=False)]
+            ()
+            if self.dynamic
+            else [self.spec(id, letter) for id, letter in zip("abc", self.children, strict=False)]
         )
         return nested(
             "app",
@@ -112,7 +125,9 @@ class Case:
 
     def newcomers(self) -> Iterator[ChildSpec]:
         if self.dynamic:
-            yield from (self.spec(id, letter) for id, letter in zip("abc", self.children, strict=False))
+            yield from (
+                self.spec(id, letter) for id, letter in zip("abc", self.children, strict=False)
+            )
         else:
             yield self.spec("n", self.newcomer)
 
@@ -140,11 +155,20 @@ QUICK = {
 
 def every_case() -> Iterator[Case]:
     """Yield all small cases."""
-    for size, auto, strategy in itertools.product((2, 3), ("never", "any_significant", "all_significant"), Strategy):
+    for size, auto, strategy in itertools.product(
+        (2, 3), ("never", "any_significant", "all_significant"), Strategy
+    ):
         letters = "ptx" if auto == "never" else "pTX"
         for children in itertools.combinations_with_replacement(letters, size):
             for order in sorted(set(itertools.permutations(children))):
-                for extra in ({}, {"backoff": True}, {"hold": True}, {"late": True}, {"beats": True}, {"intensity": 1}):
+                for extra in (
+                    {},
+                    {"backoff": True},
+                    {"hold": True},
+                    {"late": True},
+                    {"beats": True},
+                    {"intensity": 1},
+                ):
                     for newcomer in letters[:: 1 if size == 2 else 2]:
                         yield Case("".join(order), strategy.value, auto, newcomer, **extra)
     for children in itertools.product("ptx", repeat=2):
@@ -191,7 +215,12 @@ def clone(machine: SupervisorMachine) -> SupervisorMachine:
     if (plan := machine._plan) is not None:
         hastened = None if plan.hastened is None else twin(plan.hastened)
         other._plan = Plan(
-            plan.stops.copy(), plan.bystanders, plan.starts.copy(), plan.width, set(plan.awaiting), hastened
+            plan.stops.copy(),
+            plan.bystanders,
+            plan.starts.copy(),
+            plan.width,
+            set(plan.awaiting),
+            hastened,
         )
     return other
 
@@ -276,9 +305,19 @@ class State:
         reply = f"r{self.calls}"
         for spec in self.case.newcomers():
             yield f"start_child {spec.id}", messages.StartChild(reply=reply, spec=spec)
-        inside = [None, *(id for id, slot in self.machine.slots.items() if self.case.rivals and slot.state is RUNNING)]
+        inside = [
+            None,
+            *(
+                id
+                for id, slot in self.machine.slots.items()
+                if self.case.rivals and slot.state is RUNNING
+            ),
+        ]
         for id, by in itertools.product(self.machine.slots, inside):
-            yield f"terminate_child {id} from {by}", messages.TerminateChild(reply=reply, id=id, inside=by)
+            yield (
+                f"terminate_child {id} from {by}",
+                messages.TerminateChild(reply=reply, id=id, inside=by),
+            )
             if by is None:
                 yield f"restart_child {id}", messages.RestartChild(reply=reply, id=id)
                 yield f"delete_child {id}", messages.DeleteChild(reply=reply, id=id)
@@ -326,18 +365,29 @@ class State:
         is_failure = error.detail.kind is not ExitKind.SHUTDOWN
         excused = id in self.dismissed or machine.phase is not Phase.UP
         self.check(is_failure or excused, f"the start of {id} was overtaken, and has failed")
-        others = [one for one in self.pending.values() if isinstance(one, messages.StartChild) and one.id == id]
+        others = [
+            one
+            for one in self.pending.values()
+            if isinstance(one, messages.StartChild) and one.id == id
+        ]
         if isinstance(call, messages.StartChild) and machine.phase is Phase.UP and not others:
-            self.check(id not in machine.slots, f"the start of {id} was refused, and its spec is kept")
+            self.check(
+                id not in machine.slots, f"the start of {id} was refused, and its spec is kept"
+            )
 
     # What must hold in every state
 
     def look(self) -> None:
         machine = self.machine
         for slot in machine.slots.values():
-            self.check((slot.state in NUMBERED) == (slot.ref in machine._live), f"{slot.id}: {slot.state}, live")
+            self.check(
+                (slot.state in NUMBERED) == (slot.ref in machine._live),
+                f"{slot.id}: {slot.state}, live",
+            )
         is_still = machine.phase is Phase.UP and machine._plan is None
-        if is_still and not any(slot.state in (STARTING, STOPPING) for slot in machine.slots.values()):
+        if is_still and not any(
+            slot.state in (STARTING, STOPPING) for slot in machine.slots.values()
+        ):
             self.look_at_rest()
         if machine.phase is Phase.FINISHED:
             self.check(not self.pending, f"it has ended without an answer to {list(self.pending)}")
@@ -346,7 +396,9 @@ class State:
         machine, slots = self.machine, self.machine.slots.values()
         waits = [slot for slot in slots if slot.state in (RESTARTING, UNSTOPPED)]
         self.check(not self.pending or bool(waits), f"{list(self.pending)} wait for nothing")
-        started = {call.id for call in self.pending.values() if isinstance(call, messages.StartChild)}
+        started = {
+            call.id for call in self.pending.values() if isinstance(call, messages.StartChild)
+        }
         for slot in slots:
             if slot.state is UNDEFINED and slot.id not in started:
                 outlives = not machine.spec.dynamic and slot.spec.restart is not Restart.TEMPORARY

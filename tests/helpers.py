@@ -14,10 +14,11 @@ from typing import Any
 
 import attrs
 
-from otpy import ChildSpec, Context, thread, threads
+from otpy import ChildSpec, Context, thread
 from otpy.reports import Report
-from otpy.threads import Role
-from otpy.tree import Tree
+from otpy.runtime import threads
+from otpy.runtime.threads import Role
+from otpy.runtime.tree import Tree
 
 HANG = 20.0
 
@@ -49,9 +50,13 @@ class Recorder:
             self.reports.append(report)
             self._news.notify_all()
 
-    def of(self, kind: type[Report] | tuple[type[Report], ...], path: str | None = None) -> list[Any]:
+    def of(
+        self, kind: type[Report] | tuple[type[Report], ...], path: str | None = None
+    ) -> list[Any]:
         """Return the reports of *kind* so far, those about *path* or all."""
-        return [one for one in list(self.reports) if isinstance(one, kind) and path in (None, one.path)]
+        return [
+            one for one in list(self.reports) if isinstance(one, kind) and path in (None, one.path)
+        ]
 
     def wait_for(self, kind: type[Report], path: str | None = None, count: int = 1) -> Any:
         """Wait until there are *count* such reports, and return the last of them."""

@@ -35,7 +35,11 @@ def brief(action: Action) -> str:
         case messages.Start(ref, spec, incarnation):
             return f"start {spec.id} {incarnation} as {ref}"
         case (
-            messages.Stop(ref) | messages.Kill(ref) | messages.Disarm(ref) | messages.Again(ref) | messages.Detach(ref)
+            messages.Stop(ref)
+            | messages.Kill(ref)
+            | messages.Disarm(ref)
+            | messages.Again(ref)
+            | messages.Detach(ref)
         ):
             return f"{type(action).__name__.lower()} {ref}"
         case messages.Abandon(ref, report) | messages.Expose(ref, report):
@@ -50,7 +54,12 @@ def brief(action: Action) -> str:
             return f"refuse {reply}: {type(error).__name__}"
         case messages.Tell(report):
             return " ".join(
-                ["tell", type(report).__name__, report.path, *([report.reason.kind.value] if report.reason else [])]
+                [
+                    "tell",
+                    type(report).__name__,
+                    report.path,
+                    *([report.reason.kind.value] if report.reason else []),
+                ]
             )
         case messages.Escalate(escalation):
             return f"escalate {escalation.path} because of {escalation.child}"
@@ -70,7 +79,9 @@ class Talk:
 
     def hear(self, message: object) -> list[str]:
         actions = self.machine.receive(message, self.now)
-        self.refs |= {action.spec.id: action.ref for action in actions if isinstance(action, messages.Start)}
+        self.refs |= {
+            action.spec.id: action.ref for action in actions if isinstance(action, messages.Start)
+        }
         return [brief(action) for action in actions]
 
     def begin(self) -> list[str]:

@@ -46,10 +46,18 @@ from otpy import (
     supervisor,
     thread,
 )
-from otpy import threads as account
-from otpy.children import callee
+from otpy.children.callable import child as callee
 from otpy.core.messages import ChildExited, ChildStarted
-from otpy.reports import ChildTerminated, LimitReached, Progress, Report, ShutdownError, Stalled, StrayMessage
+from otpy.reports import (
+    ChildTerminated,
+    LimitReached,
+    Progress,
+    Report,
+    ShutdownError,
+    Stalled,
+    StrayMessage,
+)
+from otpy.runtime import threads as account
 from tests import callees
 from tests.helpers import HANG, ManualClock, wait_until
 from tests.programs import mark, sh
@@ -76,7 +84,9 @@ class Life:
 
     ctx: Any
     orders: Any = attrs.field(factory=queue.SimpleQueue)
-    put: Callable[[str], object] = attrs.field(default=attrs.Factory(lambda self: self.orders.put, takes_self=True))
+    put: Callable[[str], object] = attrs.field(
+        default=attrs.Factory(lambda self: self.orders.put, takes_self=True)
+    )
     over: bool | None = False
     heard: queue.SimpleQueue[None] = attrs.field(factory=queue.SimpleQueue)
 
@@ -133,7 +143,9 @@ class Stranger:
     """Knows nothing of otpy but for its place on the stage."""
 
     def __init__(self, stage: Stage) -> None:
-        self.life = stage.enter(otpy.current(), over=None)  # a stop may overtake the start: then it is not run
+        self.life = stage.enter(
+            otpy.current(), over=None
+        )  # a stop may overtake the start: then it is not run
 
     def run(self) -> None:
         self.life.over = False
@@ -367,7 +379,9 @@ class Model:
             together = self.together(node)
             for one in together:
                 paths |= (
-                    {one.path, *(below.path for below in one.everybody())} if isinstance(one, Group) else {one.path}
+                    {one.path, *(below.path for below in one.everybody())}
+                    if isinstance(one, Group)
+                    else {one.path}
                 )
             if node.parent.intensity == PATIENT:
                 break
@@ -398,7 +412,11 @@ def processes() -> list[Process]:
         with contextlib.suppress(OSError):
             state, parent, *_ = (path / "stat").read_bytes().rpartition(b")")[2].split()
             if state not in b"ZX" or int(parent) == os.getpid():
-                found.append(Process(int(path.name), int(parent), (path / "cmdline").read_bytes().split(b"\0")))
+                found.append(
+                    Process(
+                        int(path.name), int(parent), (path / "cmdline").read_bytes().split(b"\0")
+                    )
+                )
     return found
 
 
@@ -443,16 +461,26 @@ class Walk:
 
     def group(self, id: str, depth: int) -> Group:
         dice, dynamic = self.dice, depth > 0 and self.dice.random() < 0.15
-        strategy = "one_for_one" if dynamic else dice.choice(["one_for_one", "one_for_all", "rest_for_one"])
+        strategy = (
+            "one_for_one"
+            if dynamic
+            else dice.choice(["one_for_one", "one_for_all", "rest_for_one"])
+        )
         intensity = dice.choice([PATIENT, 1, 2]) if depth else PATIENT
-        nested = [] if dynamic else [self.group(self.name("s"), depth + 1) for _ in range(2 - depth)]
-        plan: list[Node] = [] if dynamic else [*nested, *(self.worker() for _ in range(dice.randint(2, 4)))]
+        nested = (
+            [] if dynamic else [self.group(self.name("s"), depth + 1) for _ in range(2 - depth)]
+        )
+        plan: list[Node] = (
+            [] if dynamic else [*nested, *(self.worker() for _ in range(dice.randint(2, 4)))]
+        )
         dice.shuffle(plan)
         options: dict[str, Any] = {"intensity": intensity, "period": 1e9}
         if dynamic:
             spec = dynamic_supervisor(id, **options)
         else:
-            spec = supervisor(id, strategy=strategy, children=[node.spec for node in plan], **options)
+            spec = supervisor(
+                id, strategy=strategy, children=[node.spec for node in plan], **options
+            )
         return Group(
             id,
             "supervisor",
@@ -498,7 +526,9 @@ class Walk:
         elif node.kind == "shell" and word != "kill":
             os.write(self.fifos[node.id], b"3\n" if word == "crash" else b"0\n")
         else:
-            number = {"kill": signal.SIGKILL, "leave": signal.SIGUSR2, "crash": signal.SIGUSR1}[word]
+            number = {"kill": signal.SIGKILL, "leave": signal.SIGUSR2, "crash": signal.SIGUSR1}[
+                word
+            ]
             number = self.dice.choice(DEADLY) if node.kind == "sleep" else number
             os.kill(self.running[node], number)
 
@@ -509,7 +539,9 @@ class Walk:
         """The number of the process; a moment after its start a program does not have its own arguments yet."""
         if node.kind == "callable":
             return int(callees.read(self.stage.folder / node.id)[0])
-        found = wait_until(lambda: [one for one in members(node) if one.parent == os.getpid()], f"{node.path} runs")
+        found = wait_until(
+            lambda: [one for one in members(node) if one.parent == os.getpid()], f"{node.path} runs"
+        )
         self.check(len(found) == 1, f"{node.path} should be one process: {found}")
         return int(found[0].pid)
 
@@ -543,7 +575,10 @@ class Walk:
         self.story.append(line)
 
     def groups(self) -> list[Group]:
-        return [self.model.root, *(one for one in self.model.root.everybody() if isinstance(one, Group) and one.is_up)]
+        return [
+            self.model.root,
+            *(one for one in self.model.root.everybody() if isinstance(one, Group) and one.is_up),
+        ]
 
     def nodes(self) -> list[Node]:
         return list(self.model.root.everybody())
@@ -556,7 +591,9 @@ class Walk:
 
     def word_for(self, node: Node) -> str:
         return self.dice.choice(
-            {"sleep": ["kill"], "shell": PROCESS_WORDS, "callable": PROCESS_WORDS}.get(node.kind, WORDS)
+            {"sleep": ["kill"], "shell": PROCESS_WORDS, "callable": PROCESS_WORDS}.get(
+                node.kind, WORDS
+            )
         )
 
     def one_ends(self) -> None:
@@ -589,7 +626,9 @@ class Walk:
             return
         victim = self.dice.choice(beating)
         self.say(f"stall {victim.path}")
-        while not self.has_stalled(victim):  # a clock that jumps is a pause, after which all begin anew, once
+        while not self.has_stalled(
+            victim
+        ):  # a clock that jumps is a pause, after which all begin anew, once
             for node in beating:
                 if node is not victim:
                     self.life(node).put("beat")
@@ -612,7 +651,11 @@ class Walk:
         except NotAlive:  # it has given up
             return True
         now = found.get(victim.id)
-        return now is None or now.state is not ChildState.RUNNING or now.incarnation != victim.incarnation
+        return (
+            now is None
+            or now.state is not ChildState.RUNNING
+            or now.incarnation != victim.incarnation
+        )
 
     def a_call(self) -> None:
         """Any call about any child, whether it is allowed or not."""
@@ -622,10 +665,15 @@ class Walk:
             return
         name = self.dice.choice(["terminate_child", "restart_child", "delete_child"])
         self.say(f"{name} {node.path}, {'up' if node.is_up else 'down'}")
-        call, refused = getattr(self.handle(node.parent), name), node.is_up == (name != "terminate_child")
+        call, refused = (
+            getattr(self.handle(node.parent), name),
+            node.is_up == (name != "terminate_child"),
+        )
         try:
             call(node.id, HANG)
-            self.check(not refused or name == "terminate_child", f"{name} of {node.path} was not refused")
+            self.check(
+                not refused or name == "terminate_child", f"{name} of {node.path} was not refused"
+            )
         except Refusal as error:
             self.check(refused and name != "terminate_child", f"{name} of {node.path}: {error!r}")
             return
@@ -673,7 +721,9 @@ class Walk:
             self.begin_a_start(self.handle(self.dice.choice(self.groups())), self.worker())
         workers = self.workers()
         for node in self.dice.sample(workers, self.dice.randint(0, len(workers))):
-            with contextlib.suppress(ProcessLookupError, RuntimeError):  # it may be gone, or its loop closed
+            with contextlib.suppress(
+                ProcessLookupError, RuntimeError
+            ):  # it may be gone, or its loop closed
                 self.send(node, self.word_for(node))
 
     def begin_a_start(self, handle: otpy.Supervisor, node: Node) -> None:
@@ -714,7 +764,9 @@ class Walk:
         item = object()
         self.app._tree.directory["app"].mailbox.put(item)
         with self.news:
-            told = self.news.wait_for(lambda: any(getattr(one, "item", None) is item for one in self.got), HANG)
+            told = self.news.wait_for(
+                lambda: any(getattr(one, "item", None) is item for one in self.got), HANG
+            )
         self.check(told, "the reports do not come")
 
     def within(self, stop: Callable[[], otpy.StopReport]) -> otpy.StopReport:
@@ -744,20 +796,34 @@ class Walk:
 
         look(self.app.snapshot(HANG))
         groups = self.groups()
-        self.check(set(pictures) == {one.path for one in groups}, f"{sorted(pictures)} in the snapshot")
+        self.check(
+            set(pictures) == {one.path for one in groups}, f"{sorted(pictures)} in the snapshot"
+        )
         for group in groups:
             handle, picture = self.handle(group), pictures[group.path]
-            wanted = [(one.id, "running" if one.is_up else "undefined", one.incarnation) for one in group.members]
+            wanted = [
+                (one.id, "running" if one.is_up else "undefined", one.incarnation)
+                for one in group.members
+            ]
             for infos in (handle.which_children(HANG), picture.children):
                 seen = [(one.id, one.state.value, one.incarnation) for one in infos]
                 self.check(seen == wanted, f"{group.path}:\n  seen   {seen}\n  wanted {wanted}")
-            counts, nested = handle.count_children(HANG), [one for one in group.members if isinstance(one, Group)]
+            counts, nested = (
+                handle.count_children(HANG),
+                [one for one in group.members if isinstance(one, Group)],
+            )
             active = sum(one.is_up for one in group.members)
             numbers = (counts.specs, counts.active, counts.supervisors, counts.workers)
             size = len(group.members)
-            self.check(numbers == (size, active, len(nested), size - len(nested)), f"{group.path}: {numbers}")
+            self.check(
+                numbers == (size, active, len(nested), size - len(nested)),
+                f"{group.path}: {numbers}",
+            )
             left = group.intensity - group.spent
-            self.check(picture.budget_left == left, f"{group.path}: {picture.budget_left} restarts left, not {left}")
+            self.check(
+                picture.budget_left == left,
+                f"{group.path}: {picture.budget_left} restarts left, not {left}",
+            )
 
     def check_lives(self) -> None:
         """Each birth has told once that it is up, and once its end if it does not run; its code is where it says."""
@@ -781,7 +847,9 @@ class Walk:
 
     def check_processes(self) -> None:
         """Each program that runs is one process and what that has started; nothing runs of those that do not."""
-        running = self.running = {node: self.leader(node) for node in self.workers() if node.kind in PROCESSES}
+        running = self.running = {
+            node: self.leader(node) for node in self.workers() if node.kind in PROCESSES
+        }
         there = processes()
         for node in [one for one in self.nodes() if one.mark]:
             leader = running.get(node)
@@ -815,10 +883,15 @@ class Walk:
         unfinished = [key for key, life in self.stage.lives.items() if life.over is False]
         self.check(not unfinished, f"{unfinished} were ended in the middle")
         self.check(all(task.done() for task in self.stage.asides), "tasks of coroutines are left")
-        deaths = Counter(one.path for one in self.got if isinstance(one, ChildTerminated | ShutdownError))
+        deaths = Counter(
+            one.path for one in self.got if isinstance(one, ChildTerminated | ShutdownError)
+        )
         births = Counter(one.path for one in self.ledger.entries)
         workers = {path for path in deaths if path in births}
-        self.check(all(deaths[path] <= births[path] for path in workers), f"{deaths} deaths, {births} births")
+        self.check(
+            all(deaths[path] <= births[path] for path in workers),
+            f"{deaths} deaths, {births} births",
+        )
         odd = [one for one in self.got if not isinstance(one, EXPECTED)]
         self.check(not odd, f"odd reports: {odd}")
         wait_until(lambda: not account.entries(), "the end of our threads")
@@ -847,8 +920,12 @@ SHELL = 'sleep $1 & read code <$2; exit "$code"'
 KINDS: dict[str, Callable[[Walk, Node, dict[str, Any]], otpy.ChildSpec]] = {
     "thread": lambda walk, node, options: thread(in_thread, walk.stage, **options),
     "service": lambda walk, node, options: thread(Served, walk.stage, **options),
-    "adopted": lambda walk, node, options: thread(adopt(functools.partial(Stranger, walk.stage)), **options),
-    "periodic": lambda walk, node, options: periodic(now_and_then, walk.stage, interval=0.005, **options),
+    "adopted": lambda walk, node, options: thread(
+        adopt(functools.partial(Stranger, walk.stage)), **options
+    ),
+    "periodic": lambda walk, node, options: periodic(
+        now_and_then, walk.stage, interval=0.005, **options
+    ),
     "coroutine": lambda walk, node, options: coroutine(in_loop, walk.stage, **options),
     "own loop": lambda walk, node, options: coroutine(in_loop, walk.stage, loop="own", **options),
     "sleep": lambda walk, node, options: process("sleep", node.mark, **options),
@@ -893,4 +970,7 @@ def main(count: int, first: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else int(os.environ.get("OTPY_SEED", "0")))
+    main(
+        int(sys.argv[1]),
+        int(sys.argv[2]) if len(sys.argv) > 2 else int(os.environ.get("OTPY_SEED", "0")),
+    )

@@ -56,7 +56,9 @@ class Oracle:
     is_due: bool = False
 
     def copy(self) -> Oracle:
-        return Oracle(self.check, self.owed, self.significant.copy(), self.terminating.copy(), self.served)
+        return Oracle(
+            self.check, self.owed, self.significant.copy(), self.terminating.copy(), self.served
+        )
 
     def before(self, machine: SupervisorMachine, message: object) -> None:
         """Look at *machine* before it gets *message*."""
@@ -65,7 +67,9 @@ class Oracle:
         self.note(machine)
         self.was, self.served = machine.phase, leavers(machine)
         slot = machine._live.get(message.ref) if isinstance(message, ChildExited | Due) else None
-        self.is_own_end = slot is not None and slot.spec.significant and self.ends(machine, slot, message)
+        self.is_own_end = (
+            slot is not None and slot.spec.significant and self.ends(machine, slot, message)
+        )
         self.is_due = isinstance(message, Due)
 
     def ends(self, machine: SupervisorMachine, slot: Any, message: Any) -> bool:
@@ -75,11 +79,21 @@ class Oracle:
         if isinstance(message, Due):
             is_given_up = slot.stopping is not None and slot.stopping.was_interrupted
             is_given_up = is_given_up and slot.spec.unstopped is not OnUnstopped.HOLD
-            return has_stalled and slot.state is STOPPING and is_given_up and slot.spec.restart is Restart.TEMPORARY
+            return (
+                has_stalled
+                and slot.state is STOPPING
+                and is_given_up
+                and slot.spec.restart is Restart.TEMPORARY
+            )
         if has_stalled:
             return slot.spec.restart is Restart.TEMPORARY
         restarts = slot.spec.restart is Restart.TRANSIENT and not message.reason.is_normal
-        return slot.state is RUNNING and not is_doomed(machine, slot) and not restarts and not message.reason.is_ignore
+        return (
+            slot.state is RUNNING
+            and not is_doomed(machine, slot)
+            and not restarts
+            and not message.reason.is_ignore
+        )
 
     def note(self, machine: SupervisorMachine) -> None:
         for slot in machine.slots.values():
@@ -97,7 +111,10 @@ class Oracle:
             return
         mode = machine.spec.auto_shutdown
         if mode is Mode.ANY_SIGNIFICANT:
-            self.check(has_ended == self.is_own_end, f"any_significant: an own end {self.is_own_end}, ends {has_ended}")
+            self.check(
+                has_ended == self.is_own_end,
+                f"any_significant: an own end {self.is_own_end}, ends {has_ended}",
+            )
         if mode is not Mode.ALL_SIGNIFICANT:
             return
         if any(self.significant.get(id) for id in self.decided(machine, actions)):
@@ -110,7 +127,10 @@ class Oracle:
         prospects = {prospect for slot in others for prospect in prospects_of(machine, slot)}
         if "up" in prospects:
             self.owed = False
-        self.check(not self.owed or "open" in prospects, "all_significant: none is left, and it does not end")
+        self.check(
+            not self.owed or "open" in prospects,
+            "all_significant: none is left, and it does not end",
+        )
 
     def decided(self, machine: SupervisorMachine, actions: list[messages.Action]) -> Iterator[str]:
         """Yield whose start has been decided meanwhile: its next attempt waits, or
@@ -127,7 +147,12 @@ class Oracle:
 
 def leavers(machine: SupervisorMachine) -> dict[object, str]:
     """Return the terminate_child calls that are being served, and about whom they are."""
-    return {call.reply: slot.id for slot in machine.slots.values() if slot.stopping for call in slot.stopping.leavers}
+    return {
+        call.reply: slot.id
+        for slot in machine.slots.values()
+        if slot.stopping
+        for call in slot.stopping.leavers
+    }
 
 
 def is_doomed(machine: SupervisorMachine, slot: Any) -> bool:
@@ -146,7 +171,9 @@ def comes(machine: SupervisorMachine, slot: Any) -> bool:
     for one in machine.slots.values():
         is_held_for = one.held is not None and (one.held.is_wanted or one.held.why is LATE)
         if one.state is RESTARTING or is_held_for:
-            is_later = strategy is Strategy.REST_FOR_ONE and order.index(one.id) < order.index(slot.id)
+            is_later = strategy is Strategy.REST_FOR_ONE and order.index(one.id) < order.index(
+                slot.id
+            )
             if one is slot or strategy is Strategy.ONE_FOR_ALL or is_later:
                 return True
     return False

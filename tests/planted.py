@@ -22,8 +22,8 @@ from otpy.core.plan import Plan
 from otpy.core.restarts import VERDICTS, Fate, Verdict
 from otpy.core.slots import INTERRUPT, SILENT, STOPPING, UNDEFINED, Slot, Stopping, Why
 from otpy.reports import ExitReason
+from otpy.runtime.supervisor import PERFORM, SupervisorThread
 from otpy.specs import Restart
-from otpy.supervisors import PERFORM, SupervisorThread
 
 BUGS: list[Callable[[Any], None]] = []
 SMALL: dict[Callable[[Any], None], str] = {}
@@ -34,7 +34,9 @@ def bug(plant: Callable[[Any], None]) -> Callable[[Any], None]:
     return plant
 
 
-def small_bug(case: str, *, is_rare: bool = False) -> Callable[[Callable[[Any], None]], Callable[[Any], None]]:
+def small_bug(
+    case: str, *, is_rare: bool = False
+) -> Callable[[Callable[[Any], None]], Callable[[Any], None]]:
     def note(plant: Callable[[Any], None]) -> Callable[[Any], None]:
         SMALL[plant] = case
         return plant if is_rare else bug(plant)
@@ -62,7 +64,9 @@ def stops_side_by_side(monkeypatch: Any) -> None:
     """The next child is told to stop before the one before has ended."""
     real = Plan.of
     monkeypatch.setattr(
-        Plan, "of", lambda stops, starts, **more: real(stops, starts, **(more | {"width": float("inf")}))
+        Plan,
+        "of",
+        lambda stops, starts, **more: real(stops, starts, **(more | {"width": float("inf")})),
     )
 
 
@@ -83,7 +87,9 @@ def one_restart_too_many(monkeypatch: Any) -> None:
     """The window allows intensity + 1 restarts."""
     real = restarts.Window.spend
     monkeypatch.setattr(
-        restarts.Window, "spend", lambda self, now: real(self, now) or self.count(now) == self.intensity + 1
+        restarts.Window,
+        "spend",
+        lambda self, now: real(self, now) or self.count(now) == self.intensity + 1,
     )
 
 
@@ -92,7 +98,9 @@ def one_restart_too_few(monkeypatch: Any) -> None:
     """The window allows intensity - 1 restarts."""
     real = restarts.Window.spend
     monkeypatch.setattr(
-        restarts.Window, "spend", lambda self, now: real(self, now) and self.count(now) < self.intensity
+        restarts.Window,
+        "spend",
+        lambda self, now: real(self, now) and self.count(now) < self.intensity,
     )
 
 
@@ -126,7 +134,12 @@ def old_news_counts(monkeypatch: Any) -> None:
 
     def on_exited(self: SupervisorMachine, message: ChildExited) -> None:
         slot = known.get((self, message.ref))
-        real(self, message if slot is None or slot.ref not in self._live else ChildExited(slot.ref, message.reason))
+        real(
+            self,
+            message
+            if slot is None or slot.ref not in self._live
+            else ChildExited(slot.ref, message.reason),
+        )
 
     real = SupervisorMachine._on_exited
     monkeypatch.setattr(SupervisorMachine, "number", remember)
@@ -189,7 +202,9 @@ def temporary_children_come_back(monkeypatch: Any) -> None:
 @bug
 def temporary_bystanders_come_back(monkeypatch: Any) -> None:
     """A temporary child that was stopped in a group restart is started again with the others."""
-    monkeypatch.setattr(SupervisorMachine, "_release_bystanders", lambda self, plan: setattr(plan, "bystanders", ()))
+    monkeypatch.setattr(
+        SupervisorMachine, "_release_bystanders", lambda self, plan: setattr(plan, "bystanders", ())
+    )
 
 
 @bug
@@ -204,7 +219,9 @@ def ending_restarts(monkeypatch: Any) -> None:
     """A child that dies while its supervisor ends is restarted."""
     real = SupervisorMachine.is_doomed
     monkeypatch.setattr(
-        SupervisorMachine, "is_doomed", lambda self, slot: self.phase is not Phase.ENDING and real(self, slot)
+        SupervisorMachine,
+        "is_doomed",
+        lambda self, slot: self.phase is not Phase.ENDING and real(self, slot),
     )
 
 
@@ -304,7 +321,11 @@ def killed_at_once(monkeypatch: Any) -> None:
     """Children are interrupted without having been asked."""
 
     def stop(
-        self: SupervisorMachine, slot: Slot, why: Why, failure: Any = endings.ASKED_TO_STOP, leaver: Any = None
+        self: SupervisorMachine,
+        slot: Slot,
+        why: Why,
+        failure: Any = endings.ASKED_TO_STOP,
+        leaver: Any = None,
     ) -> None:
         stopping = Stopping(why, failure, leavers=[leaver] if leaver else [])
         slot.move(STOPPING, stopping=stopping)
@@ -325,7 +346,9 @@ def one_check_in_is_enough(monkeypatch: Any) -> None:
     monkeypatch.setattr(
         SupervisorMachine,
         "_silent",
-        lambda self, slot, message: self._stall(slot) if message.silent_until <= self._now else None,
+        lambda self, slot, message: (
+            self._stall(slot) if message.silent_until <= self._now else None
+        ),
     )
 
 
@@ -446,7 +469,9 @@ def strays_are_heirs(monkeypatch: Any) -> None:
     real = SupervisorThread._start
 
     def start(self: SupervisorThread, action: Any) -> None:
-        strays = [child for child, _ in self.tree.strays() if child.birth.handover is action.handover]
+        strays = [
+            child for child, _ in self.tree.strays() if child.birth.handover is action.handover
+        ]
         for child in strays:
             self._keep(child, child.state)
         real(self, action)
@@ -494,7 +519,8 @@ def bystanders_count(monkeypatch: Any) -> None:
 
     def is_coming(self: SupervisorMachine, slot: Slot) -> bool:
         return real(self, slot) or (
-            self._plan is not None and slot.id in {*self._plan.stops, *self._plan.starts, *self._plan.awaiting}
+            self._plan is not None
+            and slot.id in {*self._plan.stops, *self._plan.starts, *self._plan.awaiting}
         )
 
     real = SupervisorMachine.is_coming
@@ -520,7 +546,12 @@ def bystanders_of_a_wait_keep_their_specs(monkeypatch: Any) -> None:
 
     def start_next(self: SupervisorMachine, plan: Plan) -> None:
         slot = self.slots.get(next(iter(plan.starts)))
-        if slot is not None and self.phase is Phase.UP and slot.spec.restart is Restart.TEMPORARY and not slot.starters:
+        if (
+            slot is not None
+            and self.phase is Phase.UP
+            and slot.spec.restart is Restart.TEMPORARY
+            and not slot.starters
+        ):
             plan.starts.popitem(last=False)
             if slot.state is UNDEFINED:
                 self.release(slot)
@@ -554,7 +585,11 @@ def starts_that_are_broken_off_fail(monkeypatch: Any) -> None:
     """
 
     def drop_plan(self: SupervisorMachine, slot: Slot, reason: Any) -> None:
-        starts = list(self._plan.starts) if self._plan is not None and slot.id in self._plan.awaiting else []
+        starts = (
+            list(self._plan.starts)
+            if self._plan is not None and slot.id in self._plan.awaiting
+            else []
+        )
         real(self, slot, reason)
         for one in [self.slots[id] for id in starts if id in self.slots]:
             if one.starters:

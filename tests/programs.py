@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from otpy import ChildSpec, process
-from otpy.children import guard
+from otpy.children.program import guard_process as guard
 from tests.helpers import wait_until
 
 SEND = """
@@ -37,7 +37,9 @@ def mark() -> str:
 
 def marked(mark: str) -> set[int]:
     """The processes that have *mark* among their arguments, zombies not among them."""
-    return {int(path.name) for path in Path("/proc").glob("[0-9]*") if mark.encode() in _arguments(path)}
+    return {
+        int(path.name) for path in Path("/proc").glob("[0-9]*") if mark.encode() in _arguments(path)
+    }
 
 
 def _arguments(path: Path) -> list[bytes]:
@@ -49,7 +51,9 @@ def _arguments(path: Path) -> list[bytes]:
 
 def stat(pid: int | str) -> tuple[str, int, int, int]:
     """The state, parent, group and session of a process."""
-    fields = Path(f"/proc/{pid}/stat").read_text("latin-1").rpartition(")")[2].split()  # a name may be no UTF-8
+    fields = (
+        Path(f"/proc/{pid}/stat").read_text("latin-1").rpartition(")")[2].split()
+    )  # a name may be no UTF-8
     return fields[0], int(fields[1]), int(fields[2]), int(fields[3])
 
 

@@ -95,7 +95,12 @@ def test_each_incarnation_is_a_fresh_object(launch, recorder, news):
 def test_a_thread_made_of_a_function(launch, news):
     """threading.Thread itself has a run, too."""
     launch(
-        supervisor("app", children=[adopted(lambda: threading.Thread(target=news.put, args=[1]), restart="temporary")])
+        supervisor(
+            "app",
+            children=[
+                adopted(lambda: threading.Thread(target=news.put, args=[1]), restart="temporary")
+            ],
+        )
     )
 
     assert hear(news) == 1
@@ -103,14 +108,22 @@ def test_a_thread_made_of_a_function(launch, news):
 
 def test_how_to_stop_can_be_said(launch):
     """For objects whose stop has another name, or none."""
-    app = launch(supervisor("app", children=[adopted(lambda: threading.Timer(3600, print), threading.Timer.cancel)]))
+    app = launch(
+        supervisor(
+            "app", children=[adopted(lambda: threading.Timer(3600, print), threading.Timer.cancel)]
+        )
+    )
 
     assert app.stop().stopped == ("app/w",)
 
 
 def test_what_is_said_replaces_the_objects_own_stop(launch, news):
     """Only one of the two is called."""
-    app = launch(supervisor("app", children=[adopted(lambda: Worker(news), lambda worker: worker.closed.set())]))
+    app = launch(
+        supervisor(
+            "app", children=[adopted(lambda: Worker(news), lambda worker: worker.closed.set())]
+        )
+    )
     hear(news)
 
     assert app.stop().stopped == ("app/w",)
@@ -140,7 +153,11 @@ def test_the_factory_has_the_context(launch, news):
             otpy.current().check_in(self.count + 1)
             raise RuntimeError
 
-    launch(supervisor("app", intensity=2, children=[adopted(lambda: Counter(news, otpy.current().state or 0))])).wait()
+    launch(
+        supervisor(
+            "app", intensity=2, children=[adopted(lambda: Counter(news, otpy.current().state or 0))]
+        )
+    ).wait()
 
     assert [hear(news)[0] for _ in range(3)] == [0, 1, 2]
 
@@ -282,7 +299,11 @@ def test_what_cannot_be_adopted_is_a_crash_that_says_so(made, message):
 def test_an_attribute_called_stop_is_no_hindrance_if_it_is_said_how_to_stop(launch):
     """Such as an event."""
     stop = threading.Event()
-    app = launch(supervisor("app", children=[adopted(lambda: Odd(stop.wait, stop), lambda odd: odd.stop.set())]))
+    app = launch(
+        supervisor(
+            "app", children=[adopted(lambda: Odd(stop.wait, stop), lambda odd: odd.stop.set())]
+        )
+    )
 
     assert app.stop().stopped == ("app/w",)
 
@@ -311,17 +332,33 @@ async def coroutine():
         ((coroutine,), "factory", "a plain function: calling an async function would run nothing"),
         ((int,), "factory", "a class with a run method"),
         ((Modern,), "factory", "another class: thread() takes a Service as it is"),
-        ((NeedsArguments,), "factory", "a callable without arguments; bind them with functools.partial (missing a"),
+        (
+            (NeedsArguments,),
+            "factory",
+            "a callable without arguments; bind them with functools.partial (missing a",
+        ),
         ((Runs, "close"), "stop", "a callable that takes the object, or None"),
-        ((Runs, coroutine), "stop", "a plain function: calling an async function would run nothing"),
-        ((Runs, lambda: None), "stop", "a callable that takes the object, or None (too many positional arguments)"),
+        (
+            (Runs, coroutine),
+            "stop",
+            "a plain function: calling an async function would run nothing",
+        ),
+        (
+            (Runs, lambda: None),
+            "stop",
+            "a callable that takes the object, or None (too many positional arguments)",
+        ),
     ],
 )
 def test_what_is_refused_at_once(arguments, field, expected):
     """Before there is a tree."""
     with pytest.raises(SpecError) as caught:
         adopt(*arguments)
-    assert (caught.value.path, caught.value.field, caught.value.value) == ("<adopt>", field, arguments[field == "stop"])
+    assert (caught.value.path, caught.value.field, caught.value.value) == (
+        "<adopt>",
+        field,
+        arguments[field == "stop"],
+    )
     assert caught.value.expected.startswith(expected)
 
 

@@ -9,8 +9,9 @@ import threading
 import pytest
 
 import otpy
-from otpy import ExitKind, Supervisor, aio, coroutine, dynamic_supervisor, supervisor, thread, threads
+from otpy import ExitKind, Supervisor, aio, coroutine, dynamic_supervisor, supervisor, thread
 from otpy.aio import AsyncSupervisor
+from otpy.runtime import threads
 from tests.helpers import HANG, Puppet, Recorder, wait_until
 
 
@@ -36,7 +37,9 @@ def test_a_tree_lives_as_long_as_its_block():
     """And its end is waited for."""
 
     async def main():
-        async with aio.start(supervisor("app", children=[thread(idle), coroutine(rests)]), log=False) as app:
+        async with aio.start(
+            supervisor("app", children=[thread(idle), coroutine(rests)]), log=False
+        ) as app:
             assert (app.path, app.alive, repr(app)) == ("app", True, "<AsyncSupervisor app, alive>")
             assert [info.id for info in await app.which_children()] == ["idle", "rests"]
         assert not app.alive
@@ -50,7 +53,9 @@ def test_every_call_has_its_like():
         if not name.startswith("_"):
             like = getattr(AsyncSupervisor, name)
             assert inspect.iscoroutinefunction(like), name
-            assert list(inspect.signature(like).parameters) == list(inspect.signature(method).parameters), name
+            assert list(inspect.signature(like).parameters) == list(
+                inspect.signature(method).parameters
+            ), name
 
 
 def test_the_calls_mean_the_same():
@@ -90,7 +95,9 @@ def test_what_is_wrong_is_refused_as_ever():
             async with aio.start(None):
                 pass
         with pytest.raises(otpy.StartError) as caught:
-            async with aio.start(supervisor("app", children=[thread(fails, ready=True)]), log=False):
+            async with aio.start(
+                supervisor("app", children=[thread(fails, ready=True)]), log=False
+            ):
                 pass
         assert str(caught.value.__cause__) == "no"
 
@@ -153,7 +160,9 @@ def test_a_cancelled_call_finishes_by_itself(gate):
                 await call
             assert (await app.which_children())[0].state.value == "starting"
             gate.set()
-            await asyncio.to_thread(wait_until, lambda: app.handle.which_children()[0].state.value == "running")
+            await asyncio.to_thread(
+                wait_until, lambda: app.handle.which_children()[0].state.value == "running"
+            )
 
     run(main)
 
@@ -165,7 +174,9 @@ class SlowStart:
         self.gate, self.up, self.handles = gate, threading.Event(), []
 
     async def enter(self):
-        async with aio.start(supervisor("app", children=[thread(self._child, id="slow", ready=True)]), log=False):
+        async with aio.start(
+            supervisor("app", children=[thread(self._child, id="slow", ready=True)]), log=False
+        ):
             pytest.fail("it was cancelled before")
 
     def _child(self, ctx):
@@ -236,7 +247,9 @@ def test_a_loop_that_ends_before_it_hears_the_answer_leaves_no_tree(gate, slow):
 
     async def main():
         start = asyncio.create_task(slow.enter())
-        await asyncio.sleep(0)  # it begins, and the loop does not turn any more until it is cancelled
+        await asyncio.sleep(
+            0
+        )  # it begins, and the loop does not turn any more until it is cancelled
         assert slow.up.wait(HANG)
         start.cancel()
 

@@ -21,11 +21,11 @@ from otpy import (
     dynamic_supervisor,
     supervisor,
     thread,
-    threads,
 )
 from otpy.core.messages import ChildStarted, Due, StopSupervisor
 from otpy.reports import ChildTerminated, Progress, ShutdownError, StrayMessage, Unstopped
 from otpy.reports import StartError as StartErrorReport
+from otpy.runtime import threads
 from tests.helpers import HANG, Puppet, wait_until
 
 
@@ -68,7 +68,9 @@ class TestNoThreads:
         life.crash()
 
         assert app.wait(HANG).kind is ExitKind.LIMIT_REACHED
-        assert [str(one.reason.exception) for one in recorder.of(StartErrorReport)] == ["can't start new thread"] * 2
+        assert [str(one.reason.exception) for one in recorder.of(StartErrorReport)] == [
+            "can't start new thread"
+        ] * 2
 
     def test_for_a_while(self, launch, recorder, scarce):
         """When there are threads again, the child is back."""
@@ -90,7 +92,12 @@ class TestNoThreads:
 
         with pytest.raises(StartError) as caught:
             otpy.start(
-                supervisor("app", children=[supervisor("s", children=[thread(idle, id="a"), thread(idle, id="b")])]),
+                supervisor(
+                    "app",
+                    children=[
+                        supervisor("s", children=[thread(idle, id="a"), thread(idle, id="b")])
+                    ],
+                ),
                 log=False,
             )
         scarce.left = None
@@ -168,10 +175,12 @@ def test_a_crash_on_the_first_line_of_ten_thousand_restarts(launch, recorder):
     recorder.wait_for(Progress, "app/a", count=count + 1)
 
     story = [(type(one).__name__, one.incarnation) for one in recorder.reports]
-    assert story == [step for n in range(1, count + 1) for step in (("Progress", n), ("ChildTerminated", n))] + [
-        ("Progress", count + 1)
+    assert story == [
+        step for n in range(1, count + 1) for step in (("Progress", n), ("ChildTerminated", n))
+    ] + [("Progress", count + 1)]
+    assert [one.reason.exception.args for one in recorder.of(ChildTerminated)] == [
+        (n,) for n in range(1, count + 1)
     ]
-    assert [one.reason.exception.args for one in recorder.of(ChildTerminated)] == [(n,) for n in range(1, count + 1)]
 
 
 @pytest.mark.parametrize(
@@ -269,7 +278,11 @@ class TestBrokenInside:
     def test_the_parent_restarts_it(self, launch, recorder, monkeypatch):
         """What ran under it is stopped by force, and its callers are not left waiting."""
         puppet = Puppet()
-        app = launch(supervisor("app", children=[supervisor("s", children=[puppet.spec("a"), thread(idle, id="b")])]))
+        app = launch(
+            supervisor(
+                "app", children=[supervisor("s", children=[puppet.spec("a"), thread(idle, id="b")])]
+            )
+        )
         puppet.next()
         broken = app.find("app/s")
         monkeypatch.setattr(core_of(broken).machine, "receive", None)
@@ -284,7 +297,7 @@ class TestBrokenInside:
 
     def test_a_child_that_does_not_end_then_is_named(self, monkeypatch):
         """At the root: the stop report has it."""
-        monkeypatch.setattr("otpy.supervisors.INTERRUPT_GRACE", 0.05)
+        monkeypatch.setattr("otpy.runtime.supervisor.INTERRUPT_GRACE", 0.05)
         entered, gate = threading.Event(), threading.Event()
 
         def stuck(ctx):
@@ -574,7 +587,10 @@ class TestCallersThatHaveToEnd:
             except otpy.WouldDeadlock as error:
                 said.put(error.path)
 
-        children = [thread(kill, one, id=other, shutdown="infinity") for one, other in (("x", "y"), ("y", "x"))]
+        children = [
+            thread(kill, one, id=other, shutdown="infinity")
+            for one, other in (("x", "y"), ("y", "x"))
+        ]
         app = launch(supervisor("app", children=children))
 
         assert said.get(timeout=HANG) in ("app/x", "app/y")
@@ -659,7 +675,10 @@ class TestOddKinds:
         exec(compile(PLUGIN, "<plugin>.py", "exec"), names)
         gate = queue.SimpleQueue()
         app = launch(
-            supervisor("app", children=[thread(names["stuck"], gate, id="x", ready=True, shutdown="brutal_kill")])
+            supervisor(
+                "app",
+                children=[thread(names["stuck"], gate, id="x", ready=True, shutdown="brutal_kill")],
+            )
         )
         app.terminate_child("x")
         report = recorder.wait_for(Unstopped, "app/x")
@@ -685,7 +704,10 @@ class TestHandlers:
             seen.put(report)
             raise Shy
 
-        launch(supervisor("app", children=[thread(idle, id="a"), thread(idle, id="b")]), reports=handler)
+        launch(
+            supervisor("app", children=[thread(idle, id="a"), thread(idle, id="b")]),
+            reports=handler,
+        )
 
         assert [seen.get(timeout=HANG).path for _ in range(2)] == ["app/a", "app/b"]
 

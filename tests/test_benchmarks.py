@@ -37,7 +37,14 @@ def test_names_are_unique():
 
 
 def benchmark(*sides, **options):
-    fields = {"name": "it", "what": "what", "sides": sides, "targets": (Target("p50", 2.0),), "size": 8, "quick": 2}
+    fields = {
+        "name": "it",
+        "what": "what",
+        "sides": sides,
+        "targets": (Target("p50", 2.0),),
+        "size": 8,
+        "quick": 2,
+    }
     return Benchmark(**{**fields, **options})
 
 
@@ -60,7 +67,10 @@ def test_a_peer_that_is_slow_or_missing():
     )
     result = measure.measure(benchmark(*sides, rounds=4))
 
-    assert {name: (one.samples, one.p50) for name, one in result.sides.items()} == {"otpy": (4, 8.0), "slow": (1, 3.0)}
+    assert {name: (one.samples, one.p50) for name, one in result.sides.items()} == {
+        "otpy": (4, 8.0),
+        "slow": (1, 3.0),
+    }
     assert result.notes == (
         "peer is left out: the Python module there_is_no_such_module is not installed",
         "other is left out: the program there-is-no-such-program is not installed",
@@ -120,7 +130,10 @@ def test_the_command_line_prints_a_table_and_writes_json(tmp_path, capsys):
 
 def test_an_unknown_name_is_refused_with_the_list(capsys):
     assert cli.main(["running", "walking"]) == 2
-    assert capsys.readouterr().err == f"no such benchmark: walking; there are: {', '.join(BENCHMARKS)}\n"
+    assert (
+        capsys.readouterr().err
+        == f"no such benchmark: walking; there are: {', '.join(BENCHMARKS)}\n"
+    )
 
 
 def test_a_pattern_and_the_list(capsys):
@@ -145,7 +158,12 @@ def test_units():
         "70 ns",
         "0 ns",
     ]
-    assert [cli.UNITS["B"](value) for value in (2**21, 1536, 3, 0)] == ["2 MiB", "1.5 KiB", "3 B", "0 B"]
+    assert [cli.UNITS["B"](value) for value in (2**21, 1536, 3, 0)] == [
+        "2 MiB",
+        "1.5 KiB",
+        "3 B",
+        "0 B",
+    ]
 
 
 def test_columns_stay_apart_also_if_a_peer_is_very_slow():

@@ -17,11 +17,13 @@ import types
 import pytest
 
 import otpy
-from otpy import ExitKind, SpecError, dynamic_supervisor, posix, process, supervisor
-from otpy.children import callee, remote
-from otpy.children.wire import Messages
+from otpy import ExitKind, SpecError, dynamic_supervisor, process, supervisor
+from otpy.children.callable import child as callee
+from otpy.children.callable import far_side as remote
+from otpy.children.callable.wires import Messages
 from otpy.core.messages import ChildExited, ChildStarted
 from otpy.reports import ChildTerminated, Progress, Stalled, Unstopped
+from otpy.runtime import posix
 from tests import callees
 from tests.helpers import HANG, ManualClock, close, wait_until
 from tests.seams import callables
@@ -118,11 +120,13 @@ def test_the_far_side_is_light():
     """Nothing of otpy but that one file, and nothing slow, is imported before the target."""
     program = f"""
 import importlib.util, sys
-spec = importlib.util.spec_from_file_location("otpy.children.remote", {remote.__file__!r})
+spec = importlib.util.spec_from_file_location("otpy.children.callable.far_side", {remote.__file__!r})
 spec.loader.exec_module(importlib.util.module_from_spec(spec))
 print([name for name in sys.modules if name.partition(".")[0] in ("otpy", "attr", "attrs", "structlog", "typing")])
 """
-    output = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
+    output = subprocess.run(
+        [sys.executable, "-c", program], check=True, capture_output=True, text=True
+    ).stdout
 
     assert output.strip() in ("[]", "['typing']")  # some environments import that at each start
 
@@ -211,9 +215,17 @@ ENDS = {
     "Shutdown": (process(callees.raise_word, "Shutdown", "enough"), ExitKind.SHUTDOWN, "enough"),
     "Ignore": (process(callees.raise_word, "Ignore"), ExitKind.NORMAL, "Ignore"),
     "Fatal": (process(callees.raise_word, "Fatal", "fire"), ExitKind.CRASHED, "Fatal: fire"),
-    "Shutdown, unpicklable": (process(callees.raise_word_with_lock, "Shutdown"), ExitKind.SHUTDOWN, "lock object"),
+    "Shutdown, unpicklable": (
+        process(callees.raise_word_with_lock, "Shutdown"),
+        ExitKind.SHUTDOWN,
+        "lock object",
+    ),
     "Killed": (process(callees.raise_word, "Killed"), ExitKind.KILLED, "Killed"),
-    "unpicklable": (process(callees.raise_word_with_lock, "NotAlive"), ExitKind.CRASHED, "NotAlive(<unlocked"),
+    "unpicklable": (
+        process(callees.raise_word_with_lock, "NotAlive"),
+        ExitKind.CRASHED,
+        "NotAlive(<unlocked",
+    ),
     "awkward": (process(callees.raise_awkward), ExitKind.CRASHED, "Awkward"),
     "exits oddly": (process(callables.leave_oddly), ExitKind.CRASHED, "SystemExit(Odd())"),
     "nasty": (process(callees.raise_nasty), ExitKind.CRASHED, "Nasty()"),
@@ -316,7 +328,9 @@ def test_who_does_not_listen_is_killed_and_reaped(launch, where):
 
 def test_who_must_not_be_killed_is_given_up(launch, where):
     """With ``interrupt=False``: its process runs on, and is named as a thread is that cannot be stopped."""
-    app = launch(supervisor("app", children=[process(callees.deaf, where, shutdown=0.05, interrupt=False)]))
+    app = launch(
+        supervisor("app", children=[process(callees.deaf, where, shutdown=0.05, interrupt=False)])
+    )
     [pid] = heard(where)
     report = app.stop()
 
@@ -422,7 +436,9 @@ def slow_spawn(monkeypatch):
     return arrived, go
 
 
-@pytest.mark.parametrize(("order", "kind"), [("stop", ExitKind.SHUTDOWN), ("kill", ExitKind.KILLED)])
+@pytest.mark.parametrize(
+    ("order", "kind"), [("stop", ExitKind.SHUTDOWN), ("kill", ExitKind.KILLED)]
+)
 def test_an_order_that_comes_while_it_is_spawned_is_obeyed(stage, slow_spawn, order, kind):
     arrived, go = slow_spawn
     scene = stage(process(callees.obedient))
@@ -460,7 +476,9 @@ def test_it_is_up_when_it_says_so(stage, where):
 
 
 def test_who_is_not_ready_in_time_is_killed(where):
-    late = process(callees.never_ready, where, ready=True, start_timeout=1.0, shutdown="brutal_kill")
+    late = process(
+        callees.never_ready, where, ready=True, start_timeout=1.0, shutdown="brutal_kill"
+    )
     with pytest.raises(otpy.StartError):
         otpy.start(supervisor("app", children=[late]), log=False)
 
@@ -507,7 +525,9 @@ def test_a_stall_is_noticed(launch, recorder):
     launch(supervisor("app", children=[process(callees.hang_once, heartbeat=1.0, shutdown=0.05)]))
     stall = recorder.wait_for(Stalled)
 
-    assert stall.stack.startswith("process ")  # what it was doing follows, if it got a processor in time
+    assert stall.stack.startswith(
+        "process "
+    )  # what it was doing follows, if it got a processor in time
     assert recorder.wait_for(ChildTerminated).reason.kind is ExitKind.STALLED
     assert recorder.wait_for(Progress, "app/hang_once", count=2).incarnation == 2
 
@@ -523,9 +543,17 @@ class Ear:
 
 
 def context(**facts):
-    common = {"path": "app/x", "incarnation": 1, "ready": False, "heartbeat": None, "snapshot": None}
+    common = {
+        "path": "app/x",
+        "incarnation": 1,
+        "ready": False,
+        "heartbeat": None,
+        "snapshot": None,
+    }
     common |= {"max_message_size": callee.MAX_MESSAGE_SIZE, "allow_pickle": False}
-    return remote.RemoteContext(remote.Facts(**{**common, "last_exit": None, "state": None, **facts}), Ear())
+    return remote.RemoteContext(
+        remote.Facts(**{**common, "last_exit": None, "state": None, **facts}), Ear()
+    )
 
 
 def test_few_of_many_check_ins_are_sent():
@@ -537,7 +565,11 @@ def test_few_of_many_check_ins_are_sent():
     ctx.check_in(allow=5000.0)
     ctx.check_in(allow=5000.0)
     ctx.check_in()
-    assert [remote.ALLOWED.unpack(content) for _, content in ctx._wire.frames] == [(0.0,), (5000.0,), (0.0,)]
+    assert [remote.ALLOWED.unpack(content) for _, content in ctx._wire.frames] == [
+        (0.0,),
+        (5000.0,),
+        (0.0,),
+    ]
 
 
 def test_without_a_heartbeat_only_state_is_sent():
@@ -580,7 +612,10 @@ def test_what_one_did_that_was_late_is_forgotten_when_it_checks_in(stage, where)
     before, again = child.stack(), child.stack()
     child._stacks = ""
     child._doubt()
-    wait_until(lambda: "in late" in child.stack(), "the second answer; one that comes after the check-in is kept")
+    wait_until(
+        lambda: "in late" in child.stack(),
+        "the second answer; one that comes after the check-in is kept",
+    )
     pathlib.Path(where).touch()
     wait_until(lambda: not child._is_doubted)
 
@@ -633,7 +668,9 @@ def program(tmp_path):
         file = tmp_path / "program.py"
         file.write_text(PRELUDE + text)
         programs.append(
-            subprocess.Popen([sys.executable, str(file)], env=environment, stderr=subprocess.PIPE, text=True)
+            subprocess.Popen(
+                [sys.executable, str(file)], env=environment, stderr=subprocess.PIPE, text=True
+            )
         )
         return programs[-1]
 
@@ -677,7 +714,9 @@ def test_a_fork_of_the_program_keeps_nobody_alive(program, where, tmp_path):
 
 def test_the_exit_of_the_interpreter_stops_them(program, where):
     """In order, and without waiting for anything else; also those that run on without a supervisor."""
-    stopped = program(ORPHANS.format(name="with_grandchild", where=where, then="callees.say(sys.argv[0] + '.up')"))
+    stopped = program(
+        ORPHANS.format(name="with_grandchild", where=where, then="callees.say(sys.argv[0] + '.up')")
+    )
     pids = heard(where)
     _, errors = stopped.communicate(timeout=HANG)
 
@@ -744,7 +783,7 @@ start(supervisor("app", children=[process(target)]), log=False)
 
 DIES_OF_SIGPIPE = """
 import threading
-from otpy.children import callee
+from otpy.children.callable import child as callee
 
 signal.signal(signal.SIGPIPE, signal.SIG_DFL)
 wires = callee.Wires()
@@ -769,7 +808,12 @@ def test_a_program_that_dies_of_sigpipe_does_not_die_of_its_children(program):
 
 def test_a_kill_that_comes_with_the_first_step_is_a_kill(stage, monkeypatch):
     """The thread of the child looks whether it is still wanted just when it is killed."""
-    at_work, go_on, over, live = threading.Event(), threading.Event(), threading.Event(), callee.CalleeChild._live
+    at_work, go_on, over, live = (
+        threading.Event(),
+        threading.Event(),
+        threading.Event(),
+        callee.CalleeChild._live,
+    )
 
     def late(child):
         at_work.set()

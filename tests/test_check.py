@@ -159,8 +159,18 @@ FOUND = [
     ("TREE101", "app/sub", tree(sub(*crew(1, backoff=PATIENT)), intensity=0)),
     ("TREE102", "app", tree(*crew(3), strategy="one_for_all")),
     ("TREE102", "app", tree(*crew(2), strategy="one_for_all", intensity=1, period=4.9)),
-    ("TREE102", "app", tree(thread(work, id="a"), thread(work, id="b", restart="temporary"), strategy="rest_for_one")),
-    ("TREE102", "app", tree(sub(*crew(3), id="a"), sub(*crew(3), id="b"), strategy="one_for_all", period=40)),
+    (
+        "TREE102",
+        "app",
+        tree(
+            thread(work, id="a"), thread(work, id="b", restart="temporary"), strategy="rest_for_one"
+        ),
+    ),
+    (
+        "TREE102",
+        "app",
+        tree(sub(*crew(3), id="a"), sub(*crew(3), id="b"), strategy="one_for_all", period=40),
+    ),
     ("TREE103", "app/sub", tree(sub(*crew(1)))),
     ("TREE103", "app/sub", tree(dynamic_supervisor("sub"))),
     ("TREE104", "app", tree(*crew(10))),
@@ -179,7 +189,11 @@ FOUND = [
     ("TREE202", "app/sleeps_by_a_global", tree(thread(sleeps_by_a_global, **BREATHING))),
     ("TREE202", "app/sleeps_by_keyword", tree(thread(sleeps_by_keyword, **BREATHING))),
     ("TREE202", "app/sleeps_in_a_loop", tree(thread(sleeps_in_a_loop, **BREATHING))),
-    ("TREE202", "app/sleeps_outside_the_context", tree(thread(sleeps_outside_the_context, **BREATHING))),
+    (
+        "TREE202",
+        "app/sleeps_outside_the_context",
+        tree(thread(sleeps_outside_the_context, **BREATHING)),
+    ),
     ("TREE202", "app/sleeps_at_length", tree(thread(sleeps_at_length, **BREATHING))),
     ("TREE202", "app/work", tree(thread(work, heartbeat=1e9))),
     ("TREE202", "app/awaits_a_minute", tree(coroutine(awaits_a_minute, **BREATHING))),
@@ -224,7 +238,10 @@ NEAR = [
     ("TREE102", tree(*crew(3), strategy="one_for_all", period=30)),
     ("TREE102", tree(*crew(3), strategy="one_for_all", intensity=0)),
     ("TREE102", tree(*crew(3, restart="temporary"), strategy="one_for_all")),
-    ("TREE102", tree(sub(*crew(3), id="a"), sub(*crew(3), id="b"), strategy="one_for_all", period=45)),
+    (
+        "TREE102",
+        tree(sub(*crew(3), id="a"), sub(*crew(3), id="b"), strategy="one_for_all", period=45),
+    ),
     ("TREE103", tree(*crew(1))),
     ("TREE103", tree(sub(*crew(1)), intensity=0)),
     ("TREE103", tree(sub(*crew(1), intensity=0))),
@@ -261,11 +278,19 @@ NEAR = [
     ("TREE202", tree(thread(lambda ctx: ctx.sleep(60), id="lambda", **BREATHING))),
     ("TREE202", tree(LAMBDA)),
     ("TREE202", tree(thread(wraps_itself, **BREATHING))),
-    ("TREE202", tree(thread(xmlrpc.client.ServerProxy("http://localhost:1/").method, id="proxy", **BREATHING))),
+    (
+        "TREE202",
+        tree(
+            thread(xmlrpc.client.ServerProxy("http://localhost:1/").method, id="proxy", **BREATHING)
+        ),
+    ),
     ("TREE202", tree(thread(adopt(Clock), **BREATHING))),
     ("TREE202", tree(periodic(time.time, id="builtin", **BREATHING))),
     ("TREE301", tree(sub(thread(work, id="a"), id="b"), sub(thread(work, id="c"), id="d"))),
-    ("TREE302", tree(periodic(job, restart="temporary", significant=True), auto_shutdown="any_significant")),
+    (
+        "TREE302",
+        tree(periodic(job, restart="temporary", significant=True), auto_shutdown="any_significant"),
+    ),
     ("TREE302", tree(periodic(job, restart="transient"))),
     ("TREE302", tree(periodic(leaving_job, **SIGNIFICANT), auto_shutdown="any_significant")),
     ("TREE302", tree(periodic(exiting_job, **SIGNIFICANT), auto_shutdown="any_significant")),
@@ -280,12 +305,16 @@ def found(spec):
     return {(finding.code, finding.path) for finding in check(spec)}
 
 
-@pytest.mark.parametrize(("code", "path", "spec"), FOUND, ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize(
+    ("code", "path", "spec"), FOUND, ids=lambda value: value if isinstance(value, str) else ""
+)
 def test_a_rule_finds_what_it_is_for(code, path, spec):
     assert (code, path) in found(spec)
 
 
-@pytest.mark.parametrize(("code", "spec"), NEAR, ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize(
+    ("code", "spec"), NEAR, ids=lambda value: value if isinstance(value, str) else ""
+)
 def test_a_rule_does_not_find_a_near_miss(code, spec):
     assert code not in {finding.code for finding in check(spec)}
 
@@ -319,7 +348,10 @@ def test_a_finding_says_where_how_bad_and_what():
 
 
 def test_findings_come_from_the_root_downwards():
-    spec = tree(sub(thread(work, shutdown="infinity"), restart="transient", id="a"), *crew(1, shutdown="infinity"))
+    spec = tree(
+        sub(thread(work, shutdown="infinity"), restart="transient", id="a"),
+        *crew(1, shutdown="infinity"),
+    )
 
     assert [(one.path, one.code) for one in check(spec)] == [
         ("app/a", "TREE105"),
@@ -330,7 +362,9 @@ def test_findings_come_from_the_root_downwards():
 
 def test_the_product_of_the_limits_ends_where_nobody_restarts():
     """Permanent supervisors are restarted when they give up, transient ones are not."""
-    chain = sub(sub(sub(*crew(1), id="c", intensity=1), id="b", intensity=2, restart="transient"), id="a")
+    chain = sub(
+        sub(sub(*crew(1), id="c", intensity=1), id="b", intensity=2, restart="transient"), id="a"
+    )
     messages = {one.path: one.message for one in check(tree(chain)) if one.code == "TREE103"}
 
     assert set(messages) == {"app/a", "app/a/b/c"}
@@ -352,7 +386,11 @@ def test_the_product_of_the_limits_ends_where_nobody_restarts():
         (Backoff(2, 2, jitter=0.5), 5, 6),
         (Backoff(1, 30, jitter=0, reset_after=2), 5, 3),  # 2, and then not 4 but 2 + 1
         (Backoff(1, 30, jitter=0, reset_after=0), 5, 6),
-        (Backoff(1, 64, jitter=0, reset_after=9), 26, 6),  # 2 + 4 + (9 + 1) + 2 + 4 is 22, and 4 + 8 would be 24
+        (
+            Backoff(1, 64, jitter=0, reset_after=9),
+            26,
+            6,
+        ),  # 2 + 4 + (9 + 1) + 2 + 4 is 22, and 4 + 8 would be 24
         (Backoff(1, 1, jitter=1), 5, math.inf),
     ],
 )
@@ -398,10 +436,15 @@ def test_how_long_a_stop_may_take():
 def test_a_message_without_end_says_so():
     [finding] = [one for one in check(tree(thread(work, heartbeat=5))) if one.code == "TREE202"]
 
-    assert finding.message == "it sleeps for ever in one piece, but must check in every 5 s: it will stall"
+    assert (
+        finding.message
+        == "it sleeps for ever in one piece, but must check in every 5 s: it will stall"
+    )
 
 
-@pytest.mark.parametrize(("limit", "words"), [(None, "for any number of children"), (12, "for 12 children")])
+@pytest.mark.parametrize(
+    ("limit", "words"), [(None, "for any number of children"), (12, "for 12 children")]
+)
 def test_a_root_says_how_many_children_it_may_have(limit, words):
     [finding] = check(dynamic_supervisor("app", max_children=limit))
 
@@ -442,7 +485,13 @@ def test_nothing_of_a_target_is_called():
 def test_the_places_of_a_tree():
     spec = tree(sub(*crew(2)), thread(work))
 
-    assert [place.path for place in walk(spec)] == ["app", "app/sub", "app/sub/w0", "app/sub/w1", "app/work"]
+    assert [place.path for place in walk(spec)] == [
+        "app",
+        "app/sub",
+        "app/sub/w0",
+        "app/sub/w1",
+        "app/work",
+    ]
 
 
 def starts_until_the_top_gives_up(chain, lives, most=1000):
@@ -453,16 +502,21 @@ def starts_until_the_top_gives_up(chain, lives, most=1000):
         for level, spec in enumerate(chain):
             if windows[level].spend(now):
                 break
-            windows[level] = Window(spec.intensity, spec.period)  # it gave up: if it is restarted, it counts anew
+            windows[level] = Window(
+                spec.intensity, spec.period
+            )  # it gave up: if it is restarted, it counts anew
         else:
             return started
     return None
 
 
 @pytest.mark.parametrize(
-    "upper", [{}, {"intensity": 1}, {"period": 30}, {"intensity": 0}, {"intensity": 7, "period": 60}]
+    "upper",
+    [{}, {"intensity": 1}, {"period": 30}, {"intensity": 0}, {"intensity": 7, "period": 60}],
 )
-@pytest.mark.parametrize("lower", [{}, {"intensity": 1, "period": 1}, {"intensity": 5, "period": 60}])
+@pytest.mark.parametrize(
+    "lower", [{}, {"intensity": 1, "period": 1}, {"intensity": 5, "period": 60}]
+)
 def test_the_rule_about_levels_is_what_windows_do(upper, lower):
     """A child that lives a bit shorter than said ends the program after the product; one a bit longer never does."""
     chain = [sub(*crew(1), id=id, **flags) for id, flags in (("c", lower), ("b", {}), ("a", upper))]

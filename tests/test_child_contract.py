@@ -22,15 +22,15 @@ from otpy import (
     process,
     supervisor,
     thread,
-    threads,
 )
 from otpy.abc import Birth, Child
 from otpy.core.messages import ChildExited, ChildStarted, Handover
-from otpy.mailbox import SystemClock
-from otpy.supervisors import SupervisorThread
-from otpy.telemetry import Telemetry
-from otpy.threads import Spawner
-from otpy.tree import Tree
+from otpy.runtime import threads
+from otpy.runtime.mailbox import SystemClock
+from otpy.runtime.supervisor import SupervisorThread
+from otpy.runtime.telemetry import Telemetry
+from otpy.runtime.threads import Spawner
+from otpy.runtime.tree import Tree
 from tests.callees import crashing, looping, obedient, obedient_and_ready
 from tests.helpers import HANG, close, wait_until
 
@@ -109,7 +109,8 @@ OBEDIENT = {
     "ready process": process(obedient_and_ready, id="x", ready=True),
     "supervisor": supervisor("x"),
     "nested": supervisor(
-        "x", children=[thread(obedient, id="a"), supervisor("s", children=[thread(Obedient, id="b")])]
+        "x",
+        children=[thread(obedient, id="a"), supervisor("s", children=[thread(Obedient, id="b")])],
     ),
 }
 
@@ -131,7 +132,14 @@ CRASHING = {
 
 MUST_COME_UP = [
     CRASHING[kind]
-    for kind in ("ready", "service", "coroutine that is ready", "ready program", "ready process", "nested")
+    for kind in (
+        "ready",
+        "service",
+        "coroutine that is ready",
+        "ready program",
+        "ready process",
+        "nested",
+    )
 ]
 
 LOOPING = {
@@ -240,7 +248,9 @@ def test_a_crash_on_the_first_line_is_told_once(spec, stage):
     while not isinstance(news[-1], ChildExited):
         news.append(scene.hear())
 
-    assert [type(one) for one in news] == ([ChildExited] if spec in MUST_COME_UP else [ChildStarted, ChildExited])
+    assert [type(one) for one in news] == (
+        [ChildExited] if spec in MUST_COME_UP else [ChildStarted, ChildExited]
+    )
     assert "ValueError" in (news[-1].reason.traceback + str(news[-1].reason.exception))
     assert scene.news.empty()
 

@@ -108,10 +108,14 @@ def child():
 @pytest.fixture
 def app(tmp_path):
     (tmp_path / "app.py").write_text(APP, "utf-8")
-    (tmp_path / "wrong.py").write_text("from otpy import supervisor\ntree = supervisor('a', intensity=-1)\n", "utf-8")
+    (tmp_path / "wrong.py").write_text(
+        "from otpy import supervisor\ntree = supervisor('a', intensity=-1)\n", "utf-8"
+    )
     (tmp_path / "syntax.py").write_text("tree = (\n", "utf-8")
     (tmp_path / "needs.py").write_text("import there_is_no_such_module\n", "utf-8")
-    (tmp_path / "with_trees.py").write_text("from app import make\nsome, other = make(), make()\n", "utf-8")
+    (tmp_path / "with_trees.py").write_text(
+        "from app import make\nsome, other = make(), make()\n", "utf-8"
+    )
     return tmp_path
 
 
@@ -126,7 +130,10 @@ def call(app, monkeypatch):
     yield lambda *args: CliRunner().invoke(otpy, args, prog_name="otpy")
     structlog.reset_defaults()
     for name in set(sys.modules) - before:
-        if getattr(sys.modules[name], "__file__", None) and Path(sys.modules[name].__file__).parent == app:
+        if (
+            getattr(sys.modules[name], "__file__", None)
+            and Path(sys.modules[name].__file__).parent == app
+        ):
             del sys.modules[name]
 
 
@@ -140,13 +147,21 @@ def environment(**more):
 
 def otpy_process(*args, cwd, **options):
     return subprocess.run(
-        command(*args), cwd=cwd, env=environment(**options), capture_output=True, text=True, timeout=HANG, check=False
+        command(*args),
+        cwd=cwd,
+        env=environment(**options),
+        capture_output=True,
+        text=True,
+        timeout=HANG,
+        check=False,
     )
 
 
 def start_process(*args, cwd, **options):
     pipe = subprocess.PIPE
-    return subprocess.Popen(command(*args), cwd=cwd, env=environment(), stdout=pipe, stderr=pipe, text=True, **options)
+    return subprocess.Popen(
+        command(*args), cwd=cwd, env=environment(), stdout=pipe, stderr=pipe, text=True, **options
+    )
 
 
 # Help, completion, wrong calls
@@ -193,7 +208,7 @@ sys.argv[0] = "otpy"
 try:
     main()
 finally:
-    loaded = {"otpy.api", "otpy.supervisors", "structlog", "attrs", "rich.console", "asyncio"} & set(sys.modules)
+    loaded = {"otpy.api", "otpy.runtime.supervisor", "structlog", "attrs", "rich.console", "asyncio"} & set(sys.modules)
     sys.stderr.write(repr(sorted(loaded)))
 """
     done = subprocess.run(
@@ -213,25 +228,55 @@ WRONG = {
     ("nix",): r"otpy: No such command 'nix'\. See otpy --help",
     ("run",): r"otpy run: Missing argument 'TARGET'\. See otpy run --help",
     ("run", "--nix", "app"): r"otpy run: No such option:? '?--nix'?\.? See otpy run --help",
-    ("run", "app", "more"): r"otpy run: Got unexpected extra argument \(?'?more'?\)?\.? See otpy run --help",
-    ("run", "app", "--log-format", "xml"): r"otpy run: .*'--log-format': 'xml' is not one of 'console', 'json'.*",
+    (
+        "run",
+        "app",
+        "more",
+    ): r"otpy run: Got unexpected extra argument \(?'?more'?\)?\.? See otpy run --help",
+    (
+        "run",
+        "app",
+        "--log-format",
+        "xml",
+    ): r"otpy run: .*'--log-format': 'xml' is not one of 'console', 'json'.*",
     ("run", "app", "--reports", "."): r"otpy run: .*'--reports': File '\.' is a directory.*",
-    ("run", "app", "--reports", "no/file"): r"otpy run: --reports no/file: No such file or directory",
+    (
+        "run",
+        "app",
+        "--reports",
+        "no/file",
+    ): r"otpy run: --reports no/file: No such file or directory",
     ("show", "app", "--format", "pdf"): r"otpy show: .*'--format': 'pdf' is not one of .*'dot'.*",
-    ("check", "app", "--json=1"): r"otpy.*: Option '--json' does not take a value\. See otpy.* --help",
+    (
+        "check",
+        "app",
+        "--json=1",
+    ): r"otpy.*: Option '--json' does not take a value\. See otpy.* --help",
     ("lint",): r"otpy lint: Missing argument 'PATH\.\.\.'\. See otpy lint --help",
     ("lint", "nix"): r"otpy\.lint: nix: no such file or directory",
     ("lint", "app.py", "--select", "X"): r"otpy\.lint: --select X: no code begins with 'X'.*",
-    ("demo", "now"): r"otpy demo: Got unexpected extra argument \(?'?now'?\)?\.? See otpy demo --help",
+    (
+        "demo",
+        "now",
+    ): r"otpy demo: Got unexpected extra argument \(?'?now'?\)?\.? See otpy demo --help",
     # targets
     ("run", ""): r"otpy run: '': expected module:attribute or path\.py:attribute",
     ("run", "a b"): r"otpy run: 'a b': expected module:attribute or path\.py:attribute",
     ("run", ".app"): r"otpy run: '\.app': expected module:attribute or path\.py:attribute",
     ("run", ":tree"): r"otpy run: ':tree': expected module:attribute or path\.py:attribute",
-    ("run", "app:"): r"otpy run: 'app:': '' is no attribute; expected module:attribute or path\.py:attribute",
+    (
+        "run",
+        "app:",
+    ): r"otpy run: 'app:': '' is no attribute; expected module:attribute or path\.py:attribute",
     ("run", "app:1"): r"otpy run: 'app:1': '1' is no attribute; expected .*",
-    ("run", "nix"): r"otpy run: there is no module 'nix' here, nor installed; go to the directory .*",
-    ("run", "nix.below"): r"otpy run: there is no module 'nix' here, nor installed; go to the directory .*",
+    (
+        "run",
+        "nix",
+    ): r"otpy run: there is no module 'nix' here, nor installed; go to the directory .*",
+    (
+        "run",
+        "nix.below",
+    ): r"otpy run: there is no module 'nix' here, nor installed; go to the directory .*",
     ("run", "app.below"): r"otpy run: there is no module 'app.below' here, nor installed; .*",
     ("run", "nix.py"): r"otpy run: there is no Python file 'nix\.py'; expected .*",
     ("run", "./app"): r"otpy run: there is no Python file '\./app'; expected .*",
@@ -240,26 +285,56 @@ WRONG = {
         "needs",
     ): r"otpy run: needs: ModuleNotFoundError: No module named 'there_is_no_such_module' \(\S+needs\.py:1\)"
     r"; --verbose shows the traceback",
-    ("run", "syntax.py"): r"otpy run: syntax\.py: SyntaxError: '\(' was never closed \(\S+syntax\.py:1\); --verbose .*",
+    (
+        "run",
+        "syntax.py",
+    ): r"otpy run: syntax\.py: SyntaxError: '\(' was never closed \(\S+syntax\.py:1\); --verbose .*",
     (
         "run",
         "wrong.py",
     ): r"otpy run: wrong\.py: otpy\.exceptions\.SpecError: a: intensity = -1: expected an int from 0 to 1000000000, "
     r"or 'infinity' \(\S+wrong\.py:2\); --verbose shows the traceback",
     ("check", "wrong"): r"otpy check: wrong: otpy\.exceptions\.SpecError: a: intensity = -1: .*",
-    ("run", "with_trees"): r"otpy run: with_trees has no attribute 'tree'; its trees are: some, other",
-    ("run", "json"): r"otpy run: json has no attribute 'tree'; there is no tree in it; otpy\.supervisor makes one",
-    ("run", "app:number"): r"otpy run: app:number: this is of type int; expected a tree, as otpy\.supervisor makes",
+    (
+        "run",
+        "with_trees",
+    ): r"otpy run: with_trees has no attribute 'tree'; its trees are: some, other",
+    (
+        "run",
+        "json",
+    ): r"otpy run: json has no attribute 'tree'; there is no tree in it; otpy\.supervisor makes one",
+    (
+        "run",
+        "app:number",
+    ): r"otpy run: app:number: this is of type int; expected a tree, as otpy\.supervisor makes",
     (
         "run",
         "app:make_nothing",
     ): r"otpy run: app:make_nothing: this returns something of type NoneType; expected a tree, .*",
-    ("run", "app:make_of"): r"otpy run: app:make_of: cannot be called without arguments: missing .*'what'",
-    ("run", "app:make_later"): r"otpy run: app:make_later: this is an async function; expected a plain one .*",
-    ("run", "app:crash"): r"otpy run: app:crash: RuntimeError: two lines \(\S+app\.py:\d+\); --verbose shows .*",
-    ("run", "app:note"): r"otpy run: app:note: RuntimeError: what is wrong \(\S+app\.py:\d+\); --verbose shows .*",
-    ("run", "app:leave"): r"otpy run: app:leave: SystemExit: 3 \(\S+app\.py:\d+\); --verbose shows the traceback",
-    ("run", "app:child"): r"otpy run: app:child: this is a child without a supervisor; put it among the children .*",
+    (
+        "run",
+        "app:make_of",
+    ): r"otpy run: app:make_of: cannot be called without arguments: missing .*'what'",
+    (
+        "run",
+        "app:make_later",
+    ): r"otpy run: app:make_later: this is an async function; expected a plain one .*",
+    (
+        "run",
+        "app:crash",
+    ): r"otpy run: app:crash: RuntimeError: two lines \(\S+app\.py:\d+\); --verbose shows .*",
+    (
+        "run",
+        "app:note",
+    ): r"otpy run: app:note: RuntimeError: what is wrong \(\S+app\.py:\d+\); --verbose shows .*",
+    (
+        "run",
+        "app:leave",
+    ): r"otpy run: app:leave: SystemExit: 3 \(\S+app\.py:\d+\); --verbose shows the traceback",
+    (
+        "run",
+        "app:child",
+    ): r"otpy run: app:child: this is a child without a supervisor; put it among the children .*",
 }
 
 
@@ -279,13 +354,17 @@ def test_verbose_shows_the_traceback(call, name):
     assert done.exit_code == 2
     assert "Traceback (most recent call last):" in done.stderr
     assert "    raise RuntimeError" in done.stderr
-    assert re.search(rf"^otpy {name}: app:crash: RuntimeError: two lines \(\S+\)$", done.stderr, re.MULTILINE)
+    assert re.search(
+        rf"^otpy {name}: app:crash: RuntimeError: two lines \(\S+\)$", done.stderr, re.MULTILINE
+    )
 
 
 def test_the_shell_completes_commands_and_values(app):
     def completed(words):
         count = str(len(words.split(" ")) - 1)
-        done = otpy_process(cwd=app, _OTPY_COMPLETE="bash_complete", COMP_WORDS=words, COMP_CWORD=count)
+        done = otpy_process(
+            cwd=app, _OTPY_COMPLETE="bash_complete", COMP_WORDS=words, COMP_CWORD=count
+        )
         assert (done.returncode, done.stderr) == (0, "")
         return {line.partition(",")[2] for line in done.stdout.splitlines()}
 
@@ -305,7 +384,9 @@ def test_the_shell_gets_its_script(app):
 PACKAGES = Path(sysconfig.get_path("purelib"))
 
 
-@pytest.mark.parametrize("there", [(), ("click",), ("rich",)], ids=["neither", "only click", "only rich"])
+@pytest.mark.parametrize(
+    "there", [(), ("click",), ("rich",)], ids=["neither", "only click", "only rich"]
+)
 def test_without_the_extra_it_says_so_and_the_library_works(tmp_path, there):
     """In an interpreter that sees nothing but what otpy itself needs."""
     for name in ("attr", "attrs", "structlog", "typing_extensions.py", *there):
@@ -324,19 +405,30 @@ def test_without_the_extra_it_says_so_and_the_library_works(tmp_path, there):
             check=False,
         )
 
-    for args in (["-m", "otpy"], ["-m", "otpy", "demo"], ["-c", "from otpy.cli import main; main()"]):
+    for args in (
+        ["-m", "otpy"],
+        ["-m", "otpy", "demo"],
+        ["-c", "from otpy.cli import main; main()"],
+    ):
         done = bare(*args)
         assert done.returncode == 2
         assert done.stderr == "otpy's command line needs click and rich: pip install 'otpy[cli]'\n"
     assert bare("-c", "import otpy.check; otpy.run").returncode == 0
-    assert bare("-m", "otpy.lint", "--select", "OTP1", str(ROOT / "otpy" / "check.py")).returncode == 0
+    assert (
+        bare("-m", "otpy.lint", "--select", "OTP1", str(ROOT / "otpy" / "check.py")).returncode == 0
+    )
 
 
 def test_a_click_that_is_broken_is_not_called_missing(tmp_path):
     (tmp_path / "click.py").write_text("import there_is_no_such_module\n", "utf-8")
     code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from otpy.cli import main; main()"
     done = subprocess.run(
-        [sys.executable, "-c", code], env=environment(), capture_output=True, text=True, timeout=HANG, check=False
+        [sys.executable, "-c", code],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=HANG,
+        check=False,
     )
     assert "ModuleNotFoundError: No module named 'there_is_no_such_module'" in done.stderr
 
@@ -344,7 +436,11 @@ def test_a_click_that_is_broken_is_not_called_missing(tmp_path):
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a shell that closes streams")
 @pytest.mark.parametrize(
     ("args", "closed", "status"),
-    [(("show", "nix"), "2>&-", 2), (("run", "app:failing"), "2>&-", 70), (("show", "app"), ">&-", 0)],
+    [
+        (("show", "nix"), "2>&-", 2),
+        (("run", "app:failing"), "2>&-", 70),
+        (("show", "app"), ">&-", 0),
+    ],
 )
 def test_a_closed_stream_does_not_change_the_status(app, args, closed, status):
     done = subprocess.run(
@@ -411,7 +507,8 @@ def test_a_module_is_looked_for_in_the_current_directory_first(call, app):
 def test_what_a_target_does_as_the_main_module_is_not_run(call, app, target):
     """Else the tree would be run twice, or by a command that only looks at it."""
     (app / "main.py").write_text(
-        "from app import make\ntree = make()\nif __name__ == '__main__':\n    raise RuntimeError\n", "utf-8"
+        "from app import make\ntree = make()\nif __name__ == '__main__':\n    raise RuntimeError\n",
+        "utf-8",
     )
 
     assert call("check", target).exit_code == 0
@@ -445,14 +542,20 @@ def test_a_target_may_have_its_own_handler_of_sigusr2():
         signal.signal(signal.SIGUSR2, before)
 
 
-@pytest.mark.parametrize("args", [["check", "app.py"], ["show", "with_trees:some"], ["run", "app.py:ending"]])
+@pytest.mark.parametrize(
+    "args", [["check", "app.py"], ["show", "with_trees:some"], ["run", "app.py:ending"]]
+)
 def test_nothing_is_written(app, args):
     """No bytecode beside a target, nothing else in the current directory."""
     before = sorted(app.rglob("*"))
     done = subprocess.run(
         command(*args),
         cwd=app,
-        env={name: value for name, value in environment().items() if name != "PYTHONDONTWRITEBYTECODE"},
+        env={
+            name: value
+            for name, value in environment().items()
+            if name != "PYTHONDONTWRITEBYTECODE"
+        },
         capture_output=True,
         text=True,
         timeout=HANG,
@@ -515,7 +618,10 @@ def test_a_tree_that_ends_by_itself_is_a_success(call):
             "app:failing",
             "otpy run: app gave up: limit_reached: ConnectionError('no network'); the reports above tell why",
         ),
-        ("app:unready", "otpy run: app/broken did not start: crashed: .*; the reports above tell why"),
+        (
+            "app:unready",
+            "otpy run: app/broken did not start: crashed: .*; the reports above tell why",
+        ),
     ],
 )
 def test_a_tree_that_gives_up_ends_with_70(app, target, line):
@@ -538,8 +644,14 @@ def test_reports_are_lines_for_people(app):
     done = otpy_process("run", "app:ending", cwd=app)
 
     assert done.stdout == "loaded\n"
-    assert re.search(r"^[\d-]+ [\d:]+ \[info     \] progress +incarnation=1 path=app/once$", done.stderr, re.MULTILINE)
-    assert re.search(r"\[info     \] hello +answer=42 incarnation=1 path=app/once$", done.stderr, re.MULTILINE)
+    assert re.search(
+        r"^[\d-]+ [\d:]+ \[info     \] progress +incarnation=1 path=app/once$",
+        done.stderr,
+        re.MULTILINE,
+    )
+    assert re.search(
+        r"\[info     \] hello +answer=42 incarnation=1 path=app/once$", done.stderr, re.MULTILINE
+    )
     assert "\x1b" not in done.stderr
 
 
@@ -610,7 +722,9 @@ def test_check_prints_findings_and_ends_with_1_if_one_is_an_error(call):
     done = call("check", "app:worst")
 
     assert done.exit_code == 1
-    assert done.stdout.startswith("app: error TREE101 the limit, 3 restarts in 5 s, can never be reached: ")
+    assert done.stdout.startswith(
+        "app: error TREE101 the limit, 3 restarts in 5 s, can never be reached: "
+    )
     assert done.stdout.endswith("\napp: errors: 1, warnings: 0, notes: 0\n")
 
 
@@ -622,7 +736,9 @@ def test_check_starts_nothing_and_is_content_with_a_good_tree(app):
 
 
 def test_check_ends_with_0_if_there_are_only_warnings(call, app):
-    (app / "warned.py").write_text("from otpy import dynamic_supervisor\ntree = dynamic_supervisor('pool')\n", "utf-8")
+    (app / "warned.py").write_text(
+        "from otpy import dynamic_supervisor\ntree = dynamic_supervisor('pool')\n", "utf-8"
+    )
     done = call("check", "warned")
 
     assert "TREE104" in done.stdout
@@ -681,8 +797,16 @@ def test_show_as_json(call):
     tree = json.loads(done.stdout)
     polite, tidy, pool = tree["children"]
 
-    assert (tree["path"], tree["kind"], tree["strategy"]) == ('the "app"', "supervisor", "rest_for_one")
-    assert (polite["path"], polite["kind"], polite["restart"]) == ('the "app"/polite', "thread", "permanent")
+    assert (tree["path"], tree["kind"], tree["strategy"]) == (
+        'the "app"',
+        "supervisor",
+        "rest_for_one",
+    )
+    assert (polite["path"], polite["kind"], polite["restart"]) == (
+        'the "app"/polite',
+        "thread",
+        "permanent",
+    )
     assert (polite["heartbeat"], polite["backoff"]["maximum"], polite["shutdown"]) == (30, 30, 5.0)
     assert (tidy["kind"], tidy["restart"]) == ("periodic", "transient")
     assert (pool["kind"], pool["max_children"], pool["children"]) == ("dynamic_supervisor", 7, [])
@@ -731,14 +855,18 @@ def test_show_knows_kinds_that_otpy_does_not(call, app):
     done = call("show", "kinds", "--format", "text")
 
     assert done.stdout.splitlines()[1:] == ["  a: robot, permanent", "  b: print, permanent"]
-    assert call("show", "kinds").exit_code == call("show", "kinds", "--format", "json").exit_code == 0
+    assert (
+        call("show", "kinds").exit_code == call("show", "kinds", "--format", "json").exit_code == 0
+    )
 
 
 # lint
 
 
 def test_lint_is_the_guard(app):
-    (app / "raw.py").write_text("import threading\nthreading.Thread(daemon=True).start()\n", "utf-8")
+    (app / "raw.py").write_text(
+        "import threading\nthreading.Thread(daemon=True).start()\n", "utf-8"
+    )
 
     def both(*args):
         guard = subprocess.run(
@@ -772,7 +900,10 @@ def test_the_demo_crashes_recovers_and_gives_up(call, monkeypatch):
     told = re.findall(r"^ *[\d.]+ s  (.*)$", done.stdout, re.MULTILINE)
 
     assert done.exit_code == 0
-    assert told[4:6] == ["shop/payments/bank has ended: crashed", "shop/payments/bank is up, life 2"]
+    assert told[4:6] == [
+        "shop/payments/bank has ended: crashed",
+        "shop/payments/bank is up, life 2",
+    ]
     assert told.count("shop/payments/bank has ended: crashed") == 6
     assert told.count("shop/payments gives up: that was one restart too many") == 2
     assert told[-1] == "shop gives up: that was one restart too many"
@@ -802,7 +933,12 @@ def test_the_demo_on_a_terminal_and_without_one_ends_by_itself(tmp_path):
 
     ours, theirs = pty.openpty()
     drawn = subprocess.Popen(
-        command("demo"), cwd=tmp_path, env=environment(TERM="xterm"), stdin=theirs, stdout=theirs, stderr=theirs
+        command("demo"),
+        cwd=tmp_path,
+        env=environment(TERM="xterm"),
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
     )
     os.close(theirs)
     printed = otpy_process("demo", cwd=tmp_path)

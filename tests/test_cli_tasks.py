@@ -103,8 +103,12 @@ def test_status_0_if_nothing_failed(build):
 
 def test_tags_choose_tasks_and_not_what_they_come_after(build):
     """A task that has any of the tags is run, and finds no results of those before it."""
-    assert last(call("build.py", "--tags", "slow")).startswith("==== 0 passed, 1 failed, 0 skipped in ")
-    assert last(call("build.py", "--tags", "slow,fast")).startswith("==== 1 passed, 1 failed, 0 skipped in ")
+    assert last(call("build.py", "--tags", "slow")).startswith(
+        "==== 0 passed, 1 failed, 0 skipped in "
+    )
+    assert last(call("build.py", "--tags", "slow,fast")).startswith(
+        "==== 1 passed, 1 failed, 0 skipped in "
+    )
 
 
 def test_one_task_alone_with_a_result_that_is_given(build):
@@ -206,10 +210,19 @@ def test_the_progress_bar_and_the_log(build):
         (["builtin.py"], "builtin.py: setup_state failed: "),
         (["lock.py"], "state['_state_lock'] = 3: expected a threading.RLock"),
         (["n" * 300 + ".py"], "n.py: there is no such file"),
-        (["build.py", "--tags", "fast,"], "--tags 'fast,': expected names with commas between them"),
+        (
+            ["build.py", "--tags", "fast,"],
+            "--tags 'fast,': expected names with commas between them",
+        ),
         (["build.py", "--tags="], "--tags '': expected names"),
-        (["build.py::link", "--tags", "fast"], "--tags fast: ::link has chosen already what to run"),
-        (["cycle.py", "--result-a=1"], "cycle.py: there is a result for each task, and nothing to be run"),
+        (
+            ["build.py::link", "--tags", "fast"],
+            "--tags fast: ::link has chosen already what to run",
+        ),
+        (
+            ["cycle.py", "--result-a=1"],
+            "cycle.py: there is a result for each task, and nothing to be run",
+        ),
         (["build.py::"], "name a task after the ::"),
         (["build.py::nix"], "build.py: no task 'nix'; there are: link, compile, test, ship"),
         (["build.py", "--workers", "0"], "'--workers': 0 is not in the range"),
@@ -217,7 +230,10 @@ def test_the_progress_bar_and_the_log(build):
         (["build.py", "--tags", "nix"], "--tags: no task has one of nix; there are: fast, slow"),
         (["build.py", "--unknown"], "no such option: --unknown; see --help"),
         (["build.py", "extra"], "unexpected argument 'extra'"),
-        (["build.py", "--nix=1"], "--nix=VALUE: setup_state does not take it; it takes: --target, --jobs"),
+        (
+            ["build.py", "--nix=1"],
+            "--nix=VALUE: setup_state does not take it; it takes: --target, --jobs",
+        ),
         (["plain.py", "--nix=1"], "--nix=VALUE: it has no setup_state that could take it"),
         (["needs.py"], "--host-name=VALUE: setup_state needs it"),
         (["nodict.py"], "nodict.py: setup_state returned int; expected the state, a dict"),
@@ -332,7 +348,7 @@ def test_ctrl_c_cancels_the_rest_and_prints_the_summary(build):
 import os, signal, threading, time, otpy
 
 def interrupt(times):
-    otpy.running.SAME = -1.0  # each signal counts, however soon it comes
+    otpy.runtime.running.SAME = -1.0  # each signal counts, however soon it comes
     launch = signal.getsignal(signal.SIGINT)._request.__self__
     for count in range(1, times + 1):
         os.kill(os.getpid(), signal.SIGINT)

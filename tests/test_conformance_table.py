@@ -28,7 +28,9 @@ class Row:
 
 @functools.cache
 def table():
-    lines = [line for line in PAGE.partition("## Conformance")[2].splitlines() if line.startswith("| ")]
+    lines = [
+        line for line in PAGE.partition("## Conformance")[2].splitlines() if line.startswith("| ")
+    ]
     return [Row(*(cell.strip() for cell in line.strip("|").split("|"))) for line in lines[1:]]
 
 
@@ -47,7 +49,9 @@ def test_the_table_and_the_tests_agree():
     """Each test that the table names exists, and each test is in the table once."""
     named = [test for row in table() for test in row.tests]
 
-    assert sorted(named) == sorted(test for test in written() if test.split("::")[0] not in NOT_IN_THE_TABLE)
+    assert sorted(named) == sorted(
+        test for test in written() if test.split("::")[0] not in NOT_IN_THE_TABLE
+    )
 
 
 @pytest.mark.parametrize("row", table(), ids=lambda row: row.case)

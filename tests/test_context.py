@@ -9,8 +9,8 @@ import structlog
 
 import otpy
 from otpy import Context, ExitKind, NotFound, Service, Shutdown, supervisor, thread
-from otpy.children.coroutine import AsyncContext
-from otpy.children.remote import Facts, RemoteContext
+from otpy.children.callable.far_side import Facts, RemoteContext
+from otpy.children.coroutine.child import AsyncContext
 from otpy.reports import ChildTerminated, ShutdownError, StartError
 from tests.helpers import HANG, Puppet, wait_until
 
@@ -62,7 +62,11 @@ def test_the_replacement_knows_why_it_is_here(launch):
     puppet.next().crash(error)
     life = puppet.next()
 
-    assert (life.ctx.incarnation, life.ctx.last_exit.kind, life.ctx.last_exit.exception) == (2, ExitKind.CRASHED, error)
+    assert (life.ctx.incarnation, life.ctx.last_exit.kind, life.ctx.last_exit.exception) == (
+        2,
+        ExitKind.CRASHED,
+        error,
+    )
 
 
 def test_outside_of_a_child_there_is_no_context():
@@ -92,7 +96,9 @@ def test_waits_are_checked(launch):
 
     errors, asked = in_child(launch, bad_waits)
 
-    assert errors == [f"timeout = {bad}: expected a number of seconds >= 0" for bad in ("-1", "nan")]
+    assert errors == [
+        f"timeout = {bad}: expected a number of seconds >= 0" for bad in ("-1", "nan")
+    ]
     assert asked is False
 
 
@@ -130,9 +136,9 @@ def test_on_stop_is_called_once_on_a_helper_thread(launch):
         app.stop()
 
     assert calls == ["app/a (on_stop)", "app/a"]
-    assert [(entry["event"], entry["path"], "bad callback" in entry["exception"]) for entry in logs] == [
-        ("on_stop_failed", "app/a", True)
-    ]
+    assert [
+        (entry["event"], entry["path"], "bad callback" in entry["exception"]) for entry in logs
+    ] == [("on_stop_failed", "app/a", True)]
 
 
 def test_on_stop_after_the_request_is_called_at_once(launch):
@@ -181,7 +187,9 @@ def test_a_child_that_returns_before_it_is_ready_has_failed_to_start():
     """Also without an exception."""
     tree = supervisor("app", children=[thread(lambda ctx: None, id="a", ready=True)])
 
-    with pytest.raises(otpy.StartError, match="app/a did not start: normal: it returned before it was ready"):
+    with pytest.raises(
+        otpy.StartError, match="app/a did not start: normal: it returned before it was ready"
+    ):
         otpy.start(tree, log=False)
 
 
@@ -190,7 +198,9 @@ def test_the_log_is_bound(launch):
     with structlog.testing.capture_logs() as logs:
         in_child(launch, lambda ctx: ctx.log.info("hello", more=1))
 
-    assert logs == [{"event": "hello", "log_level": "info", "path": "app/a", "incarnation": 1, "more": 1}]
+    assert logs == [
+        {"event": "hello", "log_level": "info", "path": "app/a", "incarnation": 1, "more": 1}
+    ]
 
 
 @pytest.mark.parametrize(
@@ -303,7 +313,9 @@ def test_a_service_that_was_asked_during_init_is_stopped_after_it(launch):
 
     app = launch(supervisor("app", children=[]))
     caller = threading.Thread(
-        target=lambda: pytest.raises(otpy.StartError, app.start_child, thread(Slow, lines, id="a", shutdown=HANG))
+        target=lambda: pytest.raises(
+            otpy.StartError, app.start_child, thread(Slow, lines, id="a", shutdown=HANG)
+        )
     )
     caller.start()
     assert entered.wait(HANG)
@@ -340,7 +352,14 @@ def use(ctx, name, args):
         asyncio.run(result)
 
 
-FACTS = {"path": "app/a", "incarnation": 1, "ready": False, "heartbeat": None, "snapshot": None, "state": None}
+FACTS = {
+    "path": "app/a",
+    "incarnation": 1,
+    "ready": False,
+    "heartbeat": None,
+    "snapshot": None,
+    "state": None,
+}
 
 KINDS = {
     # kind of context: how one is made for a child that was born so

@@ -14,11 +14,13 @@ import threading
 import pytest
 
 import otpy
-from otpy import ExitKind, SpecError, coroutine, current, dynamic_supervisor, loops, supervisor, thread, threads
-from otpy.children import coroutine as coroutines
-from otpy.mailbox import Mailbox
+from otpy import ExitKind, SpecError, coroutine, current, dynamic_supervisor, supervisor, thread
+from otpy.children.coroutine import child as coroutines
+from otpy.children.coroutine import loop as loops
 from otpy.reports import ChildTerminated, Progress, ShutdownError, Stalled, StartError, Unstopped
-from otpy.threads import Role, ThreadState
+from otpy.runtime import threads
+from otpy.runtime.mailbox import Mailbox
+from otpy.runtime.threads import Role, ThreadState
 from tests.helpers import HANG, ManualClock, wait_until
 
 
@@ -109,7 +111,9 @@ async def generator(ctx):
     yield
 
 
-@pytest.mark.parametrize("target", [Callable(), functools.partial(Callable().__call__)], ids=["object", "partial"])
+@pytest.mark.parametrize(
+    "target", [Callable(), functools.partial(Callable().__call__)], ids=["object", "partial"]
+)
 def test_whatever_is_async_can_be_a_target(target):
     """Functions, methods, objects, partials."""
     assert coroutine(target, 1, id="x").start.args == (1,)
@@ -161,7 +165,10 @@ def test_the_orders_of_a_turn_go_together(launch, monkeypatch):
         ring(self)
 
     monkeypatch.setattr(loops.LoopThread, "_ring", note)
-    launch(supervisor("app", children=[coroutine(wait, id=str(number)) for number in range(1000)]), reports=None)
+    launch(
+        supervisor("app", children=[coroutine(wait, id=str(number)) for number in range(1000)]),
+        reports=None,
+    )
 
     assert 0 < sum(rung) <= 2 * 1000 // loops.BATCH + 5
 
@@ -170,7 +177,8 @@ def test_each_supervisor_has_its_own(launch, stages):
     """And a child that wants one for itself gets a thread that bears its name."""
     first, second, third = stages
     inner = supervisor(
-        "in", children=[coroutine(second, id="b"), coroutine(third, id="c", loop="own", purpose="idles")]
+        "in",
+        children=[coroutine(second, id="b"), coroutine(third, id="c", loop="own", purpose="idles")],
     )
     app = launch(supervisor("app", children=[coroutine(first, id="a"), inner]))
     lives = [stage.next() for stage in stages]
@@ -355,7 +363,11 @@ def test_who_does_not_end_is_cancelled_again(launch, recorder):
 
 def test_brutal_kill_is_one_cancellation(launch, recorder):
     """Also while it waits for a stop, and also before its first step; it is what was wanted."""
-    app = launch(supervisor("app", children=[coroutine(wait, id=str(n), shutdown="brutal_kill") for n in range(50)]))
+    app = launch(
+        supervisor(
+            "app", children=[coroutine(wait, id=str(n), shutdown="brutal_kill") for n in range(50)]
+        )
+    )
 
     assert len(app.stop().interrupted) == 50
     assert recorder.of(ShutdownError) == []
@@ -399,7 +411,11 @@ def swallows():
 
 def test_who_swallows_it_is_given_up(launch, recorder, swallows):
     """With the stack of the task; its siblings do not notice, and what it does later does not count."""
-    app = launch(supervisor("app", children=[coroutine(swallows, id="a", shutdown=0.0), coroutine(wait, id="b")]))
+    app = launch(
+        supervisor(
+            "app", children=[coroutine(swallows, id="a", shutdown=0.0), coroutine(wait, id="b")]
+        )
+    )
     swallows.wait()
     app.terminate_child("a")
     stack = recorder.wait_for(Unstopped, "app/a").stack
@@ -437,7 +453,9 @@ def test_its_replacement_can_be_held_back(launch, recorder, swallows):
         ctx.ready()  # its first deadline counts from here
         await (swallows if ctx.incarnation == 1 else stage)(ctx)
 
-    child = coroutine(first_swallows, id="a", ready=True, shutdown=0.0, heartbeat=0.05, unstopped="hold")
+    child = coroutine(
+        first_swallows, id="a", ready=True, shutdown=0.0, heartbeat=0.05, unstopped="hold"
+    )
     app = launch(supervisor("app", children=[child]))
     swallows.wait()
     recorder.wait_for(Unstopped, "app/a")
@@ -450,7 +468,9 @@ def test_its_replacement_can_be_held_back(launch, recorder, swallows):
 # Ends
 
 
-@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), GeneratorExit(), asyncio.CancelledError()])
+@pytest.mark.parametrize(
+    "error", [SystemExit(3), KeyboardInterrupt(), GeneratorExit(), asyncio.CancelledError()]
+)
 def test_whatever_it_raises_is_a_crash_of_its_own(launch, recorder, stages, error):
     """Its siblings on the same loop run on."""
     first, second, _ = stages
@@ -528,7 +548,9 @@ def test_it_is_cancelled_before_its_first_step(launch, recorder, stages):
 
 
 def start_child(id):
-    return otpy.core.messages.StartChild(reply=otpy.mailbox.Reply(), spec=coroutine(wait, id=id))
+    return otpy.core.messages.StartChild(
+        reply=otpy.runtime.mailbox.Reply(), spec=coroutine(wait, id=id)
+    )
 
 
 def test_somebody_stops_the_loop(launch, stages):
@@ -575,7 +597,11 @@ def test_a_loop_that_is_broken_is_the_end_of_its_children(launch, recorder, stag
 def test_strategies_mean_the_same(launch, strategy):
     """Threads and coroutines side by side."""
     stages = [Stage() for _ in range(3)]
-    children = [coroutine(stages[0], id="a"), coroutine(stages[1], id="b"), coroutine(stages[2], id="c", loop="own")]
+    children = [
+        coroutine(stages[0], id="a"),
+        coroutine(stages[1], id="b"),
+        coroutine(stages[2], id="c", loop="own"),
+    ]
     app = launch(supervisor("app", strategy=strategy, children=children))
     lives = [stage.next() for stage in stages]
     lives[1].crash()
@@ -619,7 +645,9 @@ def test_a_stop_may_come_while_its_tasks_are_swept_up(launch, recorder, stages):
         finally:
             seen.set()
 
-    def stop(task):  # the callbacks of a task run one after the other; the child's own was there first
+    def stop(
+        task,
+    ):  # the callbacks of a task run one after the other; the child's own was there first
         child._is_asked = True
         child._hear()
 
@@ -666,8 +694,12 @@ def test_tasks_that_start_others_when_they_are_cancelled(launch, stages):
 
 def test_a_kill_shortens_the_sweeping(launch, recorder, stages, monkeypatch):
     """The tasks that are left are cancelled once more, and the child has ended, not been given up."""
-    monkeypatch.setattr("otpy.children.coroutine.CLEAN_UP", HANG)
-    app = launch(supervisor("app", children=[coroutine(stages[0], id="a", shutdown="brutal_kill"), coroutine(wait)]))
+    monkeypatch.setattr("otpy.children.coroutine.child.CLEAN_UP", HANG)
+    app = launch(
+        supervisor(
+            "app", children=[coroutine(stages[0], id="a", shutdown="brutal_kill"), coroutine(wait)]
+        )
+    )
     life, seen = stages[0].next(), queue.SimpleQueue()
 
     async def stay():
@@ -826,7 +858,10 @@ def test_a_callback_that_raises_harms_nobody(launch, recorder, stages, capsys, l
     first, second, _ = stages
     options = {"loop": loop, "uvloop": uvloop}
     app = launch(
-        supervisor("app", children=[coroutine(first, id="a", **options), coroutine(second, id="b", **options)])
+        supervisor(
+            "app",
+            children=[coroutine(first, id="a", **options), coroutine(second, id="b", **options)],
+        )
     )
     life, sibling, turned = first.next(), second.next(), threading.Event()
 
@@ -858,11 +893,19 @@ def test_a_callback_that_raises_harms_nobody(launch, recorder, stages, capsys, l
 
 @pytest.mark.parametrize("uvloop", [False, True])
 @pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt()])
-def test_what_stops_asyncio_comes_from_a_task_that_was_left(launch, recorder, stages, error, uvloop):
+def test_what_stops_asyncio_comes_from_a_task_that_was_left(
+    launch, recorder, stages, error, uvloop
+):
     """A task that answers its cancellation with that; its child is replaced all the same, and its sibling runs on."""
     first, second, _ = stages
     launch(
-        supervisor("app", children=[coroutine(first, id="a", uvloop=uvloop), coroutine(second, id="b", uvloop=uvloop)])
+        supervisor(
+            "app",
+            children=[
+                coroutine(first, id="a", uvloop=uvloop),
+                coroutine(second, id="b", uvloop=uvloop),
+            ],
+        )
     )
     life, sibling = first.next(), second.next()
 
@@ -944,15 +987,24 @@ def test_nothing_is_left_of_many_trees(launch):
 
     def live():
         with otpy.start(
-            supervisor("app", children=[coroutine(work, id="a"), coroutine(work, id="b", loop="own")]), log=False
+            supervisor(
+                "app", children=[coroutine(work, id="a"), coroutine(work, id="b", loop="own")]
+            ),
+            log=False,
         ) as app:
             wait_until(lambda: all(one.incarnation == 2 for one in app.which_children()))
 
     def left():
         gc.collect()
-        kinds = (asyncio.Task, asyncio.BaseEventLoop, loops.LoopThread, otpy.children.coroutine.CoroutineChild)
+        kinds = (
+            asyncio.Task,
+            asyncio.BaseEventLoop,
+            loops.LoopThread,
+            otpy.children.coroutine.child.CoroutineChild,
+        )
         return sum(
-            isinstance(one, kinds) or inspect.isasyncgen(one) or inspect.iscoroutine(one) for one in gc.get_objects()
+            isinstance(one, kinds) or inspect.isasyncgen(one) or inspect.iscoroutine(one)
+            for one in gc.get_objects()
         )
 
     live()
@@ -1083,7 +1135,7 @@ def test_the_tasks_of_a_child_end_with_it(launch, recorder, stages):
 
 def test_a_task_that_does_not_end_is_named(launch, stages, monkeypatch, capsys):
     """And left behind; it is cancelled once more when the loop is closed."""
-    monkeypatch.setattr("otpy.children.coroutine.CLEAN_UP", 0.01)
+    monkeypatch.setattr("otpy.children.coroutine.child.CLEAN_UP", 0.01)
     app = launch(supervisor("app", children=[coroutine(stages[0], id="a")]))
     life, seen = stages[0].next(), []
 
@@ -1162,7 +1214,9 @@ def test_a_second_order_to_end_does_not_interrupt_the_clean_up(launch, monkeypat
     """A loop may be told twice that nobody comes back; its clean-up, which follows the first time, goes to its end."""
     homes, steps, up = [], [], threading.Event()
     begin = loops.LoopThread.begin
-    monkeypatch.setattr(loops.LoopThread, "begin", lambda home, spawn: (homes.append(home), begin(home, spawn))[1])
+    monkeypatch.setattr(
+        loops.LoopThread, "begin", lambda home, spawn: (homes.append(home), begin(home, spawn))[1]
+    )
 
     async def linger():
         try:
@@ -1189,7 +1243,9 @@ def test_a_second_order_to_end_does_not_interrupt_the_clean_up(launch, monkeypat
 
 def test_crashes_leave_no_cycles(launch, stages):
     """What has ended goes at once, without the garbage collector."""
-    launch(supervisor("app", intensity=99, children=[coroutine(crashes, stages[0]), coroutine(wait)]))
+    launch(
+        supervisor("app", intensity=99, children=[coroutine(crashes, stages[0]), coroutine(wait)])
+    )
     stages[0].next()
     gc.collect()
     gc.disable()
@@ -1219,7 +1275,10 @@ async def crashes(ctx, stage):
 def test_a_silent_child_is_replaced(launch, recorder, stages):
     """A stall of the child, not of the loop: the report has the stack of the task."""
     app = launch(
-        supervisor("app", children=[coroutine(silent, stages[0], ready=True, heartbeat=0.05), coroutine(wait)])
+        supervisor(
+            "app",
+            children=[coroutine(silent, stages[0], ready=True, heartbeat=0.05), coroutine(wait)],
+        )
     )
     report = recorder.wait_for(Stalled, "app/silent")
 
@@ -1255,14 +1314,18 @@ def block(life, gate):
 
 
 def homes(app):
-    return {member._home for member in members(app)} - {None}  # one that is just started has none yet
+    return {member._home for member in members(app)} - {
+        None
+    }  # one that is just started has none yet
 
 
 def tick(app, clock, blocked=0):
     """Move the clock, not while a healthy loop works, and return when the supervisor has seen what is due."""
     wait_until(lambda: sum(home._busy_since is not None for home in homes(app)) <= blocked)
     clock.advance(loops.LOOP_PATIENCE)
-    for _ in range(3):  # the first wakes it, the second may be read together with the deadline, the third comes after
+    for _ in range(
+        3
+    ):  # the first wakes it, the second may be read together with the deadline, the third comes after
         app.count_children()
 
 
@@ -1296,7 +1359,10 @@ def test_a_blocked_loop_is_found_and_left(launch, recorder, stages, gate, clock)
     assert [life.ctx.last_exit.kind for life in again] == [ExitKind.STALLED] * 2
     assert again[0].loop is again[1].loop is not lives[0].loop
     assert third.lives.empty()
-    assert [entry.state for entry in loop_threads(app)] == [ThreadState.UNSTOPPED, ThreadState.RUNNING]
+    assert [entry.state for entry in loop_threads(app)] == [
+        ThreadState.UNSTOPPED,
+        ThreadState.RUNNING,
+    ]
 
     gate.set()
     lives[0].thread.join(HANG)
@@ -1317,7 +1383,10 @@ def test_a_blocked_loop_of_its_own_is_left_alone(launch, recorder, gate, clock, 
         coroutine(stages[1], id="b", loop="own"),
         coroutine(stages[2], id="c", loop="own"),
     ]
-    app = launch(supervisor("app", strategy=strategy, intensity=1, period=1e9, children=children), clock=clock)
+    app = launch(
+        supervisor("app", strategy=strategy, intensity=1, period=1e9, children=children),
+        clock=clock,
+    )
     lives = [stage.next() for stage in stages]
     block(lives[1], gate)
     let_time_pass(app, clock, lambda: recorder.of(Stalled))
@@ -1352,7 +1421,9 @@ def test_it_does_not_hold_up_the_end(launch, stages, gate, clock):
 
 def test_it_counts_for_max_unstopped(launch, recorder, stages, gate, clock):
     """Or a child that blocks again and again would leave a thread behind each time, for ever."""
-    app = launch(supervisor("app", children=[coroutine(stages[0], id="a")]), clock=clock, max_unstopped=0)
+    app = launch(
+        supervisor("app", children=[coroutine(stages[0], id="a")]), clock=clock, max_unstopped=0
+    )
     block(stages[0].next(), gate)
     with contextlib.suppress(otpy.NotAlive):
         let_time_pass(app, clock, lambda: not app.alive)
@@ -1364,7 +1435,13 @@ def test_a_stop_of_a_child_on_a_blocked_loop_climbs_the_ladder(launch, recorder,
     """Each is given up by its own; the next ones get another loop at once."""
     first, second, _ = stages
     app = launch(
-        supervisor("app", children=[coroutine(first, id="a", shutdown=0.01), coroutine(second, id="b", shutdown=0.01)])
+        supervisor(
+            "app",
+            children=[
+                coroutine(first, id="a", shutdown=0.01),
+                coroutine(second, id="b", shutdown=0.01),
+            ],
+        )
     )
     life = first.next()
     second.next()
@@ -1375,7 +1452,10 @@ def test_a_stop_of_a_child_on_a_blocked_loop_climbs_the_ladder(launch, recorder,
     assert second.next().loop is not life.loop
     report = app.stop()
 
-    assert sorted((one.path, one.incarnation) for one in report.unstopped) == [("app/a", 1), ("app/b", 1)]
+    assert sorted((one.path, one.incarnation) for one in report.unstopped) == [
+        ("app/a", 1),
+        ("app/b", 1),
+    ]
     assert [entry.state for entry in loop_threads(app)] == [ThreadState.UNSTOPPED]
 
 
@@ -1387,7 +1467,9 @@ def test_who_was_told_to_stop_stays_on_the_ladder(launch, recorder, stages, gate
     life = first.next()
     second.next()
     block(life, gate)
-    app._tree.directory["app"].mailbox.put(otpy.core.messages.TerminateChild(reply=otpy.mailbox.Reply(), id="b"))
+    app._tree.directory["app"].mailbox.put(
+        otpy.core.messages.TerminateChild(reply=otpy.runtime.mailbox.Reply(), id="b")
+    )
     let_time_pass(app, clock, lambda: recorder.of(Stalled))
     assert first.next().loop is not life.loop
     let_time_pass(app, clock, lambda: recorder.of(Unstopped, "app/b"))
@@ -1415,7 +1497,10 @@ def test_a_child_that_comes_too_late_never_runs_there(launch, recorder, stages, 
 def test_who_outlives_its_loop_has_an_end(launch, stages, gate, swallows, monkeypatch):
     """It swallows also the cancellation that comes when a blocked loop wakes up; then the loop is closed under it."""
     monkeypatch.setattr(loops, "CLEAN_UP", 0.01)
-    children = [coroutine(swallows, id="a", shutdown=0.0, unstopped="hold"), coroutine(stages[0], id="b")]
+    children = [
+        coroutine(swallows, id="a", shutdown=0.0, unstopped="hold"),
+        coroutine(stages[0], id="b"),
+    ]
     app = launch(supervisor("app", children=children))
     swallows.wait()
     life, [child, _] = stages[0].next(), members(app)
@@ -1432,7 +1517,9 @@ def test_who_outlives_its_loop_has_an_end(launch, stages, gate, swallows, monkey
     life.thread.join(HANG)
     assert app._tree.strays() == []
     child._task.get_coro().close()
-    child._task._log_destroy_pending = False  # asyncio would say that it was pending, and that is the truth
+    child._task._log_destroy_pending = (
+        False  # asyncio would say that it was pending, and that is the truth
+    )
 
 
 def test_a_busy_loop_is_not_blocked(launch, recorder, stages, clock):
@@ -1538,11 +1625,19 @@ def test_a_loop_whose_last_stray_leaves_when_the_next_child_comes_is_no_stray(
     assert (entry.state, entry.ask) == (ThreadState.RUNNING, None)
 
 
-def test_a_loop_whose_last_child_leaves_when_it_is_detached_is_no_stray(launch, stages, monkeypatch):
+def test_a_loop_whose_last_child_leaves_when_it_is_detached_is_no_stray(
+    launch, stages, monkeypatch
+):
     """The supervisor has not read yet that the child has ended."""
-    has_left, leave, detach = threading.Event(), loops.LoopThread.leave, coroutines.CoroutineChild.detach
+    has_left, leave, detach = (
+        threading.Event(),
+        loops.LoopThread.leave,
+        coroutines.CoroutineChild.detach,
+    )
     monkeypatch.setattr(
-        loops.LoopThread, "leave", lambda home, *args, **options: (leave(home, *args, **options), has_left.set())
+        loops.LoopThread,
+        "leave",
+        lambda home, *args, **options: (leave(home, *args, **options), has_left.set()),
     )
     app = launch(supervisor("app", children=[coroutine(stages[0], id="a")]))
     life, core, [entry] = stages[0].next(), app._core(), loop_threads(app)
@@ -1590,7 +1685,10 @@ def test_on_stop_is_called(launch, stages):
 def test_threads_and_coroutines_side_by_side(launch, stages):
     """One supervisor."""
     app = launch(
-        supervisor("app", children=[thread(lambda ctx: ctx.wait_stop(), id="t"), coroutine(stages[0], id="a")])
+        supervisor(
+            "app",
+            children=[thread(lambda ctx: ctx.wait_stop(), id="t"), coroutine(stages[0], id="a")],
+        )
     )
     stages[0].next()
 
@@ -1602,7 +1700,7 @@ def test_threads_and_coroutines_side_by_side(launch, stages):
 
 def test_without_uvloop_the_usual_loop_is_used(launch, stages, monkeypatch):
     """Asked for, but not installed."""
-    monkeypatch.setattr("otpy.children.coroutine.find_uvloop", lambda: None)
+    monkeypatch.setattr("otpy.children.coroutine.child.find_uvloop", lambda: None)
     launch(supervisor("app", children=[coroutine(stages[0], id="a", uvloop=True)]))
 
     assert isinstance(stages[0].next().loop, asyncio.SelectorEventLoop)
@@ -1613,7 +1711,12 @@ def test_with_uvloop(launch, recorder, stages):
     """The real one, where it is installed: crash, replacement, stop."""
     import uvloop
 
-    app = launch(supervisor("app", children=[coroutine(stages[0], id="a", uvloop=True), coroutine(wait, uvloop=True)]))
+    app = launch(
+        supervisor(
+            "app",
+            children=[coroutine(stages[0], id="a", uvloop=True), coroutine(wait, uvloop=True)],
+        )
+    )
     life = stages[0].next()
     life.crash()
     again = stages[0].next()
@@ -1631,10 +1734,13 @@ class Likeness:
 
 def test_a_loop_that_cannot_tell_is_asked(launch, recorder, stages, monkeypatch, gate, clock):  # noqa: PLR0917
     """It shares nothing with the usual one, and is found when it does not answer."""
-    monkeypatch.setattr("otpy.children.coroutine.find_uvloop", lambda: Likeness)
+    monkeypatch.setattr("otpy.children.coroutine.child.find_uvloop", lambda: Likeness)
     first, second, _ = stages
     app = launch(
-        supervisor("app", children=[coroutine(first, id="a", uvloop=True), coroutine(second, id="b")]), clock=clock
+        supervisor(
+            "app", children=[coroutine(first, id="a", uvloop=True), coroutine(second, id="b")]
+        ),
+        clock=clock,
     )
     life = first.next()
     assert life.loop is not second.next().loop

@@ -10,26 +10,46 @@ import pytest
 
 import otpy
 from otpy import abc, reports
-from otpy.running import Options
+from otpy.runtime.running import Options
 from otpy.specs import Common
 
 ROOT = Path(__file__).parent.parent
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 REFERENCE = (ROOT / "docs" / "reference.md").read_text("utf-8")
 
-REPORTS = [one for one in vars(reports).values() if isinstance(one, type) and issubclass(one, reports.Report)]
+REPORTS = [
+    one
+    for one in vars(reports).values()
+    if isinstance(one, type) and issubclass(one, reports.Report)
+]
 PUBLIC = [getattr(otpy, name) for name in otpy.__all__]
 
 MEMBERS = [
     *Common.__annotations__,
     *Options.__annotations__,
-    *(field.name for field in attrs.fields(otpy.SupervisorSpec) if field.name not in ("start", "dynamic")),
-    *(name for name in dir(otpy.Supervisor) if not name.startswith("_")),
-    *(name for name in dir(otpy.Service) if not name.startswith("_")),
-    *(value.name for choice in PUBLIC if isinstance(choice, type(otpy.Strategy)) for value in choice),
     *(
         field.name
-        for value in (otpy.ChildInfo, otpy.Counts, otpy.Snapshot, otpy.Escalation, otpy.StopReport, *REPORTS)
+        for field in attrs.fields(otpy.SupervisorSpec)
+        if field.name not in ("start", "dynamic")
+    ),
+    *(name for name in dir(otpy.Supervisor) if not name.startswith("_")),
+    *(name for name in dir(otpy.Service) if not name.startswith("_")),
+    *(
+        value.name
+        for choice in PUBLIC
+        if isinstance(choice, type(otpy.Strategy))
+        for value in choice
+    ),
+    *(
+        field.name
+        for value in (
+            otpy.ChildInfo,
+            otpy.Counts,
+            otpy.Snapshot,
+            otpy.Escalation,
+            otpy.StopReport,
+            *REPORTS,
+        )
         for field in attrs.fields(value)
     ),
 ]
@@ -80,7 +100,9 @@ def anchors(page):
 def test_the_index_has_every_page():
     index = (ROOT / "docs" / "index.md").read_text("utf-8")
 
-    assert [page.name for page in DOCS if f"({page.name})" not in index and page.name != "index.md"] == []
+    assert [
+        page.name for page in DOCS if f"({page.name})" not in index and page.name != "index.md"
+    ] == []
 
 
 def test_the_commands_come_first():

@@ -40,7 +40,10 @@ def test_a_failure_travels_to_the_root():
         otpy.run(tree, on_escalation=everything.append, log=False)
 
     assert [escalation.path for escalation in everything] == ["app/s/t", "app/s", "app"]
-    assert [(name, escalation.path) for name, escalation in heard] == [("s", "app/s"), ("app", "app")]
+    assert [(name, escalation.path) for name, escalation in heard] == [
+        ("s", "app/s"),
+        ("app", "app"),
+    ]
     first, second, last = everything
     assert (first.child, first.parent, first.restarts, first.intensity, first.period) == (
         "app/s/t/x",
@@ -72,7 +75,10 @@ def test_a_supervisor_that_gave_up_and_is_not_permanent(launch, recorder, restar
     """Giving up is a normal exit: it is not restarted; but it is always reported."""
     puppet, heard = Puppet(), []
     app = launch(
-        supervisor("app", children=[supervisor("s", restart=restart, intensity=0, children=[puppet.spec("x")])]),
+        supervisor(
+            "app",
+            children=[supervisor("s", restart=restart, intensity=0, children=[puppet.spec("x")])],
+        ),
         on_escalation=heard.append,
     )
     puppet.next().crash()
@@ -96,7 +102,9 @@ def test_a_handler_that_raises_or_blocks_harms_nothing():
 
     puppet = Puppet()
     with structlog.testing.capture_logs() as logs:
-        tree = supervisor("app", intensity=5, children=[supervisor("s", intensity=0, children=[puppet.spec("x")])])
+        tree = supervisor(
+            "app", intensity=5, children=[supervisor("s", intensity=0, children=[puppet.spec("x")])]
+        )
         with otpy.start(tree, on_escalation=handler, log=False) as app:
             puppet.next().crash()
             puppet.next().crash()
@@ -115,8 +123,13 @@ def test_a_handler_may_stop_the_tree():
     """It runs on a thread of its own."""
     puppet, reports = Puppet(), []
     holder = []
-    tree = supervisor("app", children=[supervisor("s", restart="temporary", intensity=0, children=[puppet.spec("x")])])
-    app = otpy.start(tree, on_escalation=lambda escalation: reports.append(holder[0].stop()), log=False)
+    tree = supervisor(
+        "app",
+        children=[supervisor("s", restart="temporary", intensity=0, children=[puppet.spec("x")])],
+    )
+    app = otpy.start(
+        tree, on_escalation=lambda escalation: reports.append(holder[0].stop()), log=False
+    )
     holder.append(app)
     puppet.next().crash()
     reason = app.wait(HANG)
@@ -138,5 +151,9 @@ def test_run_returns_the_report_of_a_tree_that_ended_in_order():
     )
     report = otpy.run(tree, log=False)
 
-    assert (report.path, report.reason.kind, report.stopped) == ("app", ExitKind.SHUTDOWN, ("app/a",))
+    assert (report.path, report.reason.kind, report.stopped) == (
+        "app",
+        ExitKind.SHUTDOWN,
+        ("app/a",),
+    )
     assert report.duration >= 0.0

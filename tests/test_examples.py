@@ -23,7 +23,9 @@ EXAMPLES = ROOT / "examples"
 
 def run_example(name: str, *args: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-W", "error", str(EXAMPLES / name), *args]
-    return subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=2 * HANG, check=False)
+    return subprocess.run(
+        command, capture_output=True, text=True, encoding="utf-8", timeout=2 * HANG, check=False
+    )
 
 
 def load(name: str) -> ModuleType:
@@ -50,7 +52,12 @@ def test_quickstart_crashes_and_recovers(quickstart):
     done = quickstart
 
     assert done.returncode == 0, done.stderr
-    assert re.findall(r"square, life (\d): (\d+)", done.stdout) == [("1", "1"), ("1", "4"), ("2", "16"), ("3", "36")]
+    assert re.findall(r"square, life (\d): (\d+)", done.stdout) == [
+        ("1", "1"),
+        ("1", "4"),
+        ("2", "16"),
+        ("3", "36"),
+    ]
     assert done.stdout.count("child_terminated") == 2
     assert "invalid literal for int() with base 10: 'three'" in done.stdout
     assert "tick: all is well" in done.stdout
@@ -68,12 +75,16 @@ def test_the_readme_shows_the_quickstart():
 def test_the_readme_shows_what_the_quickstart_prints(quickstart):
     """Line by line, but for the times, what is cut off ("…"), and how often the clock ticks meanwhile."""
     (block,) = re.findall(r"```text\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
-    printed = [re.sub(r"^[\d-]+ [\d:]+ (?=\[)", "", line) for line in quickstart.stdout.splitlines()]
+    printed = [
+        re.sub(r"^[\d-]+ [\d:]+ (?=\[)", "", line) for line in quickstart.stdout.splitlines()
+    ]
     tick = "tick: all is well"
     shown = "".join(f"{line}\n" for line in block.splitlines() if line != tick)
     pattern = re.sub(r" *…", ".*", re.escape(shown).replace(r"\ ", " "))
 
-    assert re.fullmatch(pattern, "".join(f"{line}\n" for line in printed if line != tick), re.DOTALL)
+    assert re.fullmatch(
+        pattern, "".join(f"{line}\n" for line in printed if line != tick), re.DOTALL
+    )
     assert tick in block.splitlines()
 
 
@@ -113,7 +124,9 @@ def test_health_finds_a_worker_that_hangs_and_replaces_it():
     done = run_example("health.py")
 
     assert done.returncode == 0, done.stderr
-    assert re.findall(r"meter (\d) says (\d+)", done.stdout) == [(str(meter), str(20 + meter)) for meter in range(1, 6)]
+    assert re.findall(r"meter (\d) says (\d+)", done.stdout) == [
+        (str(meter), str(20 + meter)) for meter in range(1, 6)
+    ]
     assert "app/read has stalled at: answer.acquire()\n" in done.stdout
     assert "life 1: meter 3" not in done.stdout
     assert done.stdout.endswith("the end: shutdown: auto_shutdown\nleft behind: app/read\n")
@@ -131,7 +144,9 @@ def test_pipeline_builds_and_tries_again():
     assert steps.index("pack") == modules
     assert set(steps[modules + 1 :]) == {"check", "sign", "upload", "lint", "announce"}
     assert f"{modules} modules are released" in lines
-    assert re.fullmatch(rf"{modules + 6} passed, 0 failed, 0 skipped in \d+\.\ds and 2 uploads", lines[-1])
+    assert re.fullmatch(
+        rf"{modules + 6} passed, 0 failed, 0 skipped in \d+\.\ds and 2 uploads", lines[-1]
+    )
 
 
 def test_pipeline_skips_what_comes_after_a_failure():
@@ -151,7 +166,9 @@ def test_ingest_loses_nothing_in_hundreds_of_crashes():
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.rstrip().endswith("equal to the sequential run")
     assert "NOT" not in done.stdout
-    files, crashes = re.search(r"^(\d+) files, .* (\d+) crashes;", done.stdout, re.MULTILINE).groups()
+    files, crashes = re.search(
+        r"^(\d+) files, .* (\d+) crashes;", done.stdout, re.MULTILINE
+    ).groups()
     assert int(files) == 150
     assert 100 <= int(crashes) <= 200
     assert done.stderr == ""
@@ -184,7 +201,9 @@ def test_ingest_notices_a_wrong_count(tmp_path, capsys, monkeypatch):
     ingest = load("ingest")
     (tmp_path / "a.py").write_text("one\n")
     save = ingest.save
-    monkeypatch.setattr(ingest, "save", lambda db, name, lines, words: save(db, name, lines + 1, words))
+    monkeypatch.setattr(
+        ingest, "save", lambda db, name, lines, words: save(db, name, lines + 1, words)
+    )
 
     assert not ingest.ingest(tmp_path, ["a.py"], tmp_path / "index.sqlite", 0, None)
     assert "NOT EQUAL to the sequential run" in capsys.readouterr().out
@@ -220,7 +239,9 @@ def test_ingest_has_a_status_page(tmp_path, capsys):
 def test_services_survive_chaos():
     """Each kill restarts what comes after; nothing is left in the end."""
     done = run_example("services.py", "--chaos", "3")
-    ends = re.findall(r"(\d) times services/(?:writer|server): crashed: killed by SIGKILL", done.stdout)
+    ends = re.findall(
+        r"(\d) times services/(?:writer|server): crashed: killed by SIGKILL", done.stdout
+    )
     lives = {int(life) for life in re.findall(r"client, life (\d): news", done.stdout)}
 
     assert done.returncode == 0, done.stderr

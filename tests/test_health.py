@@ -18,11 +18,11 @@ from otpy import (
     dynamic_supervisor,
     supervisor,
     thread,
-    threads,
 )
-from otpy.mailbox import SystemClock
 from otpy.reports import ChildTerminated, Progress, Stalled, Unstopped
-from otpy.threads import ThreadState
+from otpy.runtime import threads
+from otpy.runtime.mailbox import SystemClock
+from otpy.runtime.threads import ThreadState
 from tests.helpers import HANG, ManualClock, Puppet, wait_until
 
 SOON = 0.05
@@ -100,7 +100,9 @@ class TestStalls:
             finally:
                 late.put(ctx.running)
 
-        app = launch(supervisor("app", children=[thread(worker, id="a", heartbeat=SOON, shutdown=SOON)]))
+        app = launch(
+            supervisor("app", children=[thread(worker, id="a", heartbeat=SOON, shutdown=SOON)])
+        )
         recorder.wait_for(Unstopped, "app/a")
         recorder.wait_for(Progress, "app/a", 2)
         (stray,) = [one for one in threads.entries() if one.state is ThreadState.UNSTOPPED]
@@ -126,7 +128,9 @@ class TestStalls:
 
         children = [thread(silent, id="a", heartbeat=SOON)]
         app = launch(supervisor("app", children=children))
-        starter = threading.Thread(target=app.start_child, args=(thread(slow, id="slow", ready=True),))
+        starter = threading.Thread(
+            target=app.start_child, args=(thread(slow, id="slow", ready=True),)
+        )
         starter.start()
         wait_until(lambda: len(app.which_children()) == 2)
         recorder.wait_for(Stalled, "app/a")
@@ -172,7 +176,10 @@ class TestStalls:
     def test_allow_extends_the_limit_once(self, launch, recorder):
         """The next check-in is due at the usual time again."""
         clock = ManualClock()
-        app = launch(supervisor("app", children=[(puppet := Puppet()).spec("a", heartbeat=SOON)]), clock=clock)
+        app = launch(
+            supervisor("app", children=[(puppet := Puppet()).spec("a", heartbeat=SOON)]),
+            clock=clock,
+        )
         core = app._tree.directory["app"]
         life = puppet.next()
         ctx = life.ctx
@@ -194,7 +201,10 @@ class TestStalls:
         class Still(SystemClock):
             monotonic = staticmethod(lambda: 1000.0)
 
-        launch(supervisor("app", children=[(puppet := Puppet()).spec("a", heartbeat=10.0)]), clock=Still())
+        launch(
+            supervisor("app", children=[(puppet := Puppet()).spec("a", heartbeat=10.0)]),
+            clock=Still(),
+        )
         life = puppet.next()
         in_child(life, lambda: (life.ctx.check_in(allow=3600), life.ctx.check_in()))
 
@@ -221,12 +231,16 @@ class TestStalls:
                 gate.wait(HANG)
 
         app = launch(supervisor("app"))
-        spec = thread(worker, id="a", heartbeat=SOON, ready=True, shutdown="infinity", restart="temporary")
+        spec = thread(
+            worker, id="a", heartbeat=SOON, ready=True, shutdown="infinity", restart="temporary"
+        )
         starter = threading.Thread(target=app.start_child, args=(spec,))
         starter.start()
         wait_until(lambda: app.which_children())
         app.start_child(thread(silent, id="watch", heartbeat=2 * SOON))
-        recorder.wait_for(Stalled, "app/watch")  # by now "a" has been silent for longer than its heartbeat
+        recorder.wait_for(
+            Stalled, "app/watch"
+        )  # by now "a" has been silent for longer than its heartbeat
 
         assert recorder.of(Stalled, "app/a") == []
         gate.set()
@@ -245,7 +259,10 @@ class TestStalls:
                 return 1e9 + sum(steps)
 
         steps = []
-        children = [(puppet := Puppet()).spec("a", heartbeat=600.0), thread(silent, id="b", heartbeat=SOON)]
+        children = [
+            (puppet := Puppet()).spec("a", heartbeat=600.0),
+            thread(silent, id="b", heartbeat=SOON),
+        ]
         app = launch(supervisor("app", children=children), clock=Stepping())
         recorder.wait_for(Progress, "app/b", 2)
         life = puppet.next()
@@ -291,7 +308,10 @@ class TestState:
         _, puppet = self.child(launch)
         first = puppet.next()
         assert in_child(first, lambda: first.ctx.state) is None
-        in_child(first, lambda: (first.ctx.check_in(1), first.ctx.check_in({"line": 2}), first.ctx.check_in()))
+        in_child(
+            first,
+            lambda: (first.ctx.check_in(1), first.ctx.check_in({"line": 2}), first.ctx.check_in()),
+        )
         first.crash()
         second = puppet.next()
 
@@ -304,7 +324,10 @@ class TestState:
         """Neither the child that saved it nor the one that got it changes it afterwards."""
         _, puppet = self.child(launch)
         first, value = puppet.next(), [[1]]
-        in_child(first, lambda: (first.ctx.check_in(value), value[0].append(2), first.ctx.state[0].append(3)))
+        in_child(
+            first,
+            lambda: (first.ctx.check_in(value), value[0].append(2), first.ctx.state[0].append(3)),
+        )
         first.crash()
         second = puppet.next()
         in_child(second, lambda: second.ctx.state[0].append(4))
@@ -368,7 +391,11 @@ class TestState:
             ctx.ready()
             silent(ctx)
 
-        launch(supervisor("app", children=[thread(worker, id="a", ready=True, heartbeat=SOON, shutdown=0)]))
+        launch(
+            supervisor(
+                "app", children=[thread(worker, id="a", ready=True, heartbeat=SOON, shutdown=0)]
+            )
+        )
         recorder.wait_for(Unstopped, "app/a")
         gate.set()
 
@@ -377,7 +404,9 @@ class TestState:
     def test_it_survives_a_group_restart_and_restart_child(self, launch):
         """Whoever stops it."""
         one, other = Puppet(), Puppet()
-        app = launch(supervisor("app", strategy="one_for_all", children=[one.spec("a"), other.spec("b")]))
+        app = launch(
+            supervisor("app", strategy="one_for_all", children=[one.spec("a"), other.spec("b")])
+        )
         first = one.next()
         in_child(first, lambda: first.ctx.check_in("saved"))
         other.next().crash()
@@ -404,7 +433,9 @@ class TestState:
     def test_it_goes_with_the_supervisor(self, launch):
         """A supervisor that is restarted begins with new children; what must survive that belongs into a file."""
         puppet = Puppet()
-        launch(supervisor("app", children=[supervisor("s", intensity=0, children=[puppet.spec("a")])]))
+        launch(
+            supervisor("app", children=[supervisor("s", intensity=0, children=[puppet.spec("a")])])
+        )
         first = puppet.next()
         in_child(first, lambda: first.ctx.check_in("saved"))
         first.crash()
@@ -417,7 +448,9 @@ class TestWaits:
     def test_the_wait_is_a_state(self, launch, recorder):
         """With the time that is left; restart_child ends it at once."""
         puppet = Puppet()
-        app = launch(supervisor("app", children=[puppet.spec("a", backoff=Backoff(3600, 3600, jitter=0))]))
+        app = launch(
+            supervisor("app", children=[puppet.spec("a", backoff=Backoff(3600, 3600, jitter=0))])
+        )
         puppet.next().crash()
         recorder.wait_for(ChildTerminated, "app/a")
         info = only_child(app)
@@ -430,7 +463,11 @@ class TestWaits:
     def test_it_is_over_when_it_is_due(self, launch, recorder):
         """By itself."""
         puppet = Puppet()
-        launch(supervisor("app", intensity=9, children=[puppet.spec("a", backoff=Backoff(0.001, 0.002))]))
+        launch(
+            supervisor(
+                "app", intensity=9, children=[puppet.spec("a", backoff=Backoff(0.001, 0.002))]
+            )
+        )
         for _ in range(5):
             puppet.next().crash()
 
@@ -473,7 +510,11 @@ class TestDetach:
         life = puppet.next()
         report = app.detach()
 
-        assert (report.detached, report.stopped, report.reason.detail) == (("app/a",), (), "detached")
+        assert (report.detached, report.stopped, report.reason.detail) == (
+            ("app/a",),
+            (),
+            "detached",
+        )
         assert not app.alive
         assert app.stop() == app.detach() == report
         (entry,) = [one for one in threads.entries() if one.thread.name == "app/a"]
@@ -525,13 +566,18 @@ class TestDetach:
     def test_a_nested_supervisor_stays_down(self, launch, recorder):
         """Its parent does not restart it, and goes on; a crash that comes later is told."""
         puppet, other = Puppet(), Puppet()
-        nested = supervisor("s", children=[puppet.spec("a"), supervisor("deep", children=[puppet.spec("b")])])
+        nested = supervisor(
+            "s", children=[puppet.spec("a"), supervisor("deep", children=[puppet.spec("b")])]
+        )
         app = launch(supervisor("app", children=[nested, other.spec("c")]))
         lives = {life.ctx.id: life for life in (puppet.next(), puppet.next())}
         report = app.find("app/s").detach()
 
         assert set(report.detached) == {"app/s/a", "app/s/deep/b"}
-        assert [one.state for one in app.which_children()] == [ChildState.UNDEFINED, ChildState.RUNNING]
+        assert [one.state for one in app.which_children()] == [
+            ChildState.UNDEFINED,
+            ChildState.RUNNING,
+        ]
         lives["a"].crash()
         recorder.wait_for(ChildTerminated, "app/s/a")
         lives["b"].leave()

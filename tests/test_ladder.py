@@ -71,7 +71,9 @@ def idle(ctx):
 
 def test_a_python_loop_is_interrupted(launch, recorder):
     """The second rung: it ends with Killed, and that is reported."""
-    app = launch(supervisor("app", children=[thread(loop, id="a", shutdown=0.0), thread(idle, id="b")]))
+    app = launch(
+        supervisor("app", children=[thread(loop, id="a", shutdown=0.0), thread(idle, id="b")])
+    )
     report = app.stop()
 
     assert (report.stopped, report.interrupted, report.unstopped) == (("app/b",), ("app/a",), ())
@@ -88,7 +90,9 @@ def test_brutal_kill_is_what_was_wanted(launch, recorder):
 
 def test_a_stuck_thread_is_named_with_its_stack(launch, recorder, stuck):
     """The third rung: reported, counted, and in the StopReport while it lives."""
-    app = launch(supervisor("app", children=[thread(stuck, id="a", shutdown=0.0), thread(idle, id="b")]))
+    app = launch(
+        supervisor("app", children=[thread(stuck, id="a", shutdown=0.0), thread(idle, id="b")])
+    )
     stuck.wait()
     report = app.stop()
 
@@ -105,7 +109,10 @@ def test_a_stop_with_a_budget_names_all_that_are_stuck(launch, stucks):
             "app",
             children=[
                 supervisor(
-                    "s", children=[thread(one, id=f"c{n}", shutdown="infinity") for n, one in enumerate(stucks)]
+                    "s",
+                    children=[
+                        thread(one, id=f"c{n}", shutdown="infinity") for n, one in enumerate(stucks)
+                    ],
                 ),
                 thread(idle, id="z"),
             ],
@@ -123,7 +130,9 @@ def test_a_stop_with_a_budget_names_all_that_are_stuck(launch, stucks):
 def test_a_nested_supervisor_names_what_is_left_of_it(launch, stuck):
     """Its own stop report, too."""
     children = [thread(stuck, id="x", shutdown=0.0), thread(idle, id="a")]
-    app = launch(supervisor("app", children=[supervisor("s", restart="temporary", children=children)]))
+    app = launch(
+        supervisor("app", children=[supervisor("s", restart="temporary", children=children)])
+    )
     stuck.wait()
 
     assert [one.path for one in app.find("app/s").stop().unstopped] == ["app/s/x"]
@@ -158,14 +167,23 @@ def test_a_stuck_child_is_held_for(launch, recorder, stuck):
         supervisor(
             "app",
             strategy="one_for_all",
-            children=[puppet.spec("a"), thread(stuck, id="b", shutdown=0.0, unstopped="hold"), thread(idle, id="c")],
+            children=[
+                puppet.spec("a"),
+                thread(stuck, id="b", shutdown=0.0, unstopped="hold"),
+                thread(idle, id="c"),
+            ],
         )
     )
     stuck.wait()
     puppet.next().crash()
     recorder.wait_for(Unstopped, "app/b")
     puppet.next()
-    wait_until(lambda: [info.state.value for info in app.which_children()] == ["running", "unstopped", "undefined"])
+    wait_until(
+        lambda: (
+            [info.state.value for info in app.which_children()]
+            == ["running", "unstopped", "undefined"]
+        )
+    )
     with pytest.raises(otpy.StillRunning):
         app.restart_child("b")
     stuck.gate.set()
@@ -262,7 +280,9 @@ def test_a_child_that_swallows_the_interrupt(launch, go):
 
 def test_a_start_that_hangs_goes_through_the_ladder(recorder, stuck):
     """start_timeout, then shutdown, then the interrupt, then it is given up, and the start has failed."""
-    tree = supervisor("app", children=[thread(stuck, id="a", ready=True, start_timeout=0.5, shutdown=0.0)])
+    tree = supervisor(
+        "app", children=[thread(stuck, id="a", ready=True, start_timeout=0.5, shutdown=0.0)]
+    )
 
     with pytest.raises(StartError) as caught:
         otpy.start(tree, reports=recorder, log=False)
@@ -308,7 +328,9 @@ class TestGate:
                         gate.close()
                 except otpy.Killed:
                     ended.append("hit")
-                sum(range(200))  # a late one would hit here, and end this thread without its last line
+                sum(
+                    range(200)
+                )  # a late one would hit here, and end this thread without its last line
                 ended.append("end")
 
             target = threading.Thread(target=body)

@@ -29,8 +29,14 @@ FOUND = {
     "the class by another name": ("from threading import Thread as T\nT()", ["2:1 OTP001"]),
     "all names": ("from threading import *\nThread()", ["2:1 OTP001"]),
     "an alias": ("import threading\nT = threading.Thread\nT()", ["3:1 OTP001"]),
-    "an alias of an alias": ("import threading as t\nu = t\nT: type = u.Thread\nU = T\nU()", ["5:1 OTP001"]),
-    "two aliases at once": ("import threading as t\nA, T = int, t.Thread\nA()\nT()", ["4:1 OTP001"]),
+    "an alias of an alias": (
+        "import threading as t\nu = t\nT: type = u.Thread\nU = T\nU()",
+        ["5:1 OTP001"],
+    ),
+    "two aliases at once": (
+        "import threading as t\nA, T = int, t.Thread\nA()\nT()",
+        ["4:1 OTP001"],
+    ),
     "a walrus": ("import threading\nif T := threading.Thread:\n    T()", ["3:5 OTP001"]),
     "one of two": (THREAD + "T = int if big else Thread\nT()", ["3:1 OTP001"]),
     "the one or the other": (THREAD + "(given or Thread)()", ["2:1 OTP001"]),
@@ -41,9 +47,18 @@ FOUND = {
         "try:\n    from threading import Thread\nexcept ImportError:\n    Thread = None\nThread()",
         ["5:1 OTP001"],
     ),
-    "for type checkers": ("if TYPE_CHECKING:\n    from threading import Thread\nThread()", ["3:1 OTP001"]),
-    "in a function": ("def f():\n    import threading\n    return threading.Thread()", ["3:12 OTP001"]),
-    "in a method": (THREAD + "class A:\n    def f(self):\n        Thread(target=self.f)", ["4:9 OTP001"]),
+    "for type checkers": (
+        "if TYPE_CHECKING:\n    from threading import Thread\nThread()",
+        ["3:1 OTP001"],
+    ),
+    "in a function": (
+        "def f():\n    import threading\n    return threading.Thread()",
+        ["3:12 OTP001"],
+    ),
+    "in a method": (
+        THREAD + "class A:\n    def f(self):\n        Thread(target=self.f)",
+        ["4:9 OTP001"],
+    ),
     "a class's own name": (THREAD + "class A:\n    T = Thread\n    t = T()", ["4:9 OTP001"]),
     "a default": (THREAD + "def f(thread=Thread()): pass", ["2:14 OTP001"]),
     "a decorator": (THREAD + "@Thread(x)\ndef f(): pass", ["2:2 OTP001"]),
@@ -54,7 +69,8 @@ FOUND = {
         ["5:5 OTP001"],
     ),
     "a nonlocal name": (
-        THREAD + "def f():\n    T = 1\n    def g():\n        nonlocal T\n        T = Thread\n    T()",
+        THREAD
+        + "def f():\n    T = 1\n    def g():\n        nonlocal T\n        T = Thread\n    T()",
         ["7:5 OTP001"],
     ),
     "a name of the module, from within a class": (
@@ -65,11 +81,20 @@ FOUND = {
     "two in one line": (THREAD + "Thread(); Thread()", ["2:1 OTP001", "2:11 OTP001"]),
     "columns are characters": (THREAD + "'ä€😀', Thread()", ["2:8 OTP001"]),
     "carriage returns and form feeds": (THREAD + "x = 1\r\n\x0cThread()\r", ["3:2 OTP001"]),
-    "partial": (THREAD + "from functools import partial\npartial(Thread, target=f)", ["3:1 OTP001"]),
+    "partial": (
+        THREAD + "from functools import partial\npartial(Thread, target=f)",
+        ["3:1 OTP001"],
+    ),
     "map": (THREAD + "map(Thread, targets)", ["2:1 OTP001"]),
     "a subclass": (THREAD + "class W(Thread): pass\nW()", ["2:9 OTP002"]),
-    "a subclass with other bases": (THREAD + "class W(A, Thread, metaclass=B): pass", ["2:12 OTP002"]),
-    "a subclass of a subclass": (THREAD + "class V(Thread): pass\nclass W(V): pass\nW()", ["2:9 OTP002", "3:9 OTP002"]),
+    "a subclass with other bases": (
+        THREAD + "class W(A, Thread, metaclass=B): pass",
+        ["2:12 OTP002"],
+    ),
+    "a subclass of a subclass": (
+        THREAD + "class V(Thread): pass\nclass W(V): pass\nW()",
+        ["2:9 OTP002", "3:9 OTP002"],
+    ),
     "a subclass of the same name": (THREAD + "class Thread(Thread): pass", ["2:14 OTP002"]),
     "a low-level thread": ("import _thread\n_thread.start_new_thread(f, ())", ["2:1 OTP003"]),
     "low-level threads": (
@@ -77,24 +102,40 @@ FOUND = {
         ["2:1 OTP003", "3:1 OTP003"],
     ),
     "daemon": (THREAD + "Thread(daemon=True)", ["2:1 OTP001", "2:8 OTP101"]),
-    "daemon in another line": (THREAD + "Thread(\n  target=f,\n  daemon=1,\n)", ["2:1 OTP001", "4:3 OTP101"]),
+    "daemon in another line": (
+        THREAD + "Thread(\n  target=f,\n  daemon=1,\n)",
+        ["2:1 OTP001", "4:3 OTP101"],
+    ),
     "daemon of a partial": (
         THREAD + "import functools as f\nf.partial(Thread, daemon=True)",
         ["3:1 OTP001", "3:19 OTP101"],
     ),
     "daemon of a timer": ("from threading import Timer\nTimer(1, f, daemon=True)", ["2:13 OTP101"]),
-    "daemon of a subclass": (THREAD + "class W(Thread): pass\nW(daemon=True)", ["2:9 OTP002", "3:3 OTP101"]),
+    "daemon of a subclass": (
+        THREAD + "class W(Thread): pass\nW(daemon=True)",
+        ["2:9 OTP002", "3:3 OTP101"],
+    ),
     "daemon by super": (
         THREAD + "class W(Thread):\n    def __init__(self):\n        super().__init__(daemon=True)",
         ["2:9 OTP002", "4:26 OTP101"],
     ),
     "daemon by the base": (
-        THREAD + "class W(Thread):\n    def __init__(self):\n        Thread.__init__(self, daemon=True)",
+        THREAD
+        + "class W(Thread):\n    def __init__(self):\n        Thread.__init__(self, daemon=True)",
         ["2:9 OTP002", "4:31 OTP101"],
     ),
-    "daemon of a class": (THREAD + "class W(Thread):\n    daemon = True", ["2:9 OTP002", "3:5 OTP102"]),
-    "no daemon of a class": (THREAD + "class W(Thread):\n    daemon = False\n    name = True", ["2:9 OTP002"]),
-    "several at once": (THREAD + "a, *b = Thread, 1, 2\nb, T = 1, Thread\nb(), T()", ["4:6 OTP001"]),
+    "daemon of a class": (
+        THREAD + "class W(Thread):\n    daemon = True",
+        ["2:9 OTP002", "3:5 OTP102"],
+    ),
+    "no daemon of a class": (
+        THREAD + "class W(Thread):\n    daemon = False\n    name = True",
+        ["2:9 OTP002"],
+    ),
+    "several at once": (
+        THREAD + "a, *b = Thread, 1, 2\nb, T = 1, Thread\nb(), T()",
+        ["4:6 OTP001"],
+    ),
     "daemon set": ("worker.daemon = True", ["1:1 OTP102"]),
     "daemon set on self": (
         THREAD + "class W(Thread):\n    def f(self): self.daemon = True",
@@ -104,22 +145,34 @@ FOUND = {
     "daemon set on two": ("a.daemon = b.daemon = True", ["1:1 OTP102", "1:12 OTP102"]),
     "daemon set, among others": ("a.daemon, a.name = True, 'a'", ["1:1 OTP102"]),
     "daemon set the old way": ("worker.setDaemon(True)", ["1:1 OTP102"]),
-    "a pool": ("import concurrent.futures\nconcurrent.futures.ThreadPoolExecutor()", ["2:1 OTP005"]),
+    "a pool": (
+        "import concurrent.futures\nconcurrent.futures.ThreadPoolExecutor()",
+        ["2:1 OTP005"],
+    ),
     "a pool by the package": (
         "from concurrent import futures as f\nf.ProcessPoolExecutor(2).submit(g)",
         ["2:1 OTP005"],
     ),
-    "a pool by its module": ("from concurrent.futures.thread import ThreadPoolExecutor as T\nT()", ["2:1 OTP005"]),
+    "a pool by its module": (
+        "from concurrent.futures.thread import ThreadPoolExecutor as T\nT()",
+        ["2:1 OTP005"],
+    ),
     "a pool of one's own": (POOL + "class P(Pool): pass\np = P()", ["3:5 OTP005"]),
     "a pool with a name": (POOL + "pool = Pool()\npool.submit(f)", ["2:8 OTP005"]),
-    "a pool in an attribute": (POOL + "class A:\n    def f(self):\n        self.pool = Pool()", ["4:21 OTP005"]),
+    "a pool in an attribute": (
+        POOL + "class A:\n    def f(self):\n        self.pool = Pool()",
+        ["4:21 OTP005"],
+    ),
     "a pool that is somebody else's business": (POOL + "serve(Pool())", ["2:7 OTP005"]),
     "another pool is shut down": (POOL + "a = Pool()\nb.shutdown()", ["2:5 OTP005"]),
     "another pool of the name is shut down": (
         POOL + "def f():\n    pool = Pool()\ndef g(pool):\n    pool.shutdown()",
         ["3:12 OTP005"],
     ),
-    "another attribute is shut down": (POOL + "self.pool = Pool()\nself.server.shutdown()", ["2:13 OTP005"]),
+    "another attribute is shut down": (
+        POOL + "self.pool = Pool()\nself.server.shutdown()",
+        ["2:13 OTP005"],
+    ),
     "a pool that others see": (
         POOL + "class A:\n    def f(self):\n        self.p = Pool()\n        return self.p",
         ["4:18 OTP005"],
@@ -133,16 +186,19 @@ FINE = {
     "a subclass of a timer": "from threading import Timer\nclass T(Timer): pass",
     "other things of the module": "import threading\nthreading.Lock(), threading.current_thread(), threading.Event()",
     "an import": "from threading import Thread",
-    "annotations": THREAD + "def f(a: Thread, *b: list[Thread]) -> Thread | None:\n    c: Thread = a\n    return c",
+    "annotations": THREAD
+    + "def f(a: Thread, *b: list[Thread]) -> Thread | None:\n    c: Thread = a\n    return c",
     "types": THREAD + "Threads = dict[str, Thread]\nThreads()",
     "isinstance": "import threading\nisinstance(x, threading.Thread) or issubclass(y, (int, threading.Thread))",
     "except": THREAD + "try: pass\nexcept Thread: pass",
     "a match": THREAD + "match x:\n    case Thread(name=n): pass",
-    "a mention": THREAD + "kind = Thread\nregister(Thread)\nx is Thread\nThread.run(self)\nThread.start",
+    "a mention": THREAD
+    + "kind = Thread\nregister(Thread)\nx is Thread\nThread.run(self)\nThread.start",
     "a comment": "import threading\n# threading.Thread(daemon=True)",
     "a docstring": '"""import threading; threading.Thread(daemon=True)\n\nworker.daemon = True\n"""',
     "a parameter": THREAD + "def f(Thread): return Thread()\ng = lambda Thread: Thread()",
-    "other parameters": THREAD + "def f(*Thread, **kinds): Thread()\nasync def g(*, Thread): Thread()",
+    "other parameters": THREAD
+    + "def f(*Thread, **kinds): Thread()\nasync def g(*, Thread): Thread()",
     "a local class": THREAD + "def f():\n    class Thread: pass\n    Thread()",
     "a local function": THREAD + "def f():\n    def Thread(): pass\n    Thread()",
     "a local coroutine": THREAD + "def f():\n    async def Thread(): pass\n    Thread()",
@@ -177,28 +233,37 @@ FINE = {
     "a shutdown for later": POOL + "pool = Pool()\natexit.register(pool.shutdown)",
     "a shutdown at once": POOL + "Pool().shutdown()",
     "a shutdown in a function": POOL + "pool = Pool()\ndef stop(): pool.shutdown()",
-    "a shutdown of a global": POOL + "def start():\n    global pool\n    pool = Pool()\ndef stop(): pool.shutdown()",
+    "a shutdown of a global": POOL
+    + "def start():\n    global pool\n    pool = Pool()\ndef stop(): pool.shutdown()",
     "a shutdown of a nonlocal": POOL
     + "def f():\n    pool = None\n    def g():\n        nonlocal pool\n        pool = Pool()\n    pool.shutdown()",
     "a shutdown of an attribute": (
-        POOL + "class A:\n    def f(self): self.pool = given or Pool()\n    def g(self): self.pool.shutdown()"
+        POOL
+        + "class A:\n    def f(self): self.pool = given or Pool()\n    def g(self): self.pool.shutdown()"
     ),
-    "a shutdown by another class": POOL + "class A:\n    def f(self): self.pool = Pool()\ndef g(a): a.pool.shutdown()",
-    "a shutdown of a class's own": POOL + "class A:\n    pool = Pool()\n    def f(self): self.pool.shutdown()",
-    "a shutdown by another name": POOL + "self.pool = Pool()\npool, self.pool = self.pool, None\npool.shutdown()",
-    "a shutdown of many": POOL + "pools = [Pool() for _ in range(3)]\nfor pool in pools: pool.shutdown()",
-    "a shutdown of many, in short": POOL + "pools = {'a': Pool()}\n[pools[key].shutdown() for key in pools]",
+    "a shutdown by another class": POOL
+    + "class A:\n    def f(self): self.pool = Pool()\ndef g(a): a.pool.shutdown()",
+    "a shutdown of a class's own": POOL
+    + "class A:\n    pool = Pool()\n    def f(self): self.pool.shutdown()",
+    "a shutdown by another name": POOL
+    + "self.pool = Pool()\npool, self.pool = self.pool, None\npool.shutdown()",
+    "a shutdown of many": POOL
+    + "pools = [Pool() for _ in range(3)]\nfor pool in pools: pool.shutdown()",
+    "a shutdown of many, in short": POOL
+    + "pools = {'a': Pool()}\n[pools[key].shutdown() for key in pools]",
     "returned": POOL + "def f(): return Pool()",
     "returned, later": POOL + "def f():\n    pool = Pool()\n    return pool",
     "returned with others": POOL + "def f():\n    a, b = Pool(), Pool()\n    return {'a': a}, [b]",
     "a subclass from elsewhere": "from mine import Worker\nclass W(Worker): pass\nW(), Worker()",
     "put together at run time": "import threading\ngetattr(threading, 'Thr' + 'ead')(), globals()['Thread']()",
-    "a class that travels": THREAD + "def f(kind): kind()\nf(Thread)\nself.kind = Thread\nself.kind()",
+    "a class that travels": THREAD
+    + "def f(kind): kind()\nf(Thread)\nself.kind = Thread\nself.kind()",
     "threads of libraries": (
         "import asyncio, multiprocessing.dummy as d, multiprocessing.pool as p\n"
         "async def f(): await asyncio.to_thread(g)\nd.Process(), p.ThreadPool()"
     ),
-    "a factory": POOL + "import functools\nmake = lambda: Pool()\nmake_two = functools.partial(Pool, 2)",
+    "a factory": POOL
+    + "import functools\nmake = lambda: Pool()\nmake_two = functools.partial(Pool, 2)",
 }
 
 ALLOWED = {
@@ -210,13 +275,34 @@ ALLOWED = {
     "after another comment": (THREAD + "Thread()  # noqa: S1  # otpy: allow it is short", []),
     "before another comment": (THREAD + "Thread()  # otpy: allow it is short  # noqa: S1", []),
     "two at once": (THREAD + "Thread(daemon=True)  # otpy: allow it is short", []),
-    "in the first line": (THREAD + "t = Thread(  # otpy: allow it is short\n  target=f,\n  daemon=True,\n)", []),
-    "in the last line": (THREAD + "t = Thread(\n  target=f,\n  daemon=True,\n)  # otpy: allow it is short", []),
-    "in the line of one": (THREAD + "t = Thread(\n  daemon=True,  # otpy: allow it is short\n)", ["2:5 OTP001"]),
-    "in the line of one of two": (THREAD + "[\n  Thread(),  # otpy: allow it is short\n  Thread(),\n]", ["4:3 OTP001"]),
-    "in a class's line": (THREAD + "class A(Thread):  # otpy: allow it is short\n    daemon = True", ["3:5 OTP102"]),
-    "in the first line of a with": (POOL + "with f(  # otpy: allow it ends\n  Pool()\n): Pool()", ["4:4 OTP005"]),
-    "in the last line of a body": (THREAD + "if Thread():\n    f()  # otpy: allow no", ["2:4 OTP001", "3:10 OTP903"]),
+    "in the first line": (
+        THREAD + "t = Thread(  # otpy: allow it is short\n  target=f,\n  daemon=True,\n)",
+        [],
+    ),
+    "in the last line": (
+        THREAD + "t = Thread(\n  target=f,\n  daemon=True,\n)  # otpy: allow it is short",
+        [],
+    ),
+    "in the line of one": (
+        THREAD + "t = Thread(\n  daemon=True,  # otpy: allow it is short\n)",
+        ["2:5 OTP001"],
+    ),
+    "in the line of one of two": (
+        THREAD + "[\n  Thread(),  # otpy: allow it is short\n  Thread(),\n]",
+        ["4:3 OTP001"],
+    ),
+    "in a class's line": (
+        THREAD + "class A(Thread):  # otpy: allow it is short\n    daemon = True",
+        ["3:5 OTP102"],
+    ),
+    "in the first line of a with": (
+        POOL + "with f(  # otpy: allow it ends\n  Pool()\n): Pool()",
+        ["4:4 OTP005"],
+    ),
+    "in the last line of a body": (
+        THREAD + "if Thread():\n    f()  # otpy: allow no",
+        ["2:4 OTP001", "3:10 OTP903"],
+    ),
     "in the last line of a match": (
         THREAD + "match Thread():\n    case x: f()  # otpy: allow no",
         ["2:7 OTP001", "3:18 OTP903"],
@@ -228,14 +314,20 @@ ALLOWED = {
     "misspelt": (THREAD + "Thread()  # otpy: allowed, I hope", ["2:1 OTP001"]),
     "without a reason": (THREAD + "Thread()  # otpy: allow", ["2:1 OTP001", "2:11 OTP902"]),
     "without a word": (THREAD + "Thread()  # otpy: allow -- :", ["2:1 OTP001", "2:11 OTP902"]),
-    "without a reason, with a comment": (THREAD + "Thread()  # otpy: allow  # noqa", ["2:1 OTP001", "2:11 OTP902"]),
+    "without a reason, with a comment": (
+        THREAD + "Thread()  # otpy: allow  # noqa",
+        ["2:1 OTP001", "2:11 OTP902"],
+    ),
     "in the line of the call": (
         THREAD + "[\n  Thread(  # otpy: allow it is short\n    daemon=True,\n  ),\n  Thread(),\n]",
         ["6:3 OTP001"],
     ),
     "left over": ("x = 1  # otpy: allow it is short", ["1:8 OTP903"]),
     "left over, without a reason": ("x = 1  # otpy: allow", ["1:8 OTP902"]),
-    "for what is allowed": ("from threading import Timer\nTimer(1, f)  # otpy: allow it is short", ["2:14 OTP903"]),
+    "for what is allowed": (
+        "from threading import Timer\nTimer(1, f)  # otpy: allow it is short",
+        ["2:14 OTP903"],
+    ),
 }
 
 
@@ -286,7 +378,10 @@ def test_comments_and_strings_do_not_count(source):
 def test_what_is_around_it_does_not_matter(source, findings):
     """The same one block deeper: each finding one line further down and four columns to the right."""
     body = re.sub(r"^(?=[^\n])", "    ", re.sub("\r\n?", "\n", source), flags=re.MULTILINE)
-    moved = [re.sub(r"(\d+):(\d+)", lambda at: f"{int(at[1]) + 1}:{int(at[2]) + 4}", one) for one in findings]
+    moved = [
+        re.sub(r"(\d+):(\d+)", lambda at: f"{int(at[1]) + 1}:{int(at[2]) + 4}", one)
+        for one in findings
+    ]
 
     if '"""' not in source and "\x0c" not in source:
         assert found(f"if x:\n{body}\n    pass") == moved
@@ -319,7 +414,10 @@ def checked(path, **options):
         (b"(" * 5000, None),
         (b"-" * 200_000 + b"1", ["1:1 OTP901"]),
         (b"x" + b".y" * 200_000, ["1:1 OTP901"]),
-        (b"x = '\\d'; assert (1, 2)\n", []),  # the parser warns of this, and warnings are errors here
+        (
+            b"x = '\\d'; assert (1, 2)\n",
+            [],
+        ),  # the parser warns of this, and warnings are errors here
         (b"import threading\n\\\n", None),
     ],
     ids=range(15),
@@ -346,13 +444,19 @@ def test_why_it_cannot_be_checked(tmp_path, content, why):
     (path := tmp_path / "a.py").write_bytes(content)
     [finding] = lint.check(str(path), lint.Config(tmp_path))
 
-    assert re.fullmatch(f"cannot be checked: .*{re.escape(why) if why != '.' else why}.*", finding.message)
+    assert re.fullmatch(
+        f"cannot be checked: .*{re.escape(why) if why != '.' else why}.*", finding.message
+    )
 
 
 def test_depth_and_length_do_not_matter():
     """What the parser takes is checked, and in time that grows with the length only."""
     deep = "0" + "+(0" * 80 + ")" * 80
-    chain = "x = Thread\n" + "x = x.next()\nx()\n" * 2000 + "".join(f"a{n + 1} = a{n}\n" for n in range(2000))
+    chain = (
+        "x = Thread\n"
+        + "x = x.next()\nx()\n" * 2000
+        + "".join(f"a{n + 1} = a{n}\n" for n in range(2000))
+    )
 
     assert found(THREAD + f"Thread({deep})") == ["2:1 OTP001"]
     assert len(found(THREAD + "a0 = Thread\n" + chain + "a2000()")) == 2001
@@ -396,7 +500,10 @@ def scratch(tmp_path_factory):
     return tmp_path_factory.mktemp("lint") / "a.py"
 
 
-@given(content=st.binary() | st.lists(st.sampled_from(PIECES)).map(lambda pieces: "".join(pieces).encode()))
+@given(
+    content=st.binary()
+    | st.lists(st.sampled_from(PIECES)).map(lambda pieces: "".join(pieces).encode())
+)
 def test_nothing_crashes_it(scratch, content):
     scratch.write_bytes(content)
 
@@ -444,7 +551,11 @@ def run(capsys):
         except SystemExit as error:
             status = error.code
         out, err = capsys.readouterr()
-        return status, [re.sub(r":\d+:\d+: (\w+) .*", r" \1", line) for line in out.splitlines()], err.splitlines()
+        return (
+            status,
+            [re.sub(r":\d+:\d+: (\w+) .*", r" \1", line) for line in out.splitlines()],
+            err.splitlines(),
+        )
 
     return call
 
@@ -463,12 +574,24 @@ def test_nothing_found_is_status_0(place, run):
 
 
 def test_directories_are_walked(place, run):
-    for path in ["b/c.py", "a.py", "b/a/d.py", "b/e.txt", ".hidden/f.py", "env/lib/g.py", "b/__pycache__/h.pyc"]:
+    for path in [
+        "b/c.py",
+        "a.py",
+        "b/a/d.py",
+        "b/e.txt",
+        ".hidden/f.py",
+        "env/lib/g.py",
+        "b/__pycache__/h.pyc",
+    ]:
         place(path)
     place("env/pyvenv.cfg", "")
 
     assert run(".") == (1, ["a.py OTP001", "b/c.py OTP001", "b/a/d.py OTP001"], [])
-    assert run("b/e.txt", "b", "./b/c.py") == (1, ["b/e.txt OTP001", "b/c.py OTP001", "b/a/d.py OTP001"], [])
+    assert run("b/e.txt", "b", "./b/c.py") == (
+        1,
+        ["b/e.txt OTP001", "b/c.py OTP001", "b/a/d.py OTP001"],
+        [],
+    )
     assert run("env", ".hidden") == (1, ["env/lib/g.py OTP001", ".hidden/f.py OTP001"], [])
 
 
@@ -514,7 +637,8 @@ def test_rules_are_selected(place, run, select, codes):
     """An allow comment is not left over because what it allows is not selected."""
     place(
         "a.py",
-        THREAD + "Thread(daemon=True)\nx = 1  # otpy: allow it was short\nx.daemon = True\nThread()  # otpy: allow one",
+        THREAD
+        + "Thread(daemon=True)\nx = 1  # otpy: allow it was short\nx.daemon = True\nThread()  # otpy: allow one",
     )
 
     assert run("--select", select, "a.py") == (1, [f"a.py {code}" for code in codes], [])
@@ -575,7 +699,10 @@ def test_the_nearest_configuration_counts(place, run, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path / "top" / "in")
 
     assert run("a.py", "../in/a.py", "b", "../a.py")[1] == ["b/a.py OTP001", "../a.py OTP001"]
-    assert run("--config", "../../other/pyproject.toml", "a.py")[1] == ["a.py OTP004", "a.py OTP001"]
+    assert run("--config", "../../other/pyproject.toml", "a.py")[1] == [
+        "a.py OTP004",
+        "a.py OTP001",
+    ]
     assert run(str(tmp_path / "top" / "in" / "a.py"))[0] == 0
 
 
@@ -620,7 +747,11 @@ def test_others_settings_are_theirs(place, run):
 
 def execute(*command, cwd, **environment):
     """Run a command as a user would, whose Git knows nothing of this one. Return its exit status and what it says."""
-    own = {name: value for name, value in os.environ.items() if not name.startswith(("GIT_", "PRE_COMMIT", "PYTHON"))}
+    own = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("GIT_", "PRE_COMMIT", "PYTHON"))
+    }
     done = subprocess.run(
         command,
         cwd=cwd,
@@ -636,7 +767,10 @@ def execute(*command, cwd, **environment):
 
 def test_as_a_module(tmp_path):
     """Also where a stream cannot print a path, and a file has the name of a module that otpy needs."""
-    bad, env = tmp_path / "ä" / "attrs.py", {"PYTHONUTF8": "0", "LC_ALL": "C", "PYTHONIOENCODING": "ascii"}
+    bad, env = (
+        tmp_path / "ä" / "attrs.py",
+        {"PYTHONUTF8": "0", "LC_ALL": "C", "PYTHONIOENCODING": "ascii"},
+    )
     bad.parent.mkdir()
     bad.write_text("import threading\nthreading.Thread()\n")
     module = [sys.executable, "-P", "-m", "otpy.lint"]
@@ -645,7 +779,10 @@ def test_as_a_module(tmp_path):
     assert execute(*module, "attrs.py", cwd=bad.parent) == (1, told)
     status, output = execute(*module, ".", cwd=tmp_path, **env)
     assert (status, output[0], output[-len(told) :]) == (1, "\\", told)
-    assert execute(*module, "nowhere", cwd=tmp_path) == (2, "otpy.lint: nowhere: no such file or directory\n")
+    assert execute(*module, "nowhere", cwd=tmp_path) == (
+        2,
+        "otpy.lint: nowhere: no such file or directory\n",
+    )
     assert execute(*module, str(ROOT / "otpy" / "core" / "restarts.py"), cwd=tmp_path) == (0, "")
 
 
@@ -673,13 +810,28 @@ def test_flake8_has_the_rules_on_by_default(place, tmp_path):
     place("bad.py", "import os\nimport threading\n\nthreading.Thread()\n")
     _, output = execute(sys.executable, "-m", "flake8", "bad.py", cwd=tmp_path)
 
-    assert re.findall(r"^bad.py:(\d+):\d+: (\w+)", output, re.MULTILINE) == [("1", "F401"), ("4", "OTP001")]
+    assert re.findall(r"^bad.py:(\d+):\d+: (\w+)", output, re.MULTILINE) == [
+        ("1", "F401"),
+        ("4", "OTP001"),
+    ]
 
 
 def commit(repository):
     """Make a repository of a directory, and return its only commit."""
-    git = ["git", "-c", "user.name=test", "-c", "user.email=test@localhost", "-c", "init.defaultBranch=main"]
-    for command in (["init", "--quiet"], ["add", "--all"], ["commit", "--quiet", "--message", "all"]):
+    git = [
+        "git",
+        "-c",
+        "user.name=test",
+        "-c",
+        "user.email=test@localhost",
+        "-c",
+        "init.defaultBranch=main",
+    ]
+    for command in (
+        ["init", "--quiet"],
+        ["add", "--all"],
+        ["commit", "--quiet", "--message", "all"],
+    ):
         assert execute(*git, *command, cwd=repository) == (0, "")
     return execute(*git, "rev-parse", "HEAD", cwd=repository)[1].strip()
 
@@ -713,8 +865,14 @@ def test_as_hooks_of_pre_commit(tmp_path):
     assert results == [("no raw threads", "Failed"), ("no daemon threads", "Failed")], output
     assert findings == ["raw.py:2:1: OTP001", "daemons.py:1:1: OTP102"]
     assert status == 1
-    assert run("--files", "raw.py")[1] == [("no raw threads", "Failed"), ("no daemon threads", "Passed")]
-    assert run("--files", "daemons.py")[1] == [("no raw threads", "Passed"), ("no daemon threads", "Failed")]
+    assert run("--files", "raw.py")[1] == [
+        ("no raw threads", "Failed"),
+        ("no daemon threads", "Passed"),
+    ]
+    assert run("--files", "daemons.py")[1] == [
+        ("no raw threads", "Passed"),
+        ("no daemon threads", "Failed"),
+    ]
     assert run("--files", "attrs.py", "tests/exempt.py")[0] == 0
 
 
@@ -726,16 +884,24 @@ def test_this_repository_keeps_its_own_rules(run, monkeypatch):
     monkeypatch.chdir(ROOT)
 
     assert run(
-        *(name for name in ("otpy", "tests", "examples", "benchmarks", "noxfile.py") if Path(name).exists())
+        *(
+            name
+            for name in ("otpy", "tests", "examples", "benchmarks", "noxfile.py")
+            if Path(name).exists()
+        )
     ) == (0, [], [])
 
 
 def test_only_two_modules_of_ours_need_an_exemption():
     """The one that starts threads, and what runs in a process of its own."""
-    findings = [one for path in lint.files([ROOT / "otpy"]) for one in lint.check(str(path), lint.Config(ROOT))]
+    findings = [
+        one
+        for path in lint.files([ROOT / "otpy"])
+        for one in lint.check(str(path), lint.Config(ROOT))
+    ]
 
     found = sorted((Path(one.path).name, one.code) for one in findings)
-    assert found == [("remote.py", "OTP001"), ("threads.py", "OTP002")]
+    assert found == [("far_side.py", "OTP001"), ("threads.py", "OTP002")]
 
 
 PAGE = (ROOT / "docs" / "lint.md").read_text("utf-8")
@@ -750,8 +916,16 @@ def test_the_examples_of_the_page_are_right(tmp_path):
     """Each line of its code is found to break the rules that it bears, and no others."""
     code = "".join(re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL))
     (tmp_path / "page.py").write_text(code, "utf-8")
-    borne = {f"{n} {rule}" for n, line in enumerate(code.split("\n"), 1) for rule in re.findall(r"OTP\d+", line)}
-    findings = {re.sub(r":\d+", "", one) for one in checked(tmp_path / "page.py", allow_timer=False)}
+    borne = {
+        f"{n} {rule}"
+        for n, line in enumerate(code.split("\n"), 1)
+        for rule in re.findall(r"OTP\d+", line)
+    }
+    findings = {
+        re.sub(r":\d+", "", one) for one in checked(tmp_path / "page.py", allow_timer=False)
+    }
 
     assert findings == borne
-    assert {rule.split()[1] for rule in borne} == {rule for rule in lint.RULES if not rule.startswith("OTP9")}
+    assert {rule.split()[1] for rule in borne} == {
+        rule for rule in lint.RULES if not rule.startswith("OTP9")
+    }

@@ -62,7 +62,12 @@ class TestBoot:
         talk.up("a")
 
         assert talk.exit("a") == []
-        assert talk.up("b") == ["tell Progress app/b", "up", "tell ChildTerminated app/a crashed", "start a 2 as 3"]
+        assert talk.up("b") == [
+            "tell Progress app/b",
+            "up",
+            "tell ChildTerminated app/a crashed",
+            "start a 2 as 3",
+        ]
 
     def test_a_crash_during_a_boot_that_fails_is_collected_by_the_rollback(self):
         """It is judged like any end of a child that was told to stop, and nothing is restarted."""
@@ -71,7 +76,11 @@ class TestBoot:
         talk.up("a")
         talk.exit("a")
 
-        assert talk.exit("b") == ["tell StartError app/b crashed", "tell ShutdownError app/a crashed", "end shutdown a"]
+        assert talk.exit("b") == [
+            "tell StartError app/b crashed",
+            "tell ShutdownError app/a crashed",
+            "end shutdown a",
+        ]
 
     def test_a_child_that_is_not_ready_in_time_has_failed(self):
         """It goes through the stop ladder first; then its start has failed."""
@@ -80,7 +89,11 @@ class TestBoot:
         assert talk.begin() == ["start a 1 as 1", "arm 1 at 2"]
         talk.now = 2.0
         assert talk.due("a") == ["stop 1", "arm 1 at 7"]
-        assert talk.exit("a", SHUTDOWN) == ["disarm 1", "tell StartError app/a killed", "end shutdown"]
+        assert talk.exit("a", SHUTDOWN) == [
+            "disarm 1",
+            "tell StartError app/a killed",
+            "end shutdown",
+        ]
 
     def test_a_child_that_is_ready_in_time_has_no_timer_any_more(self):
         """The start's deadline is cleared, by its success and by its failure."""
@@ -104,14 +117,18 @@ class TestBoot:
 
 class TestRestart:
     @pytest.mark.parametrize("restart", ["permanent", "transient", "temporary"])
-    @pytest.mark.parametrize("reason", [NORMAL, SHUTDOWN, CRASH, KILLED, ExitReason(ExitKind.LIMIT_REACHED)])
+    @pytest.mark.parametrize(
+        "reason", [NORMAL, SHUTDOWN, CRASH, KILLED, ExitReason(ExitKind.LIMIT_REACHED)]
+    )
     def test_the_table(self, restart, reason):
         """Restart type and exit class decide; a limit breach below is of the normal class."""
         restarts = restart == "permanent" or (restart == "transient" and not reason.is_normal)
         told = restarts or (restart == "temporary" and not reason.is_normal)
         talk = booted(child("a", restart=restart))
 
-        expected = [f"tell ChildTerminated app/a {reason.kind.value}"] * told + ["start a 2 as 2"] * restarts
+        expected = [f"tell ChildTerminated app/a {reason.kind.value}"] * told + [
+            "start a 2 as 2"
+        ] * restarts
         assert talk.exit("a", reason) == expected
         assert ("a" in talk.machine.slots) == (restart != "temporary")
 
@@ -133,7 +150,11 @@ class TestRestart:
         assert talk.states() == {"a": "restarting"}
         assert talk.retry() == ["start a 3 as 4"]
         assert talk.exit("a") == ["tell StartError app/a crashed", "again 5"]
-        assert talk.retry() == ["tell LimitReached app crashed", "escalate app because of app/a", "end limit_reached"]
+        assert talk.retry() == [
+            "tell LimitReached app crashed",
+            "escalate app because of app/a",
+            "end limit_reached",
+        ]
 
     def test_one_for_all(self):
         """All others stop in reverse order, then all start in order; it is one unit."""
@@ -235,9 +256,16 @@ class TestRestart:
     @pytest.mark.parametrize(
         ("end", "kind"),
         [
-            (lambda talk: talk.exit("a", ExitReason(ExitKind.CRASHED, exceptions.Fatal())), "limit_reached"),
             (
-                lambda talk: [talk.hear(messages.TerminateChild(reply="r", id="b")), talk.due("b"), talk.due("b")],
+                lambda talk: talk.exit("a", ExitReason(ExitKind.CRASHED, exceptions.Fatal())),
+                "limit_reached",
+            ),
+            (
+                lambda talk: [
+                    talk.hear(messages.TerminateChild(reply="r", id="b")),
+                    talk.due("b"),
+                    talk.due("b"),
+                ],
                 "limit_reached",
             ),
             (lambda talk: talk.hear(messages.TooManyUnstopped("app/s/x", 3)), "limit_reached"),
@@ -263,7 +291,10 @@ class TestRestart:
         talk = booted(nested("s"))
         below = ExitReason(ExitKind.LIMIT_REACHED, exceptions.Fatal("disk gone"))
 
-        assert talk.exit("s", below) == ["tell ChildTerminated app/s limit_reached", "start s 2 as 2"]
+        assert talk.exit("s", below) == [
+            "tell ChildTerminated app/s limit_reached",
+            "start s 2 as 2",
+        ]
 
     def test_fatal_in_a_failed_restart(self):
         """There is no retry."""
@@ -331,12 +362,21 @@ class TestLadder:
 
         assert talk.hear(StopSupervisor(within=9.0)) == []
         assert talk.hear(StopSupervisor(within=0.0)) == ["disarm 0", "kill 1", "arm 1 at 0.5"]
-        assert talk.exit("a", KILLED) == ["disarm 1", "tell ShutdownError app/a killed", "end shutdown a!"]
+        assert talk.exit("a", KILLED) == [
+            "disarm 1",
+            "tell ShutdownError app/a killed",
+            "end shutdown a!",
+        ]
         assert talk.hear(StopSupervisor(within=0.0)) == []
 
     def test_hold_waits_with_the_start_and_with_nothing_else(self):
         """The others stop; the group starts up to the held child, and goes on when it has really ended."""
-        talk = booted(child("a"), child("b", shutdown=0.0, unstopped="hold"), child("c"), strategy="one_for_all")
+        talk = booted(
+            child("a"),
+            child("b", shutdown=0.0, unstopped="hold"),
+            child("c"),
+            strategy="one_for_all",
+        )
         talk.exit("c")
         talk.due("b")
 
@@ -411,7 +451,9 @@ class TestLadder:
 
     def test_escalate_gives_up(self):
         """A child that cannot be stopped takes its supervisor with it."""
-        talk = booted(child("a"), child("b", shutdown=0.0, unstopped="escalate"), strategy="one_for_all")
+        talk = booted(
+            child("a"), child("b", shutdown=0.0, unstopped="escalate"), strategy="one_for_all"
+        )
         talk.exit("a")
         talk.due("b")
 
@@ -516,7 +558,8 @@ class TestEnd:
         assert talk.machine.ending.outcome.kind is ExitKind.LIMIT_REACHED
 
     @pytest.mark.parametrize(
-        ("mode", "ends_after"), [("never", None), ("any_significant", "a"), ("all_significant", "b")]
+        ("mode", "ends_after"),
+        [("never", None), ("any_significant", "a"), ("all_significant", "b")],
     )
     def test_auto_shutdown(self, mode, ends_after):
         """any: the first own end of a significant child ends it; all: the last one's."""
@@ -598,7 +641,12 @@ class TestCalls:
 
         assert talk.hear(_call(messages.RestartChild, "a")) == []
         assert talk.hear(messages.TerminateChild(reply="u", id="a")) == []
-        assert talk.exit("a", SHUTDOWN) == ["disarm 1", "answer t: None", "answer u: None", "start a 2 as 2"]
+        assert talk.exit("a", SHUTDOWN) == [
+            "disarm 1",
+            "answer t: None",
+            "answer u: None",
+            "start a 2 as 2",
+        ]
 
     def test_a_call_waits_for_a_group_restart_and_a_query_does_not(self):
         """Meddling with a plan has to wait until it is over."""
@@ -629,7 +677,9 @@ class TestCalls:
         """It would wait for its own end."""
         talk = booted(child("a"))
 
-        assert talk.hear(messages.TerminateChild(reply="r", inside="a", id="a")) == ["refuse r: WouldDeadlock"]
+        assert talk.hear(messages.TerminateChild(reply="r", inside="a", id="a")) == [
+            "refuse r: WouldDeadlock"
+        ]
 
     def test_a_child_cannot_wait_for_a_plan_that_waits_for_it(self):
         """It is starting, or about to be stopped."""
@@ -648,7 +698,12 @@ class TestCalls:
         assert talk.hear(_call(messages.StartChild, "n", inside="a")) == []
 
         assert talk.exit("b") == ["tell ChildTerminated app/b crashed", "stop 6", "arm 6 at 5"]
-        assert talk.exit("c", SHUTDOWN) == ["disarm 6", "refuse r: WouldDeadlock", "stop 4", "arm 4 at 5"]
+        assert talk.exit("c", SHUTDOWN) == [
+            "disarm 6",
+            "refuse r: WouldDeadlock",
+            "stop 4",
+            "arm 4 at 5",
+        ]
 
     def test_a_start_that_a_stop_overtakes_is_refused(self):
         """start_child and terminate_child of the same child: the starter hears of it, and nothing is kept."""
@@ -729,11 +784,19 @@ def test_a_budget_that_was_shortened_does_not_run_out_later():
     talk = booted(child("a", shutdown="infinity"))
     talk.hear(StopSupervisor(within=1.0))
 
-    assert talk.hear(StopSupervisor(within=0.0, grace=0.1)) == ["disarm 0", "kill 1", "arm 1 at 0.1"]
+    assert talk.hear(StopSupervisor(within=0.0, grace=0.1)) == [
+        "disarm 0",
+        "kill 1",
+        "arm 1 at 0.1",
+    ]
 
 
 def test_a_killed_supervisor_uses_the_grace_that_it_was_given():
     """Not more."""
     talk = booted(child("a"))
 
-    assert talk.hear(StopSupervisor(within=0.0, grace=0.1)) == ["disarm 0", "kill 1", "arm 1 at 0.1"]
+    assert talk.hear(StopSupervisor(within=0.0, grace=0.1)) == [
+        "disarm 0",
+        "kill 1",
+        "arm 1 at 0.1",
+    ]

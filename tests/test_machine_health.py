@@ -74,7 +74,12 @@ class TestStalls:
         talk = booted(child("a"), child("b", heartbeat=3.0), child("c"), strategy="rest_for_one")
         at(talk, 3.0).due("b", silent_until=3.0)
 
-        assert talk.exit("b", SHUTDOWN) == ["disarm 2", "tell ChildTerminated app/b stalled", "stop 3", "arm 3 at 8"]
+        assert talk.exit("b", SHUTDOWN) == [
+            "disarm 2",
+            "tell ChildTerminated app/b stalled",
+            "stop 3",
+            "arm 3 at 8",
+        ]
         assert talk.exit("c", SHUTDOWN) == ["disarm 3", "start b 2 as 4"]
 
     def test_a_transient_child_that_stalls_is_restarted_and_a_temporary_one_is_not(self):
@@ -83,7 +88,11 @@ class TestStalls:
             talk = booted(child("a", heartbeat=3.0, restart=restart))
             at(talk, 3.0).due("a", silent_until=3.0)
 
-            assert talk.exit("a", SHUTDOWN) == ["disarm 1", "tell ChildTerminated app/a stalled", *then]
+            assert talk.exit("a", SHUTDOWN) == [
+                "disarm 1",
+                "tell ChildTerminated app/a stalled",
+                *then,
+            ]
 
     def test_it_spends_a_unit(self):
         """And the last one makes the supervisor give up, because of the stall."""
@@ -136,11 +145,18 @@ class TestStalls:
         at(talk, 3.0).due("a", silent_until=3.0)
 
         assert talk.hear(messages.StartChild(reply="r", spec=child("a"))) == []
-        assert talk.exit("a", SHUTDOWN) == ["disarm 1", "tell ChildTerminated app/a stalled", "start a 1 as 3"]
+        assert talk.exit("a", SHUTDOWN) == [
+            "disarm 1",
+            "tell ChildTerminated app/a stalled",
+            "start a 1 as 3",
+        ]
 
     def test_calls_about_a_stalled_child_that_ends_the_supervisor_are_refused(self):
         """Found by the walks: nothing must be started for a call when its end has ended everything."""
-        talk = booted(child("a", heartbeat=3.0, restart="temporary", significant=True), auto_shutdown="any_significant")
+        talk = booted(
+            child("a", heartbeat=3.0, restart="temporary", significant=True),
+            auto_shutdown="any_significant",
+        )
         at(talk, 3.0).due("a", silent_until=3.0)
         talk.hear(messages.StartChild(reply="r", spec=child("a")))
 
@@ -158,7 +174,11 @@ class TestStalls:
         talk.begin()
         talk.up("a")
 
-        assert at(talk, 3.0).due("a", silent_until=3.0) == ["expose 1: app/a 1", "stop 1", "arm 1 at 8"]
+        assert at(talk, 3.0).due("a", silent_until=3.0) == [
+            "expose 1: app/a 1",
+            "stop 1",
+            "arm 1 at 8",
+        ]
         assert talk.exit("a", SHUTDOWN) == ["disarm 1"]
         assert at(talk, 9.0).up("b") == [
             "tell Progress app/b",
@@ -182,7 +202,11 @@ class TestStalls:
         """Otherwise the supervisor would wake up for nobody."""
         talk = booted(child("a", heartbeat=3.0))
 
-        assert talk.exit("a") == ["disarm 1", "tell ChildTerminated app/a crashed", "start a 2 as 2"]
+        assert talk.exit("a") == [
+            "disarm 1",
+            "tell ChildTerminated app/a crashed",
+            "start a 2 as 2",
+        ]
 
     def test_held_it_is_judged_when_it_has_ended(self):
         """With unstopped="hold" there is no replacement before."""
@@ -291,7 +315,10 @@ class TestWaits:
         talk = booted(child("a", backoff=STEADY))
         talk.exit("a")
 
-        assert talk.hear(messages.TerminateChild(reply="r", id="a")) == ["disarm 2", "answer r: None"]
+        assert talk.hear(messages.TerminateChild(reply="r", id="a")) == [
+            "disarm 2",
+            "answer r: None",
+        ]
         assert at(talk, 2.0).hear(messages.Due(2)) == []
         assert (talk.states(), talk.machine.window.left(2.0)) == ({"a": "undefined"}, 3)
 
@@ -305,7 +332,8 @@ class TestWaits:
         assert (talk.machine.slots["a"].restarts, talk.machine.window.left(0.0)) == (0, 3)
 
     @pytest.mark.parametrize(
-        ("call", "refusal"), [(messages.DeleteChild, "StillRestarting"), (messages.StartChild, "AlreadyPresent")]
+        ("call", "refusal"),
+        [(messages.DeleteChild, "StillRestarting"), (messages.StartChild, "AlreadyPresent")],
     )
     def test_other_calls_are_refused(self, call, refusal):
         """As for any child that is restarting."""
@@ -335,7 +363,10 @@ class TestWaits:
         """It makes the supervisor give up now."""
         talk = booted(child("a", backoff=STEADY))
 
-        assert talk.exit("a", ExitReason(ExitKind.CRASHED, exceptions.Fatal()))[-1] == "end limit_reached"
+        assert (
+            talk.exit("a", ExitReason(ExitKind.CRASHED, exceptions.Fatal()))[-1]
+            == "end limit_reached"
+        )
 
 
 class TestGroupsWait:
@@ -346,7 +377,12 @@ class TestGroupsWait:
         """Then all start, in order, for one unit."""
         talk = self.trio()
 
-        assert talk.exit("b") == ["tell ChildTerminated app/b crashed", "arm 4 at 2", "stop 3", "arm 3 at 5"]
+        assert talk.exit("b") == [
+            "tell ChildTerminated app/b crashed",
+            "arm 4 at 2",
+            "stop 3",
+            "arm 3 at 5",
+        ]
         assert talk.exit("c", SHUTDOWN) == ["disarm 3", "stop 1", "arm 1 at 5"]
         assert talk.exit("a", SHUTDOWN) == ["disarm 1"]
         assert talk.states() == {"a": "undefined", "b": "restarting", "c": "undefined"}
@@ -378,7 +414,11 @@ class TestGroupsWait:
         talk.exit("b")
         talk.exit("c", SHUTDOWN)
 
-        assert talk.exit("a") == ["tell ChildTerminated app/a crashed", "disarm 4", "start a 2 as 5"]
+        assert talk.exit("a") == [
+            "tell ChildTerminated app/a crashed",
+            "disarm 4",
+            "start a 2 as 5",
+        ]
         assert talk.up("a")[-1] == "start b 2 as 6"
         assert talk.up("b")[-1] == "start c 2 as 7"
 
@@ -389,7 +429,11 @@ class TestGroupsWait:
         talk.exit("c", SHUTDOWN)
         talk.exit("a", SHUTDOWN)
 
-        assert talk.hear(messages.TerminateChild(reply="r", id="b")) == ["disarm 4", "answer r: None", "start a 2 as 5"]
+        assert talk.hear(messages.TerminateChild(reply="r", id="b")) == [
+            "disarm 4",
+            "answer r: None",
+            "start a 2 as 5",
+        ]
         assert talk.up("a")[-1] == "start c 2 as 6"
         assert (talk.states()["b"], talk.machine.window.left(0.0)) == ("undefined", 3)
 
@@ -402,7 +446,10 @@ class TestGroupsWait:
         talk.hear(messages.RestartChild(reply="r", id="c"))
         talk.up("c")
 
-        assert talk.hear(messages.TerminateChild(reply="s", id="b"))[-2:] == ["stop 5", "arm 5 at 5"]
+        assert talk.hear(messages.TerminateChild(reply="s", id="b"))[-2:] == [
+            "stop 5",
+            "arm 5 at 5",
+        ]
         assert talk.exit("c", SHUTDOWN) == ["disarm 5", "start a 2 as 6"]
 
     def test_restart_child_starts_the_whole_group_now(self):
@@ -419,12 +466,18 @@ class TestGroupsWait:
 
     def test_a_caller_does_not_wait_for_a_group_that_waits_again(self):
         """The group goes down once more before the child's turn has come: the call has failed."""
-        talk = booted(child("a", backoff=STEADY), child("b", backoff=STEADY), strategy="one_for_all")
+        talk = booted(
+            child("a", backoff=STEADY), child("b", backoff=STEADY), strategy="one_for_all"
+        )
         talk.exit("b")
         talk.exit("a", SHUTDOWN)
         talk.hear(messages.RestartChild(reply="r", id="b"))
 
-        assert talk.exit("a") == ["tell StartError app/a crashed", "refuse r: StartError", "arm 5 at 2"]
+        assert talk.exit("a") == [
+            "tell StartError app/a crashed",
+            "refuse r: StartError",
+            "arm 5 at 2",
+        ]
 
     def test_a_caller_does_not_wait_for_a_group_that_is_broken_off(self):
         """The same without a wait: what the plan has not started stays down until the retry."""
@@ -433,7 +486,11 @@ class TestGroupsWait:
         talk.exit("a", SHUTDOWN)
         talk.hear(messages.RestartChild(reply="r", id="b"))
 
-        assert talk.exit("a") == ["tell StartError app/a crashed", "again 5", "refuse r: StartError"]
+        assert talk.exit("a") == [
+            "tell StartError app/a crashed",
+            "again 5",
+            "refuse r: StartError",
+        ]
 
     def test_a_caller_does_not_wait_for_a_supervisor_that_ends(self):
         """Its start will never come."""
@@ -453,7 +510,12 @@ class TestGroupsWait:
         at(talk, 2.0).due("b")
         talk.up("a")
 
-        assert talk.exit("b") == ["tell StartError app/b crashed", "arm 7 at 6", "stop 5", "arm 5 at 7"]
+        assert talk.exit("b") == [
+            "tell StartError app/b crashed",
+            "arm 7 at 6",
+            "stop 5",
+            "arm 5 at 7",
+        ]
 
     def test_a_held_child_comes_back_with_its_group(self):
         """Found by the walks: its thread ends while the group waits, and that starts nobody."""
@@ -564,7 +626,10 @@ class TestDetach:
         """It stays down, as after terminate_child; the siblings are not touched."""
         talk = booted(child("a"), nested("s"))
 
-        assert talk.hear(messages.TerminateChild(reply="r", id="s", detach=True)) == ["disarm 2", "detach 2"]
+        assert talk.hear(messages.TerminateChild(reply="r", id="s", detach=True)) == [
+            "disarm 2",
+            "detach 2",
+        ]
         assert talk.exit("s", SHUTDOWN) == ["disarm 2", "answer r: None"]
         assert talk.states() == {"a": "running", "s": "undefined"}
         talk.hear(messages.RestartChild(reply="r", id="s"))

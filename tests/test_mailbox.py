@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from otpy import CallTimeout
-from otpy.mailbox import Bell, Door, Mailbox, Once, Reply, Timers, bounded
+from otpy.runtime.mailbox import Bell, Door, Mailbox, Once, Reply, Timers, bounded
 from tests.helpers import HANG
 
 
@@ -27,7 +27,10 @@ def enter_and_be_hit(door, at):
     def hit(frame, event, arg):
         nonlocal seen
         # where the interpreter looks for exceptions from elsewhere
-        if event in ("call", "c_return") and frame.f_code in (use.__code__, Door.__enter__.__code__):
+        if event in ("call", "c_return") and frame.f_code in (
+            use.__code__,
+            Door.__enter__.__code__,
+        ):
             seen += 1
             if seen == at:
                 sys.setprofile(None)

@@ -25,12 +25,17 @@ ON_TIME = itertools.repeat(0)
 
 def calls(durations, *, late=ON_TIME, **rhythm):
     """Play calls that take so long, "!" for failed ones, each so late; return when each was due, first at 0."""
-    beat, dues = Rhythm(**{"interval": 60, "retry_interval": 5, "retries": 3, "due": 0, **rhythm}), []
+    beat, dues = (
+        Rhythm(**{"interval": 60, "retry_interval": 5, "retries": 3, "due": 0, **rhythm}),
+        [],
+    )
     for duration, delay in zip(durations, late, strict=False):
         dues.append(beat.due)
         started = beat.due + delay
         ended = started + int(str(duration).rstrip("!"))
-        assert ended + beat.next_wait(started, ended, failed=str(duration).endswith("!")) == beat.due
+        assert (
+            ended + beat.next_wait(started, ended, failed=str(duration).endswith("!")) == beat.due
+        )
         assert beat.due >= ended
     return [*dues, beat.due]
 
@@ -40,18 +45,34 @@ def calls(durations, *, late=ON_TIME, **rhythm):
     [
         ([0, 0, 0], {}, [0, 60, 120, 180]),
         ([1, 59, 60], {}, [0, 60, 120, 180]),  # from start to start
-        ([70, 0, 0], {}, [0, 70, 130, 190]),  # one that takes too long is followed at once, and then as ever
+        (
+            [70, 0, 0],
+            {},
+            [0, 70, 130, 190],
+        ),  # one that takes too long is followed at once, and then as ever
         ([200, 0, 0], {}, [0, 200, 260, 320]),  # nothing is made up for
         ([0, 0, 0], {"late": [2, 3, 59]}, [0, 60, 120, 180]),  # no drift
         ([0, 0, 0], {"late": [0, 60, 0]}, [0, 60, 180, 240]),  # a whole interval late: a new rhythm
         ([0, 0, 0], {"late": [0, 200, 0]}, [0, 60, 320, 380]),
         (["2!", 0, 0], {}, [0, 7, 67, 127]),  # sooner, from the end of the call
         (["2!", "3!", 0], {}, [0, 7, 15, 75]),
-        (["0!", "0!", "0!", "1!", "0!"], {}, [0, 5, 10, 15, 75, 80]),  # three retries, and all over again
-        (["0!", "0!", 0, "0!", "0!", "0!", "0!"], {}, [0, 5, 10, 70, 75, 80, 85, 145]),  # in a row, that is
+        (
+            ["0!", "0!", "0!", "1!", "0!"],
+            {},
+            [0, 5, 10, 15, 75, 80],
+        ),  # three retries, and all over again
+        (
+            ["0!", "0!", 0, "0!", "0!", "0!", "0!"],
+            {},
+            [0, 5, 10, 70, 75, 80, 85, 145],
+        ),  # in a row, that is
         (["1!", "1!", "1!"], {"retries": 0}, [0, 60, 120, 180]),
         (["1!", "1!", "1!"], {"retries": 1}, [0, 6, 66, 72]),
-        (["1!", "1!", "1!"], {"retry_interval": 90}, [0, 61, 122, 183]),  # never later than without a failure
+        (
+            ["1!", "1!", "1!"],
+            {"retry_interval": 90},
+            [0, 61, 122, 183],
+        ),  # never later than without a failure
         (["70!", "0!"], {"retries": 1}, [0, 75, 135]),
         (["0!", "70!"], {"retries": 1}, [0, 5, 75]),
     ],
@@ -61,15 +82,22 @@ def test_when_the_next_call_is_due(durations, options, dues):
     assert calls(durations, **options) == dues
 
 
-@given(st.lists(st.tuples(st.integers(0, 12), st.booleans(), st.integers(0, 25)), max_size=40), st.integers(0, 4))
+@given(
+    st.lists(st.tuples(st.integers(0, 12), st.booleans(), st.integers(0, 25)), max_size=40),
+    st.integers(0, 4),
+)
 def test_the_rhythm(story, retries):
     """Whatever happens: a call comes as soon as it may and no sooner; only after a failure may it be a retry."""
     durations = [f"{duration}{'!' * failed}" for duration, failed, _ in story]
     late = [delay for *_, delay in story]
     dues = calls(durations, late=late, interval=10, retry_interval=3, retries=retries)
-    for (due, following), (duration, failed, delay) in zip(itertools.pairwise(dues), story, strict=True):
+    for (due, following), (duration, failed, delay) in zip(
+        itertools.pairwise(dues), story, strict=True
+    ):
         ended = due + delay + duration
-        assert due + 10 <= following <= max(due + delay + 10, ended) or (failed and following == ended + 3)
+        assert due + 10 <= following <= max(due + delay + 10, ended) or (
+            failed and following == ended + 3
+        )
 
 
 @given(st.lists(st.booleans(), max_size=40), st.integers(0, 4))
@@ -87,7 +115,9 @@ def test_there_are_so_many_retries_in_a_row(failures, retries):
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 4)), max_size=40))
 def test_the_rhythm_does_not_drift(story):
     """Calls that are neither slow nor very late are due at multiples of the interval."""
-    dues = calls([duration for duration, _ in story], late=[delay for _, delay in story], interval=10)
+    dues = calls(
+        [duration for duration, _ in story], late=[delay for _, delay in story], interval=10
+    )
 
     assert dues == [10 * number for number in range(len(story) + 1)]
 
@@ -116,7 +146,9 @@ def test_it_calls_at_once_and_again_and_again(launch, called):
 
 def test_it_wakes_at_once_when_it_is_asked_to_stop(launch, called):
     """It is in no hurry otherwise."""
-    app = launch(supervisor("app", children=[periodic(called.put, 1, id="p", interval=LONG, shutdown=HANG)]))
+    app = launch(
+        supervisor("app", children=[periodic(called.put, 1, id="p", interval=LONG, shutdown=HANG)])
+    )
     hear(called)
 
     assert app.stop().stopped == ("app/p",)
@@ -156,7 +188,11 @@ def test_false_is_a_soft_failure(launch, called):
         return False
 
     with structlog.testing.capture_logs() as logs:
-        launch(supervisor("app", children=[periodic(fail, interval=LONG, retry_interval=SHORT, retries=2)]))
+        launch(
+            supervisor(
+                "app", children=[periodic(fail, interval=LONG, retry_interval=SHORT, retries=2)]
+            )
+        )
         wait_until(lambda: len(logs) == 3, "three failures")
 
     assert called.qsize() == 3
@@ -179,7 +215,9 @@ def test_nothing_else_is_a_soft_failure(launch, called):
             raise Shutdown("all done") from None
 
     with structlog.testing.capture_logs() as logs:
-        app = launch(supervisor("app", children=[periodic(give, interval=SHORT, restart="temporary")]))
+        app = launch(
+            supervisor("app", children=[periodic(give, interval=SHORT, restart="temporary")])
+        )
         wait_until(lambda: not app.which_children(), "the end")
 
     assert (called.qsize(), logs) == (8, [])
@@ -197,7 +235,11 @@ def test_an_exception_is_a_crash(launch, recorder, called):
         return outcome
 
     with structlog.testing.capture_logs() as logs:
-        launch(supervisor("app", children=[periodic(play, interval=LONG, retry_interval=SHORT, retries=1)]))
+        launch(
+            supervisor(
+                "app", children=[periodic(play, interval=LONG, retry_interval=SHORT, retries=1)]
+            )
+        )
         heard = [hear(called) for _ in range(4)]
     crash = recorder.wait_for(ChildTerminated, "app/play").reason
 
@@ -223,14 +265,20 @@ def test_the_heartbeat_does_not_limit_the_wait(launch, recorder, called, clock):
         clock.advance(1.0)  # so that the check-in after the call can be told from the one before
         called.put(1)
 
-    app = launch(supervisor("app", children=[periodic(note, interval=LONG, heartbeat=100.0)]), clock=clock)
+    app = launch(
+        supervisor("app", children=[periodic(note, interval=LONG, heartbeat=100.0)]), clock=clock
+    )
     hear(called)
-    wait_until(lambda: app.snapshot().children[0].heartbeat_age == 0.0, "the check-in after the call")
+    wait_until(
+        lambda: app.snapshot().children[0].heartbeat_age == 0.0, "the check-in after the call"
+    )
     clock.advance(LONG + 50.0)
     assert poke(app) is ChildState.RUNNING
     assert recorder.of(Stalled) == []
     clock.advance(60.0)
-    assert poke(app) is ChildState.RUNNING  # a clock that jumps is a pause, and the heartbeat begins anew
+    assert (
+        poke(app) is ChildState.RUNNING
+    )  # a clock that jumps is a pause, and the heartbeat begins anew
     clock.advance(100.0)
     poke(app)
 
@@ -245,12 +293,16 @@ def test_the_heartbeat_limits_each_call(launch, recorder, called, clock):
         if called.qsize() > 1:
             otpy.current().wait_stop()
 
-    app = launch(supervisor("app", children=[periodic(hang, interval=0.01, heartbeat=10.0)]), clock=clock)
+    app = launch(
+        supervisor("app", children=[periodic(hang, interval=0.01, heartbeat=10.0)]), clock=clock
+    )
     wait_until(lambda: called.qsize() == 2, "the call that hangs")
     clock.advance(9.0)
     assert poke(app) is ChildState.RUNNING
     clock.advance(2.0)
-    assert poke(app) is ChildState.RUNNING  # a clock that jumps is a pause, and the heartbeat begins anew
+    assert (
+        poke(app) is ChildState.RUNNING
+    )  # a clock that jumps is a pause, and the heartbeat begins anew
     clock.advance(10.0)
     poke(app)
 
@@ -282,7 +334,9 @@ def test_when_it_checks_in():
     """Before each call, so that it is limited for itself; and before each wait, with the wait allowed for."""
     with_heartbeat, without = Transcript(), Transcript()
     for ctx, heartbeat in ((with_heartbeat, 30.0), (without, None)):
-        periodic(lambda ctx: ctx.note("call"), ctx, id="p", interval=1000.0).start.run(heartbeat, ctx)
+        periodic(lambda ctx: ctx.note("call"), ctx, id="p", interval=1000.0).start.run(
+            heartbeat, ctx
+        )
 
     turn = ["check in", "call", "ready", "check in 1030", "wait 1000"]
     assert with_heartbeat.lines == ["wait 0", *turn, *turn[:3], "check in 2030", "wait 2000"]
@@ -297,7 +351,11 @@ def test_it_is_ready_when_a_call_has_not_failed(launch, called):
         called.put(1)
         return next(outcomes)
 
-    launch(supervisor("app", children=[periodic(connect, interval=LONG, retry_interval=SHORT, ready=True)]))
+    launch(
+        supervisor(
+            "app", children=[periodic(connect, interval=LONG, retry_interval=SHORT, ready=True)]
+        )
+    )
 
     assert called.qsize() == 3
 
@@ -328,7 +386,9 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize(("field", "value"), [(field, value) for field, values in BAD.items() for value in values])
+@pytest.mark.parametrize(
+    ("field", "value"), [(field, value) for field, values in BAD.items() for value in values]
+)
 def test_bad_numbers(field, value):
     """Refused with path, field and value."""
     with pytest.raises(SpecError) as caught:
@@ -360,7 +420,9 @@ def test_what_else_is_refused(arguments, options, message):
 
 def test_an_unknown_option_is_a_type_error():
     """As for every builder."""
-    with pytest.raises(TypeError, match=r"periodic\(\) got an unexpected keyword argument 'intervall'"):
+    with pytest.raises(
+        TypeError, match=r"periodic\(\) got an unexpected keyword argument 'intervall'"
+    ):
         periodic(work, 1, intervall=3)
 
 
@@ -369,7 +431,9 @@ def test_it_is_a_spec():
     spec = periodic(work, 1, interval=2, restart="transient")
 
     assert (
-        spec == periodic(work, 1, interval=2, restart="transient") != periodic(work, 1, interval=3, restart="transient")
+        spec
+        == periodic(work, 1, interval=2, restart="transient")
+        != periodic(work, 1, interval=3, restart="transient")
     )
     assert (spec.id, spec.restart) == ("work", otpy.Restart.TRANSIENT)
     assert "interval=2, retry_interval=5.0, retries=3" in repr(spec)

@@ -12,9 +12,11 @@ import attrs
 import pytest
 
 import otpy
-from otpy import coroutine, process, supervisor, thread, threads
-from otpy.children import guard, output
+from otpy import coroutine, process, supervisor, thread
+from otpy.children.program import guard_process as guard
+from otpy.children.program import output
 from otpy.reports import ChildTerminated, Progress
+from otpy.runtime import threads
 from tests import callees
 from tests.helpers import HANG, wait_until
 from tests.programs import children, guards_of, mark, marked, python, stat
@@ -53,14 +55,21 @@ def test_two_hundred_programs_crash_at_once(launch, recorder):
     second = wait_until(lambda: len(found := marked(number)) == count and found)
     infos = {info.id: info.incarnation for info in app.which_children(HANG)}
 
-    assert Counter(one.path for one in recorder.of(ChildTerminated)) == Counter(f"app/s{n}" for n in range(count))
-    assert {one.reason.detail.returncode for one in recorder.of(ChildTerminated)} == {-signal.SIGKILL}
+    assert Counter(one.path for one in recorder.of(ChildTerminated)) == Counter(
+        f"app/s{n}" for n in range(count)
+    )
+    assert {one.reason.detail.returncode for one in recorder.of(ChildTerminated)} == {
+        -signal.SIGKILL
+    }
     assert infos == {**{f"s{n}": 2 for n in range(count)}, **{spec.id: 1 for spec in others()}}
     assert not first & second
     assert beside <= set(children())
     assert app.stop().unstopped == ()
     assert not marked(number)
-    wait_until(lambda: len(list(Path("/proc/self/fd").iterdir())) <= open_files, "the end of the descriptors")
+    wait_until(
+        lambda: len(list(Path("/proc/self/fd").iterdir())) <= open_files,
+        "the end of the descriptors",
+    )
 
 
 COSTS = {
@@ -81,7 +90,9 @@ def talks(**options):
 @pytest.mark.parametrize(("made", "costs"), COSTS.values(), ids=COSTS)
 def test_what_each_process_costs(launch, tmp_path, monkeypatch, made, costs):
     """Descriptors and threads of this process, beside those that all programs of a tree share."""
-    monkeypatch.setattr(output, "IDLE", 0.01)  # the thread of a log lives a bit longer than it is needed
+    monkeypatch.setattr(
+        output, "IDLE", 0.01
+    )  # the thread of a log lives a bit longer than it is needed
     app = launch(supervisor("app", children=[process("sleep", "1000", id="first")]))
 
     def used():

@@ -8,7 +8,7 @@ import textwrap
 
 import pytest
 
-from otpy import threads
+from otpy.runtime import threads
 
 PRELUDE = """
 import os, signal, sys, threading, time
@@ -43,7 +43,15 @@ HANG = 60
 
 
 def program(body, prelude=PRELUDE + TREE):
-    return [sys.executable, "-X", "faulthandler", "-W", "error::RuntimeWarning", "-c", prelude + textwrap.dedent(body)]
+    return [
+        sys.executable,
+        "-X",
+        "faulthandler",
+        "-W",
+        "error::RuntimeWarning",
+        "-c",
+        prelude + textwrap.dedent(body),
+    ]
 
 
 def run(body):
@@ -56,7 +64,9 @@ class Running:
     """A program that is watched line by line."""
 
     def __init__(self, body):
-        self.process = subprocess.Popen(program(body), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(
+            program(body), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
 
     def read(self, count):
         return [self.process.stdout.readline().rstrip() for _ in range(count)]
@@ -95,7 +105,9 @@ class TestInterpreterExit:
 
     def test_the_main_thread_raises(self):
         """The same, after the traceback."""
-        status, out, err = run("app = otpy.start(tree, log=False); raise SystemError('main is broken')")
+        status, out, err = run(
+            "app = otpy.start(tree, log=False); raise SystemError('main is broken')"
+        )
 
         assert (status, out[2:]) == (1, ORDER)
         assert err.rstrip().endswith("SystemError: main is broken")
@@ -159,11 +171,17 @@ class TestInterpreterExit:
         """Each is stopped."""
         status, out, _ = run("apps = [otpy.start(tree, log=False) for _ in range(3)]")
 
-        assert (status, sorted(out)) == (0, ["down a"] * 3 + ["down b"] * 3 + ["up a"] * 3 + ["up b"] * 3)
+        assert (status, sorted(out)) == (
+            0,
+            ["down a"] * 3 + ["down b"] * 3 + ["up a"] * 3 + ["up b"] * 3,
+        )
 
     def test_a_tree_that_was_stopped_is_left_alone(self):
         """Nothing happens twice."""
-        assert run("app = otpy.start(tree, log=False); app.stop()")[:2] == (0, ["up a", "up b", *ORDER])
+        assert run("app = otpy.start(tree, log=False); app.stop()")[:2] == (
+            0,
+            ["up a", "up b", *ORDER],
+        )
 
     def test_without_file_descriptors(self, watch):
         """Trees are stopped all the same."""
@@ -227,7 +245,7 @@ class TestSignals:
                 ctx.wait_stop()
                 say("asked")
                 while True: pass
-            otpy.running.SAME = -1.0  # each signal counts, however soon it comes
+            otpy.runtime.running.SAME = -1.0  # each signal counts, however soon it comes
             report = otpy.run(supervisor("app", children=[thread(slow, id="x", shutdown="infinity")]), log=False)
             say(report.interrupted)
             """
@@ -248,8 +266,8 @@ class TestSignals:
                 ctx.wait_stop()
                 say("asked")
                 threading.Event().wait()
-            otpy.supervisors.SupervisorMachine.__init__.__defaults__ = (3600.0, None)  # a grace that does not end
-            otpy.running.SAME, otpy.ending.OVERDUE = -1.0, 3600.0
+            otpy.runtime.supervisor.SupervisorMachine.__init__.__defaults__ = (3600.0, None)  # a grace that does not end
+            otpy.runtime.running.SAME, otpy.runtime.stopping.OVERDUE = -1.0, 3600.0
             otpy.run(supervisor("app", children=[thread(slow, id="x", shutdown="infinity")]), log=False)
             """
         )
@@ -371,7 +389,12 @@ class TestFork:
             """
         )
 
-        forked = ["alive False", *["it runs in the process that this one was forked from"] * 3, "up c", "down c"]
+        forked = [
+            "alive False",
+            *["it runs in the process that this one was forked from"] * 3,
+            "up c",
+            "down c",
+        ]
         assert (status, out) == (0, ["up a", "up b", *forked, "3 True", *ORDER])
 
     def test_a_child_that_forks(self):

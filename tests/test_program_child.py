@@ -18,19 +18,20 @@ from otpy import (
     ExitKind,
     ProcessDied,
     ProgramExit,
-    descendants,
     dynamic_supervisor,
-    posix,
     process,
     registry,
     supervisor,
-    threads,
 )
-from otpy.children import guard, lifeline, probes, program
-from otpy.children.probes import Health, Port
+from otpy.children.program import child as program
+from otpy.children.program import guard as lifeline
+from otpy.children.program import guard_process as guard
+from otpy.children.program import probes
+from otpy.children.program.probes import Health, Port
 from otpy.core.messages import ChildExited, ChildStarted
 from otpy.reports import ChildTerminated, Progress, ShutdownError, StartError
-from otpy.telemetry import Telemetry
+from otpy.runtime import descendants, posix, threads
+from otpy.runtime.telemetry import Telemetry
 from tests.helpers import HANG, close, wait_until
 from tests.programs import children, guards_of, mark, marked, members, number_in, python, sh, stat
 from tests.test_child_contract import Stage
@@ -58,11 +59,39 @@ ENDS = {
     # script: (options, kind, returncode, signal, str(reason))
     "success": ("exit 0", {}, ExitKind.NORMAL, 0, None, "normal: exit code 0"),
     "failure": ("exit 3", {}, ExitKind.CRASHED, 3, None, "crashed: exit code 3"),
-    "declared a success": ("exit 3", {"success_codes": [3]}, ExitKind.NORMAL, 3, None, "normal: exit code 3"),
-    "no success": ("exit 0", {"success_codes": [3]}, ExitKind.CRASHED, 0, None, "crashed: exit code 0"),
+    "declared a success": (
+        "exit 3",
+        {"success_codes": [3]},
+        ExitKind.NORMAL,
+        3,
+        None,
+        "normal: exit code 3",
+    ),
+    "no success": (
+        "exit 0",
+        {"success_codes": [3]},
+        ExitKind.CRASHED,
+        0,
+        None,
+        "crashed: exit code 0",
+    ),
     "signal": ("kill -SEGV $$", {}, ExitKind.CRASHED, -11, "SIGSEGV", "crashed: killed by SIGSEGV"),
-    "killed by another": ("kill -KILL $$", {}, ExitKind.CRASHED, -9, "SIGKILL", "crashed: killed by SIGKILL"),
-    "real-time signal": ("kill -40 $$", {}, ExitKind.CRASHED, -40, "signal 40", "crashed: killed by signal 40"),
+    "killed by another": (
+        "kill -KILL $$",
+        {},
+        ExitKind.CRASHED,
+        -9,
+        "SIGKILL",
+        "crashed: killed by SIGKILL",
+    ),
+    "real-time signal": (
+        "kill -40 $$",
+        {},
+        ExitKind.CRASHED,
+        -40,
+        "signal 40",
+        "crashed: killed by signal 40",
+    ),
 }
 
 
@@ -82,7 +111,9 @@ def test_the_reason_tells_code_signal_and_stderr(launch, recorder, how):
 def lines_of(launch, *command, **options):
     """Run a program to its end, and return what it has written."""
     lines = []
-    spec = process(*command, id="x", restart="transient", significant=True, stdout=lines.append, **options)
+    spec = process(
+        *command, id="x", restart="transient", significant=True, stdout=lines.append, **options
+    )
     app = launch(supervisor("app", children=[spec], auto_shutdown="any_significant"))
     assert app.wait(HANG)
     return lines
@@ -178,9 +209,13 @@ def test_its_number_is_used_under_the_lock_and_not_after_it_was_reaped(monkeypat
     assert isinstance(scene.hear(), ChildStarted)
     child, used = scene.child, []
     reap, signal_group = posix.reap, program.signal_group
-    monkeypatch.setattr(posix, "reap", lambda pid: (used.append(child._lock.locked()), reap(pid))[1])
     monkeypatch.setattr(
-        program, "signal_group", lambda *args: (used.append(child._lock.locked()), signal_group(*args))[1]
+        posix, "reap", lambda pid: (used.append(child._lock.locked()), reap(pid))[1]
+    )
+    monkeypatch.setattr(
+        program,
+        "signal_group",
+        lambda *args: (used.append(child._lock.locked()), signal_group(*args))[1],
     )
     child.stop()
     while not isinstance(scene.hear(), ChildExited):
@@ -237,7 +272,14 @@ def test_nothing_of_its_group_is_left(launch, recorder, tmp_path, how):
 def test_a_daemon_that_holds_the_pipe_delays_nothing(launch, recorder, tmp_path):
     """It has left group and session, and goes with the program that it comes from all the same."""
     number = mark()
-    launch(once(sh('setsid sleep $1 & while ! pgrep -f "sleep $1" >/dev/null; do :; done; exit 4', number)))
+    launch(
+        once(
+            sh(
+                'setsid sleep $1 & while ! pgrep -f "sleep $1" >/dev/null; do :; done; exit 4',
+                number,
+            )
+        )
+    )
 
     assert recorder.wait_for(ChildTerminated).reason.detail.returncode == 4
     assert marked(number) == set()
@@ -249,7 +291,9 @@ def test_many_may_crash_at_once(launch, recorder):
     specs = [process("sleep", number, id=f"s{index}") for index in range(count)]
     app = launch(supervisor("app", children=specs, intensity=count))
     assert len(threads.entries()) < 10
-    first = wait_until(lambda: len(found := marked(number)) == count and found)  # a moment ago they were no sleep yet
+    first = wait_until(
+        lambda: len(found := marked(number)) == count and found
+    )  # a moment ago they were no sleep yet
     for pid in first:
         os.kill(pid, signal.SIGKILL)
     recorder.wait_for(Progress, count=2 * count)
@@ -262,11 +306,17 @@ def test_many_may_crash_at_once(launch, recorder):
 
 def test_idle_programs_wake_nobody(launch):
     """No thread of ours runs while nothing happens."""
-    launch(supervisor("app", children=[process("sleep", "1000", id=f"s{index}") for index in range(20)]))
+    launch(
+        supervisor(
+            "app", children=[process("sleep", "1000", id=f"s{index}") for index in range(20)]
+        )
+    )
 
     def switches():
         tasks = {entry.thread.native_id: entry.name for entry in threads.entries()}
-        lines = {name: Path(f"/proc/self/task/{id}/status").read_text() for id, name in tasks.items()}
+        lines = {
+            name: Path(f"/proc/self/task/{id}/status").read_text() for id, name in tasks.items()
+        }
         return {name: text.partition("nonvoluntary")[0].split()[-1] for name, text in lines.items()}
 
     def rest():
@@ -329,9 +379,9 @@ def test_a_start_that_breaks_off_leaves_nothing(launch, monkeypatch):
 
 BREAKS = {
     # what the system refuses: (where, what is made before it)
-    "a socket": ("otpy.posix.socket_pair", 0),
-    "the thread of the watch": ("otpy.threads.spawn", 1),
-    "the thread of the launcher": ("otpy.threads.spawn", 2),
+    "a socket": ("otpy.runtime.posix.socket_pair", 0),
+    "the thread of the watch": ("otpy.runtime.threads.spawn", 1),
+    "the thread of the launcher": ("otpy.runtime.threads.spawn", 2),
 }
 
 
@@ -387,7 +437,11 @@ def test_somebody_else_may_wait_for_all(launch, recorder):
 
     before = signal.signal(signal.SIGCHLD, reap)
     try:
-        launch(supervisor("app", children=[sh("exit 3", id=f"s{index}") for index in range(10)], intensity=20))
+        launch(
+            supervisor(
+                "app", children=[sh("exit 3", id=f"s{index}") for index in range(10)], intensity=20
+            )
+        )
         wait_until(lambda: len(recorder.of(ChildTerminated)) >= 20)
     finally:
         signal.signal(signal.SIGCHLD, before)
@@ -443,11 +497,15 @@ def orphans_after(count, last_line):
     """Start a program with a tree, kill it when it has said *last_line*, and return what is left after its guard."""
     number = mark()
     argv = [sys.executable, "-c", PARENT, number, str(count)]
-    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT) as parent:
+    with subprocess.Popen(
+        argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
+    ) as parent:
         for line in parent.stdout:
             if line.strip() == last_line:
                 break
-        guards = wait_until(lambda: guards_of(parent.pid))  # in its first moment it has no arguments yet
+        guards = wait_until(
+            lambda: guards_of(parent.pid)
+        )  # in its first moment it has no arguments yet
         parent.kill()
         parent.wait()
         wait_until(lambda: guards.isdisjoint(marked(guard.__file__)), "the guard's end")
@@ -458,7 +516,9 @@ def test_no_program_survives_a_sigkill_of_its_tree():
     assert orphans_after(3, "up") == set()
 
 
-@pytest.mark.parametrize("line", ["app/plain 0", "app/with a child 3", "app/without an environment 5"])
+@pytest.mark.parametrize(
+    "line", ["app/plain 0", "app/with a child 3", "app/without an environment 5"]
+)
 def test_not_even_in_the_middle_of_a_start(line):
     assert orphans_after(9, line) == set()
 
@@ -541,8 +601,13 @@ def test_a_detached_program_runs_on(launch):
     assert app.detach().detached == ("app/x",)
     assert len(marked(number)) == 1
     wait_until(lambda: {one.state for one in registry.active()} == {threads.ThreadState.DETACHED})
-    assert {one.name for one in registry.active()} == {"app (programs)", "app (guard)"}  # no other thread is left
-    assert registry._DefaultRegistry().shutdown_all(HANG).timeout == 0  # the one of this process serves other tests
+    assert {one.name for one in registry.active()} == {
+        "app (programs)",
+        "app (guard)",
+    }  # no other thread is left
+    assert (
+        registry._DefaultRegistry().shutdown_all(HANG).timeout == 0
+    )  # the one of this process serves other tests
     assert marked(number) == set()
 
 
@@ -598,7 +663,15 @@ def test_the_helpers_of_a_detached_program_are_let_go_too(launch, monkeypatch):
 
 def test_what_it_does_is_what_the_system_says(launch, tmp_path):
     news = queue.SimpleQueue()
-    app = launch(once(sh("echo working hard >&2; echo $$ >$1; exec sleep 1000", tmp_path / "pid", stderr=news.put)))
+    app = launch(
+        once(
+            sh(
+                "echo working hard >&2; echo $$ >$1; exec sleep 1000",
+                tmp_path / "pid",
+                stderr=news.put,
+            )
+        )
+    )
     assert news.get(timeout=HANG) == "working hard"
     pid = number_in(tmp_path / "pid")
     child = next(iter(app._core()._children.values()))

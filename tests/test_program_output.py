@@ -13,10 +13,20 @@ import time
 import pytest
 
 import otpy
-from otpy import ExitKind, ExitReason, ProcessDied, ProgramExit, json_reports, process, registry, supervisor, thread
-from otpy.children import output
-from otpy.children.logfiles import LogFile
-from otpy.children.output import BACKLOG, Handout, Journal, Lines, Tail, lane
+from otpy import (
+    ExitKind,
+    ExitReason,
+    ProcessDied,
+    ProgramExit,
+    json_reports,
+    process,
+    registry,
+    supervisor,
+    thread,
+)
+from otpy.children.program import output
+from otpy.children.program.logfiles import LogFile
+from otpy.children.program.output import BACKLOG, Handout, Journal, Lines, Tail, lane
 from otpy.reports import ChildTerminated, OutputLost, Progress, ShutdownError
 from tests.helpers import HANG, wait_until
 from tests.programs import python, sh
@@ -42,7 +52,9 @@ def test_a_flood_leaves_the_last_64_KiB(launch, recorder, tmp_path):
 
 def test_each_run_has_its_own_stderr_and_the_log_has_all(launch, recorder, tmp_path):
     """A line marks each start; nothing of one run is told with another."""
-    app = launch(alone(sh("echo this is $$ >&2; exit 1", err_dir=tmp_path / "made" / "here"), intensity=2))
+    app = launch(
+        alone(sh("echo this is $$ >&2; exit 1", err_dir=tmp_path / "made" / "here"), intensity=2)
+    )
     app.wait(HANG)
     said = [one.reason.detail.stderr.decode() for one in recorder.of(ChildTerminated)]
     log = (tmp_path / "made" / "here" / "app" / "x.stderr.log").read_text()
@@ -50,7 +62,9 @@ def test_each_run_has_its_own_stderr_and_the_log_has_all(launch, recorder, tmp_p
     assert len(set(said)) == 3
     assert all(re.fullmatch(r"this is \d+\n", one) for one in said)
     for number, one in enumerate(said, 1):
-        assert re.search(rf"--- otpy: app/x, incarnation {number}, process \d+, started \S+ ---\n{one}", log)
+        assert re.search(
+            rf"--- otpy: app/x, incarnation {number}, process \d+, started \S+ ---\n{one}", log
+        )
 
 
 def test_the_log_can_be_read_while_the_program_runs(launch, tmp_path):
@@ -74,8 +88,14 @@ def test_output_to_a_file(launch, recorder, tmp_path, where):
 def test_what_cannot_be_written_is_told_once_and_ends_nothing(launch, recorder, tmp_path, where):
     """A full disk, or a directory that cannot be: the program runs on, and is restarted."""
     (tmp_path / "file").write_text("")
-    options = {"stderr": "/dev/full"} if where == "full" else {"err_dir": tmp_path / "file" / "below"}
-    launch(alone(sh("for n in 1 2 3; do echo $n >&2; sleep 0.01; done; exit 1", **options), intensity=1))
+    options = (
+        {"stderr": "/dev/full"} if where == "full" else {"err_dir": tmp_path / "file" / "below"}
+    )
+    launch(
+        alone(
+            sh("for n in 1 2 3; do echo $n >&2; sleep 0.01; done; exit 1", **options), intensity=1
+        )
+    )
     first = recorder.wait_for(OutputLost, "app/x")
     end = recorder.wait_for(ChildTerminated, "app/x", count=2)
 
@@ -97,7 +117,9 @@ def test_a_file_tells_what_is_missing_in_it(tmp_path):
     file.close()
 
     assert len(failures) == 1
-    assert (tmp_path / "dir" / "log").read_text() == "--- otpy: 14 bytes are missing here ---\nkept\n"
+    assert (
+        tmp_path / "dir" / "log"
+    ).read_text() == "--- otpy: 14 bytes are missing here ---\nkept\n"
 
 
 def test_what_was_written_before_a_failure_does_not_count_as_missing(tmp_path, monkeypatch):
@@ -105,7 +127,12 @@ def test_what_was_written_before_a_failure_does_not_count_as_missing(tmp_path, m
     told, path = [], tmp_path / "log"
     file, write = LogFile(str(path)), os.write
     journal = Journal(file, 1000, 1, told.append)
-    calls = iter([lambda fd, data: write(fd, data[:4]), lambda fd, data: (_ for _ in ()).throw(OSError(28, "full"))])
+    calls = iter(
+        [
+            lambda fd, data: write(fd, data[:4]),
+            lambda fd, data: (_ for _ in ()).throw(OSError(28, "full")),
+        ]
+    )
     with monkeypatch.context() as patch:
         patch.setattr(os, "write", lambda fd, data: next(calls)(fd, data))
         journal.add(b"one, two\n")
@@ -197,7 +224,11 @@ def test_a_callable_gets_each_line(launch, capsys):
         err.put(line)
         raise ValueError(line)
 
-    launch(alone(sh("echo one; echo two; echo three >&2; echo four >&2", stdout=out.put, stderr=grumble)))
+    launch(
+        alone(
+            sh("echo one; echo two; echo three >&2; echo four >&2", stdout=out.put, stderr=grumble)
+        )
+    )
 
     assert [out.get(timeout=HANG), out.get(timeout=HANG)] == ["one", "two"]
     assert [err.get(timeout=HANG), err.get(timeout=HANG)] == ["three", "four"]
@@ -261,7 +292,9 @@ def test_inherited_output_is_ours(launch, recorder, capfd):
 
 def test_a_crash_as_json(launch, recorder):
     told = queue.SimpleQueue()
-    spec = supervisor("app", children=[sh("printf 'caf\\351\\n' >&2; exit 3"), thread(crash, restart="temporary")])
+    spec = supervisor(
+        "app", children=[sh("printf 'caf\\351\\n' >&2; exit 3"), thread(crash, restart="temporary")]
+    )
     before = time.time()
     launch(spec, reports=json_reports(lambda name, text: told.put((name, json.loads(text)))))
     name, fields = told.get(timeout=HANG)
@@ -318,7 +351,9 @@ def test_a_json_handler_that_raises_or_blocks_harms_nothing(launch, recorder, tm
         raise RuntimeError("a bad handler")
 
     listened_to = tmp_path / "listened to"
-    app = launch(alone(sh('until test -e "$1"; do sleep 0.01; done; exit 1', listened_to), intensity=3))
+    app = launch(
+        alone(sh('until test -e "$1"; do sleep 0.01; done; exit 1', listened_to), intensity=3)
+    )
     app.subscribe(json_reports(fail))
     listened_to.touch()
     recorder.wait_for(ChildTerminated, count=4)
@@ -341,7 +376,9 @@ def test_a_failure_reads_like_its_exit():
 
 def test_programs_makes_a_supervisor_of_a_dict(launch, recorder, tmp_path):
     commands = {"web": ["/bin/sh", "-c", "pwd >&2; exec sleep 1000"], "job": ["sleep", "1000"]}
-    tree = otpy.programs(tmp_path, commands, err_dir="logs", restart="transient", supervision={"intensity": 9})
+    tree = otpy.programs(
+        tmp_path, commands, err_dir="logs", restart="transient", supervision={"intensity": 9}
+    )
     launch(tree)
 
     assert [child.id for child in tree.children] == ["web", "job"]
@@ -415,7 +452,9 @@ def test_what_is_wrong_is_refused_before_anything_starts(argv, options, field):
     assert caught.value.field == field
 
 
-@pytest.mark.parametrize("commands", [["a"], {"a": "sleep 3"}, {"a": []}, {"a": None}, {"a": ["b", 1]}])
+@pytest.mark.parametrize(
+    "commands", [["a"], {"a": "sleep 3"}, {"a": []}, {"a": None}, {"a": ["b", 1]}]
+)
 def test_a_dict_of_programs_is_checked(commands):
     with pytest.raises(otpy.SpecError):
         otpy.programs("/", commands)

@@ -10,7 +10,7 @@ import pytest
 
 import otpy
 from otpy import Health, Http, Line, Notify, Port, supervisor
-from otpy.children.watch import Watch
+from otpy.children.program.watch import Watch
 from otpy.core.messages import ChildExited, ChildStarted
 from otpy.reports import ChildTerminated, Progress, Stalled, StartError
 from tests.helpers import HANG, close, wait_until
@@ -66,20 +66,29 @@ def launch_in_thread(launch):
 
 
 LOOP = "while ! test -e $1; do sleep 0.01; done; {}; exec sleep 1000"
-NOTIFY = SEND + "import sys, time\nwhile not os.path.exists(sys.argv[1]): time.sleep(0.005)\ntell(b'READY=1\\n')\n"
+NOTIFY = (
+    SEND
+    + "import sys, time\nwhile not os.path.exists(sys.argv[1]): time.sleep(0.005)\ntell(b'READY=1\\n')\n"
+)
 
 
-@pytest.mark.parametrize("ready", ["line to stdout", "line to stderr", "notify", "True", "port", "http"])
+@pytest.mark.parametrize(
+    "ready", ["line to stdout", "line to stderr", "notify", "True", "port", "http"]
+)
 def test_it_is_up_when_it_is_ready(launch_in_thread, recorder, tmp_path, port, ready):
     file, status = tmp_path / "go", tmp_path / "status"
     status.write_text("204")
     specs = {
         "line to stdout": lambda: sh(LOOP.format("echo now listening"), file, ready="^now listen"),
-        "line to stderr": lambda: sh(LOOP.format("echo now listening >&2"), file, ready=Line("^now listen")),
+        "line to stderr": lambda: sh(
+            LOOP.format("echo now listening >&2"), file, ready=Line("^now listen")
+        ),
         "notify": lambda: python(NOTIFY + "signal.pause()", file, ready=Notify()),
         "True": lambda: python(NOTIFY + "signal.pause()", file, ready=True),
         "port": lambda: python(SERVE, port, file, ready=Port(port)),
-        "http": lambda: python(SERVE, port, file, status, ready=Http(f"http://127.0.0.1:{port}/health?a=b")),
+        "http": lambda: python(
+            SERVE, port, file, status, ready=Http(f"http://127.0.0.1:{port}/health?a=b")
+        ),
     }
     starting(supervisor("app", children=[specs[ready]()]), file, launch_in_thread)
 
@@ -98,7 +107,9 @@ def test_one_that_ends_when_it_has_said_that_it_is_ready_did_start(launch, recor
     app._tree.shared(Watch).post(lambda: go.wait(HANG))
     wait_until(lambda: guards_of(os.getpid()) - guards, "the guard, which is a child as well")
     before = set(children())
-    starter = threading.Thread(target=app.start_child, args=(python(code, ready=True, restart="temporary"),))
+    starter = threading.Thread(
+        target=app.start_child, args=(python(code, ready=True, restart="temporary"),)
+    )
     starter.start()
     pid = wait_until(lambda: next(iter(set(children()) - before), None))
     wait_until(lambda: stat(pid)[0] == "Z")
@@ -120,7 +131,11 @@ def test_mail_that_is_seen_together_with_the_end_is_no_failure():
 def test_the_one_probe_decides(launch):
     """Who is asked for a line is not ready for having told systemd so."""
     with pytest.raises(otpy.StartError, match="exit code 0"):
-        launch(supervisor("app", children=[python(SEND + "tell(b'READY=1')", ready="^up$", heartbeat=1000.0)]))
+        launch(
+            supervisor(
+                "app", children=[python(SEND + "tell(b'READY=1')", ready="^up$", heartbeat=1000.0)]
+            )
+        )
 
 
 def test_one_that_is_not_ready_in_time_did_not_start(launch, port):
@@ -133,7 +148,10 @@ def test_one_that_is_waited_for_by_its_lines_may_have_a_buffer(launch):
     with pytest.raises(otpy.StartError) as caught:
         launch(supervisor("app", children=[sh("exec sleep 1000", ready="^up", start_timeout=0.1)]))
 
-    assert all(word in str(caught.value.__cause__) for word in ("PYTHONUNBUFFERED=1", "python -u", "stdbuf -oL"))
+    assert all(
+        word in str(caught.value.__cause__)
+        for word in ("PYTHONUNBUFFERED=1", "python -u", "stdbuf -oL")
+    )
 
 
 def test_a_restart_that_is_not_ready_is_a_failed_one(launch, recorder, tmp_path):
@@ -152,10 +170,14 @@ def test_watchdog_messages_are_check_ins(launch, recorder, tmp_path):
         "while not os.path.exists(sys.argv[1]): tell(b'STATUS=fine\\nWATCHDOG=1'); time.sleep(0.02)\n"
         "signal.pause()"
     )
-    app = launch(supervisor("app", children=[python(code, tmp_path / "hang", ready=Notify(), heartbeat=2.5)]))
+    app = launch(
+        supervisor("app", children=[python(code, tmp_path / "hang", ready=Notify(), heartbeat=2.5)])
+    )
     for _ in range(10):
         since = time.monotonic()
-        wait_until(lambda since=since: time.monotonic() - app.snapshot().children[0].heartbeat_age > since)
+        wait_until(
+            lambda since=since: time.monotonic() - app.snapshot().children[0].heartbeat_age > since
+        )
     (tmp_path / "hang").touch()
 
     assert "2500000" in recorder.wait_for(Stalled, "app/x").stack
@@ -172,7 +194,12 @@ def test_so_many_misses_in_a_row_are_a_stall(launch, recorder, tmp_path, port):
     url = f"http://127.0.0.1:{port}"
     health = Health(Http(url), interval=0.05, misses=2)
     launch(
-        supervisor("app", children=[python(SERVE, port, go, status, ready=Http(url), health=health, heartbeat=None)])
+        supervisor(
+            "app",
+            children=[
+                python(SERVE, port, go, status, ready=Http(url), health=health, heartbeat=None)
+            ],
+        )
     )
     threading.Event().wait(0.3)  # some probes in which it is well
     assert recorder.of(Stalled) == []
@@ -205,7 +232,11 @@ def test_health_and_heartbeat_both_count(launch, recorder):
     """The port is open, and yet it never sends WATCHDOG=1."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         health = Health(Port(server.getsockname()[1]), interval=0.05, misses=2)
-        launch(supervisor("app", children=[sh("exec sleep 1000", heartbeat=0.2, health=health)], intensity=0))
+        launch(
+            supervisor(
+                "app", children=[sh("exec sleep 1000", heartbeat=0.2, health=health)], intensity=0
+            )
+        )
         recorder.wait_for(Stalled, "app/x")
 
 
@@ -261,7 +292,11 @@ def test_probes_are_checked(make):
 
 
 def test_probes_end_with_their_program(launch):
-    app = launch(supervisor("app", children=[sh("exec sleep 1000", health=Health(Port(1), interval=60, misses=9))]))
+    app = launch(
+        supervisor(
+            "app", children=[sh("exec sleep 1000", health=Health(Port(1), interval=60, misses=9))]
+        )
+    )
     wait_until(lambda: [one for one in otpy.registry.active() if one.purpose == "asks a program"])
 
     assert app.stop().handlers == ()

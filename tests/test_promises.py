@@ -25,27 +25,17 @@ import structlog
 from click.testing import CliRunner
 
 import otpy
-from otpy import (
-    coroutine,
-    ending,
-    lint,
-    process,
-    registry,
-    reports,
-    supervisor,
-    taskgraph,
-    telemetry,
-    thread,
-    threads,
-)
-from otpy.children.callee import CalleeOptions, describe
-from otpy.children.process import ProgramOptions, _program
+from otpy import coroutine, lint, process, registry, reports, supervisor, taskgraph, thread
+from otpy.children.callable.child import CalleeOptions, describe
+from otpy.children.processes import ProgramOptions, _program
 from otpy.cli.group import otpy as command
 from otpy.core import lives
 from otpy.core.restarts import ACCEPTABLE, VERDICTS, Delays, Fate, Final, Verdict, Window
 from otpy.core.strategy import restart_group
 from otpy.reports import Cause, ExitKind, ExitReason
-from otpy.running import Launch, Options
+from otpy.runtime import stopping as ending
+from otpy.runtime import telemetry, threads
+from otpy.runtime.running import Launch, Options
 from otpy.specs import ChildSpec, Common, Restart, Strategy
 from tests import callees, test_layers
 from tests.helpers import ManualClock, wait_until
@@ -120,7 +110,9 @@ def flap(ctx):
 def limits_of(ident):
     """Return the time limits with which the thread waits just now."""
     frame, limits = sys._current_frames().get(ident), []
-    while frame is not None and (frame.f_code.co_name != "run" or "threads.py" not in frame.f_code.co_filename):
+    while frame is not None and (
+        frame.f_code.co_name != "run" or "runtime.threads.py" not in frame.f_code.co_filename
+    ):
         values = (frame.f_locals.get(name) for name in ("timeout", "seconds", "left"))
         limits += [value for value in values if isinstance(value, int | float) and value >= 0]
         frame = frame.f_back
@@ -147,7 +139,14 @@ def test_no_thread_of_an_idle_tree_waits_with_a_time_limit(launch, recorder):
         return {one.name: limits_of(one.thread.ident) for one in threads.entries(app._tree)}
 
     wait_until(lambda: not any(limits().values()), "all wait without a limit")
-    assert {"app", "app/nested", "app (spare)", "app (loop)", "app (programs)", "app/obedient"} <= limits().keys()
+    assert {
+        "app",
+        "app/nested",
+        "app (spare)",
+        "app (loop)",
+        "app (programs)",
+        "app/obedient",
+    } <= limits().keys()
 
 
 # docs/health.md
@@ -172,11 +171,20 @@ def test_the_table_of_waits_and_limits_is_right(row):
     (initial, maximum) = map(float, re.findall(r"Backoff\(([\d.]+), maximum=([\d.]+)\)", row[0])[0])
     intensity, period = map(int, re.findall(r"\d+", row[1]))
     end = gives_up(otpy.Backoff(initial, maximum, jitter=0), intensity, period)
-    waits = [min(maximum, initial * 2**number) for number in range(1, intensity + 1)]  # from the second one on
+    waits = [
+        min(maximum, initial * 2**number) for number in range(1, intensity + 1)
+    ]  # from the second one on
 
-    assert (end is not None) == (sum(waits) <= period) == ("gives up" in row[2]) != ("tried for ever" in row[2])
+    assert (
+        (end is not None)
+        == (sum(waits) <= period)
+        == ("gives up" in row[2])
+        != ("tried for ever" in row[2])
+    )
     if end is not None:
-        (ordinal, count, unit) = re.findall(r"at the (\w+) restart, after ([\d.]+) (s|minutes)\.", row[2])[0]
+        (ordinal, count, unit) = re.findall(
+            r"at the (\w+) restart, after ([\d.]+) (s|minutes)\.", row[2]
+        )[0]
         assert end == (ORDINALS[ordinal], pytest.approx(float(count) * SECONDS[unit], rel=0.01))
     if row[1].endswith("(the defaults)"):
         assert (intensity, period) == (supervisor("app").intensity, supervisor("app").period)
@@ -204,15 +212,28 @@ def of_children() -> dict[str, Any]:
 
 
 def of_processes() -> dict[str, Any]:
-    return of_children() | of_parameters(_program) | of_parameters(describe) | {"shutdown": otpy.process("x").shutdown}
+    return (
+        of_children()
+        | of_parameters(_program)
+        | of_parameters(describe)
+        | {"shutdown": otpy.process("x").shutdown}
+    )
 
 
 def of_starts() -> dict[str, Any]:
     """Return what a tree takes where nothing is said."""
     launch = Launch(otpy.supervisor("app"), {})
     tree = launch._tree
-    taken = {"max_unstopped": tree.max_unstopped, "flush": tree.flush, "heartbeats": tree.heartbeats}
-    return dict.fromkeys(Options.__annotations__) | taken | {"log": launch._logs, "timeout": launch._timeout}
+    taken = {
+        "max_unstopped": tree.max_unstopped,
+        "flush": tree.flush,
+        "heartbeats": tree.heartbeats,
+    }
+    return (
+        dict.fromkeys(Options.__annotations__)
+        | taken
+        | {"log": launch._logs, "timeout": launch._timeout}
+    )
 
 
 def as_value(default: Any) -> Any:
@@ -253,12 +274,19 @@ def test_the_signatures_in_the_reference_are_those_of_the_code(what, heading):
     """Names, order and defaults of all parameters."""
     (line,) = [line for line in REFERENCE.splitlines() if line.startswith(heading)]
     text = line.removeprefix(heading)[: line.removeprefix(heading).rindex(")")]
-    parameters = {one.name.replace("common", "options"): one for one in inspect.signature(what).parameters.values()}
-    written = dict(part.partition("=")[::2] for part in text.replace("*, ", "").replace("*", "").split(", "))
+    parameters = {
+        one.name.replace("common", "options"): one
+        for one in inspect.signature(what).parameters.values()
+    }
+    written = dict(
+        part.partition("=")[::2] for part in text.replace("*, ", "").replace("*", "").split(", ")
+    )
 
     assert list(written) == list(parameters)
     assert {name: ast.literal_eval(default) for name, default in written.items() if default} == {
-        name: as_value(one.default) for name, one in parameters.items() if one.default is not one.empty
+        name: as_value(one.default)
+        for name, one in parameters.items()
+        if one.default is not one.empty
     }
 
 
@@ -277,7 +305,11 @@ def test_the_signatures_in_the_reference_are_those_of_the_code(what, heading):
                 "heartbeat",
             },
         ),
-        ("### `supervisor(", of_parameters(otpy.supervisor), of_parameters(otpy.supervisor).keys() - {"id", "common"}),
+        (
+            "### `supervisor(",
+            of_parameters(otpy.supervisor),
+            of_parameters(otpy.supervisor).keys() - {"id", "common"},
+        ),
         ("### Options of all children", of_children(), Common.__annotations__.keys()),
         ("### Options of `start` and `run`", of_starts(), Options.__annotations__.keys()),
     ],
@@ -298,19 +330,23 @@ def test_the_defaults_of_graphs_and_of_supervisors_are_those_of_the_code():
     task = of_fields(taskgraph.Task)
     same = "intensity", "period", "on_escalation"
 
-    assert {code(name)[0]: read(default) for name, default, _ in rows(graph, "Argument")} == of_parameters(
-        taskgraph.TaskGraph
-    )
-    assert {code(name)[0]: read(default) for name, default, _ in rows(graph, "Option of a task")} == {
-        name: task[name] for name in ("with_state", "retries", "backoff", "timeout", "tags")
-    }
+    assert {
+        code(name)[0]: read(default) for name, default, _ in rows(graph, "Argument")
+    } == of_parameters(taskgraph.TaskGraph)
+    assert {
+        code(name)[0]: read(default) for name, default, _ in rows(graph, "Option of a task")
+    } == {name: task[name] for name in ("with_state", "retries", "backoff", "timeout", "tags")}
     assert [code(option) for option, _, _ in dynamic] == [["max_children"], [*same]]
     assert of_parameters(otpy.dynamic_supervisor) == of_parameters(otpy.dynamic_supervisor) | {
         "max_children": read(dynamic[0][1]),
         **{name: of_parameters(otpy.supervisor)[name] for name in same},
     }
     assert '`5.0` s; supervisors `"infinity"`' in section(REFERENCE, "### Options of all children")
-    assert otpy.supervisor("app").shutdown is otpy.dynamic_supervisor("app").shutdown is otpy.Budget.INFINITY
+    assert (
+        otpy.supervisor("app").shutdown
+        is otpy.dynamic_supervisor("app").shutdown
+        is otpy.Budget.INFINITY
+    )
     child = taskgraph.TaskGraph().as_child("graph")
     assert 'by default `restart="transient"`, `shutdown="infinity"`' in graph
     assert (child.restart.value, child.shutdown.value) == ("transient", "infinity")
@@ -329,25 +365,38 @@ def called(what: Callable[..., object]) -> list[str]:
     """Return the parameters of a method as the tables write them."""
     parameters = [one for one in inspect.signature(what).parameters.values() if one.name != "self"]
     return [
-        str(one.replace(annotation=one.empty)).replace("'", '"').replace("**common", "**options") for one in parameters
+        str(one.replace(annotation=one.empty)).replace("'", '"').replace("**common", "**options")
+        for one in parameters
     ]
 
 
 def written_calls(cells: Iterable[str]) -> dict[str, list[str]]:
     """Return the calls in backticks, such as ``find(path) -> Supervisor``: name and parameters."""
-    calls = (re.match(r"(?:await )?(\w+)\((.*?)\)(?: -> .*)?$", text) for cell in cells for text in code(cell))
+    calls = (
+        re.match(r"(?:await )?(\w+)\((.*?)\)(?: -> .*)?$", text)
+        for cell in cells
+        for text in code(cell)
+    )
     return {
-        call[1]: [part for part in call[2].split(", ") if part not in ("", "*")] for call in calls if call is not None
+        call[1]: [part for part in call[2].split(", ") if part not in ("", "*")]
+        for call in calls
+        if call is not None
     }
 
 
 def test_the_calls_of_a_supervisor_have_the_parameters_that_the_reference_names():
     """All calls, with their defaults; and what they return."""
     table = rows(section(REFERENCE, "### `Supervisor`"), "Member")
-    calls = {name: value for name, value in vars(otpy.Supervisor).items() if name[0] != "_" and callable(value)}
+    calls = {
+        name: value
+        for name, value in vars(otpy.Supervisor).items()
+        if name[0] != "_" and callable(value)
+    }
     returns = {name: str(value.__annotations__["return"]) for name, value in calls.items()}
 
-    assert written_calls(row[0] for row in table) == {name: called(value) for name, value in calls.items()}
+    assert written_calls(row[0] for row in table) == {
+        name: called(value) for name, value in calls.items()
+    }
     assert {
         match[1]: match[2] or "None"
         for row in table
@@ -365,7 +414,9 @@ def test_the_calls_of_a_graph_have_the_parameters_that_the_reference_names():
     assert "`task(*, " in REFERENCE
     assert called(taskgraph.TaskGraph.add)[1:] == written["task"]
     assert callbacks["on_start"] == called(taskgraph.TaskGraph.on_start)
-    assert all(called(getattr(taskgraph.TaskGraph, name)) == callbacks["on_start"] for name in callbacks)
+    assert all(
+        called(getattr(taskgraph.TaskGraph, name)) == callbacks["on_start"] for name in callbacks
+    )
     assert {name: written[name] for name in others} == {
         name: called(getattr(taskgraph.TaskGraph, name)) for name in others
     }
@@ -394,20 +445,33 @@ VALUES = [
 @pytest.mark.parametrize("value", VALUES, ids=lambda value: value.__name__)
 def test_the_reference_has_the_attributes_of_values(value):
     """All that there are, and no others."""
-    (cell,) = [row[1] for row in rows(REFERENCE, "Value") if code(row[0]) == [value.__name__] and len(row) == 2]
+    (cell,) = [
+        row[1]
+        for row in rows(REFERENCE, "Value")
+        if code(row[0]) == [value.__name__] and len(row) == 2
+    ]
     names = code(re.sub(r"\((?:[^()]|\([^()]*\))*\)", "", cell))
-    properties = {name for name, one in vars(value).items() if isinstance(one, property) and name[0] != "_"}
+    properties = {
+        name for name, one in vars(value).items() if isinstance(one, property) and name[0] != "_"
+    }
 
-    assert set(names) == {field.name for field in attrs.fields(value) if field.name[0] != "_"} | properties
+    assert (
+        set(names)
+        == {field.name for field in attrs.fields(value) if field.name[0] != "_"} | properties
+    )
 
 
 def test_the_reference_has_the_levels_of_reports():
     """And all reports are in the table."""
-    written = {code(name)[0]: level for name, _, level in rows(section(REFERENCE, "## Reports"), "Report")}
+    written = {
+        code(name)[0]: level for name, _, level in rows(section(REFERENCE, "## Reports"), "Report")
+    }
 
     assert written.pop("Progress") == f"info; `{Cause.CALL.name}`: debug"
     assert written == {
-        one.__name__: level for one, (level, _) in telemetry.EVENTS.items() if one is not reports.Progress
+        one.__name__: level
+        for one, (level, _) in telemetry.EVENTS.items()
+        if one is not reports.Progress
     }
 
 
@@ -429,7 +493,9 @@ def test_the_reference_has_the_class_of_each_kind_of_exit():
 
 def test_the_reference_has_all_choices():
     """Each enum with all its values; the spelling of a value is its name in lower case."""
-    table = {code(row[0])[0]: code(row[1]) for row in rows(section(REFERENCE, "### Choices"), "Enum")}
+    table = {
+        code(row[0])[0]: code(row[1]) for row in rows(section(REFERENCE, "### Choices"), "Enum")
+    }
 
     for name, values in table.items():
         assert values == [value.name for value in getattr(otpy, name)], name
@@ -441,57 +507,177 @@ def test_the_reference_has_all_choices():
 
 NUMBERS = [
     # page, the sentence as it stands there, what the code uses, what the sentence says
-    ("tasks.md", "after 0.1 s interrupted, and after another 0.5 s given up", "taskgraph.FAREWELL", 0.1),
-    ("tasks.md", "after 0.1 s interrupted, and after another 0.5 s given up", "core.lives.INTERRUPT_GRACE", 0.5),
-    ("tasks.md", "a JSON object that the state begins with, of at most 64 MiB", "cli.taskfile.LARGEST", 64 << 20),
-    ("howto.md", "and after another half second it gives the thread up", "core.lives.INTERRUPT_GRACE", 0.5),
-    ("howto.md", "Signals within one second are one request", "running.SAME", 1.0),
-    ("howto.md", "`flush` seconds for all handlers together, 10 by default", "tree.FLUSH", 10.0),
+    (
+        "tasks.md",
+        "after 0.1 s interrupted, and after another 0.5 s given up",
+        "taskgraph.FAREWELL",
+        0.1,
+    ),
+    (
+        "tasks.md",
+        "after 0.1 s interrupted, and after another 0.5 s given up",
+        "core.lives.INTERRUPT_GRACE",
+        0.5,
+    ),
+    (
+        "tasks.md",
+        "a JSON object that the state begins with, of at most 64 MiB",
+        "cli.taskfile.LARGEST",
+        64 << 20,
+    ),
+    (
+        "howto.md",
+        "and after another half second it gives the thread up",
+        "core.lives.INTERRUPT_GRACE",
+        0.5,
+    ),
+    ("howto.md", "Signals within one second are one request", "runtime.running.SAME", 1.0),
+    (
+        "howto.md",
+        "`flush` seconds for all handlers together, 10 by default",
+        "runtime.tree.FLUSH",
+        10.0,
+    ),
     (
         "health.md",
         "in vain, and half a second later it is given up",
         "core.lives.INTERRUPT_GRACE",
         0.5,
     ),
-    ("health.md", "by a second, or by a quarter of the heartbeat, if that is less", "core.pauses.PAUSE", 1.0),
-    ("health.md", "have a twentieth of a second to check in before it counts", "supervisors.BREATH", 1 / 20),
-    ("async.md", "They have half a second; what still runs then is logged as `tasks_left`", "loops.CLEAN_UP", 0.5),
-    ("async.md", "does not come back to its selector for five seconds is blocked", "loops.LOOP_PATIENCE", 5.0),
-    ("programs.md", "`stderr`, the last 64 KiB that this run has written", "children.output.TAIL", 64 << 10),
-    ("programs.md", "Lines of more than 64 Ki characters are cut", "children.output.LONG", 64 << 10),
-    ("programs.md", "(mode 0600)", "children.logfiles.OURS", 0o600),
-    ("programs.md", "before it writes, at most once a second", "children.logfiles.LOOK_AGAIN", 1.0),
+    (
+        "health.md",
+        "by a second, or by a quarter of the heartbeat, if that is less",
+        "core.pauses.PAUSE",
+        1.0,
+    ),
+    (
+        "health.md",
+        "have a twentieth of a second to check in before it counts",
+        "runtime.supervisor.BREATH",
+        1 / 20,
+    ),
+    (
+        "async.md",
+        "They have half a second; what still runs then is logged as `tasks_left`",
+        "children.coroutine.loop.CLEAN_UP",
+        0.5,
+    ),
+    (
+        "async.md",
+        "does not come back to its selector for five seconds is blocked",
+        "children.coroutine.loop.LOOP_PATIENCE",
+        5.0,
+    ),
+    (
+        "programs.md",
+        "`stderr`, the last 64 KiB that this run has written",
+        "children.program.output.TAIL",
+        64 << 10,
+    ),
+    (
+        "programs.md",
+        "Lines of more than 64 Ki characters are cut",
+        "children.program.output.LONG",
+        64 << 10,
+    ),
+    ("programs.md", "(mode 0600)", "children.program.logfiles.OURS", 0o600),
+    (
+        "programs.md",
+        "before it writes, at most once a second",
+        "children.program.logfiles.LOOK_AGAIN",
+        1.0,
+    ),
     (
         "programs.md",
         "otpy waits up to half a second until the last of its output is in the file",
-        "children.program.LINGER",
+        "children.program.child.LINGER",
         0.5,
     ),
-    ("programs.md", "So is one of more than 1,000 steps", "children.patterns.LONGEST", 1000),
-    ("programs.md", "When `shutdown` seconds are over (10 by default)", "children.process.SHUTDOWN", 10.0),
-    ("programs.md", "with 128 plus its number as its exit code, is judged 0.2 s later", "children.program.HOLD", 0.2),
-    ("programs.md", "cost one while they are written, and a second longer", "children.output.IDLE", 1.0),
-    ("processes.md", "A state may have 64 MiB, pickled", "children.callee.MAX_MESSAGE_SIZE", 64 << 20),
-    ("processes.md", "only eight per heartbeat are sent", "children.remote.BEATS", 8),
-    ("processes.md", "together at most 10,000, and 256 KiB as JSON", "children.remote.MOST", 10_000),
-    ("processes.md", "together at most 10,000, and 256 KiB as JSON", "children.remote.LARGEST", 256 << 10),
-    ("processes.md", "What is still there half a second after SIGKILL", "children.callee.LINGER", 0.5),
-    ("platforms.md", "ends are noticed within 0.05 s", "posix.TURN", 0.05),
+    (
+        "programs.md",
+        "So is one of more than 1,000 steps",
+        "children.program.patterns.LONGEST",
+        1000,
+    ),
+    (
+        "programs.md",
+        "When `shutdown` seconds are over (10 by default)",
+        "children.processes.SHUTDOWN",
+        10.0,
+    ),
+    (
+        "programs.md",
+        "with 128 plus its number as its exit code, is judged 0.2 s later",
+        "children.program.child.HOLD",
+        0.2,
+    ),
+    (
+        "programs.md",
+        "cost one while they are written, and a second longer",
+        "children.program.output.IDLE",
+        1.0,
+    ),
+    (
+        "processes.md",
+        "A state may have 64 MiB, pickled",
+        "children.callable.child.MAX_MESSAGE_SIZE",
+        64 << 20,
+    ),
+    ("processes.md", "only eight per heartbeat are sent", "children.callable.far_side.BEATS", 8),
+    (
+        "processes.md",
+        "together at most 10,000, and 256 KiB as JSON",
+        "children.callable.far_side.MOST",
+        10_000,
+    ),
+    (
+        "processes.md",
+        "together at most 10,000, and 256 KiB as JSON",
+        "children.callable.far_side.LARGEST",
+        256 << 10,
+    ),
+    (
+        "processes.md",
+        "What is still there half a second after SIGKILL",
+        "children.callable.child.LINGER",
+        0.5,
+    ),
+    ("platforms.md", "ends are noticed within 0.05 s", "runtime.posix.TURN", 0.05),
     ("cli.md", "the whole stop takes at most 25 seconds", "cli.run.BEFORE_THE_KILL", 25.0),
-    ("cli.md", "Signals within one second are one request", "running.SAME", 1.0),
+    ("cli.md", "Signals within one second are one request", "runtime.running.SAME", 1.0),
     ("lint.md", "it must be a regular one of at most 10 MB", "lint.LARGEST", 10_000_000),
     ("registry.md", "Trees get nine tenths of the budget", "registry.TREES_SHARE", 0.9),
     ("reference.md", "At most 100 supervisors may be nested", "specs.MAX_DEPTH", 100),
-    ("reference.md", "does not come back to its selector within 5 s is blocked", "loops.LOOP_PATIENCE", 5.0),
-    ("reference.md", "Any of them within one second of the last one that counted", "running.SAME", 1.0),
+    (
+        "reference.md",
+        "does not come back to its selector within 5 s is blocked",
+        "children.coroutine.loop.LOOP_PATIENCE",
+        5.0,
+    ),
+    (
+        "reference.md",
+        "Any of them within one second of the last one that counted",
+        "runtime.running.SAME",
+        1.0,
+    ),
     ("design.md", "The thread has half a second", "core.lives.INTERRUPT_GRACE", 0.5),
-    ("design.md", "and get three seconds more", "ending.BUSY", 3.0),
-    ("design.md", "otpy keeps 256 kB of address space in reserve", "threads.Reserve.SIZE", 256 << 10),
-    ("design.md", "in the first calm millisecond after that", "supervisors.CALM", 0.001),
-    ("design.md", "in a calm moment, at most a tenth of a second later", "remains.RELEASE_AFTER", 0.1),
-    ("design.md", "a fork waits, for a second at most", "telemetry.FORK", 1.0),
-    ("design.md", "The same complaint is told once in a minute", "telemetry.QUIET", 60.0),
-    ("design.md", "to look at it five seconds later", "loops.LOOP_PATIENCE", 5.0),
+    ("design.md", "and get three seconds more", "runtime.stopping.BUSY", 3.0),
+    (
+        "design.md",
+        "otpy keeps 256 kB of address space in reserve",
+        "runtime.threads.Reserve.SIZE",
+        256 << 10,
+    ),
+    ("design.md", "in the first calm millisecond after that", "runtime.supervisor.CALM", 0.001),
+    (
+        "design.md",
+        "in a calm moment, at most a tenth of a second later",
+        "runtime.remains.RELEASE_AFTER",
+        0.1,
+    ),
+    ("design.md", "a fork waits, for a second at most", "runtime.telemetry.FORK", 1.0),
+    ("design.md", "The same complaint is told once in a minute", "runtime.telemetry.QUIET", 60.0),
+    ("design.md", "to look at it five seconds later", "children.coroutine.loop.LOOP_PATIENCE", 5.0),
     (
         "otp.md",
         "later than it was set for, by a second, or for a heartbeat by a quarter",
@@ -519,11 +705,15 @@ def test_the_numbers_about_supervisors_that_do_not_answer_are_those_of_the_code(
     assert says("reference.md", "thousands of children that cannot be stopped up to four")
     assert says("design.md", "Within a second `stop` returns")
     assert says("design.md", "and get three seconds more")
-    assert says("design.md", "A supervisor that does not answer for 10 to 15 seconds is named and left")
+    assert says(
+        "design.md", "A supervisor that does not answer for 10 to 15 seconds is named and left"
+    )
     assert 0.9 < ending.OVERDUE + ending.PROMPT <= 1.0
     assert ending.OVERDUE > lives.INTERRUPT_GRACE
     assert ending.BUSY == 3.0
-    assert ending.PATIENCE == 5.0  # it is asked twice, and the first question comes within so many seconds
+    assert (
+        ending.PATIENCE == 5.0
+    )  # it is asked twice, and the first question comes within so many seconds
 
 
 # The output that the pages show
@@ -531,7 +721,11 @@ def test_the_numbers_about_supervisors_that_do_not_answer_are_those_of_the_code(
 
 def shown(name, beginning):
     """Return the block of text in the page that begins so."""
-    (block,) = [text for text in re.findall(r"```text\n(.*?)```", page(name), re.DOTALL) if text.startswith(beginning)]
+    (block,) = [
+        text
+        for text in re.findall(r"```text\n(.*?)```", page(name), re.DOTALL)
+        if text.startswith(beginning)
+    ]
     return block
 
 
@@ -555,7 +749,10 @@ def test_the_tutorial_shows_the_failure_of_a_tree():
 
 def test_the_page_of_the_registry_shows_its_table(launch):
     """But for the ages."""
-    launch(supervisor("app", children=[thread(work, id="poll", purpose="asks the sensors")]), reports=None)
+    launch(
+        supervisor("app", children=[thread(work, id="poll", purpose="asks the sensors")]),
+        reports=None,
+    )
     table = registry.dump_status()
 
     assert shown("registry.md", "3 threads") == re.sub(r"\d\.\d s", "0.0 s", table) + "\n"
@@ -565,7 +762,9 @@ def test_the_page_of_the_guard_shows_its_findings(here, capsys):
     """Place, code and words of each."""
     (here / "src").mkdir()
     thread_is_made = "    worker = threading.Thread(target=run, daemon=True)\n"
-    (here / "src" / "feed.py").write_text("import threading\n\n\ndef feed(run):\n" + 7 * "    #\n" + thread_is_made)
+    (here / "src" / "feed.py").write_text(
+        "import threading\n\n\ndef feed(run):\n" + 7 * "    #\n" + thread_is_made
+    )
 
     assert lint.main(["src"]) == 1
     assert shown("lint.md", "src/feed.py") == capsys.readouterr().out
@@ -612,7 +811,8 @@ def test_the_restart_table_is_that_of_the_code():
     limits = {row[0]: row[1] for row in rows(OTP, "the supervisor's restart type")}
 
     assert table == {
-        restart.value: [FATES[VERDICTS[restart, True]], FATES[VERDICTS[restart, False]]] for restart in Restart
+        restart.value: [FATES[VERDICTS[restart, True]], FATES[VERDICTS[restart, False]]]
+        for restart in Restart
     }
     assert all(limits[name].startswith(normal) for name, (normal, _) in table.items())
 
@@ -643,7 +843,8 @@ def test_the_table_of_acceptable_ends_is_that_of_the_code():
         return {0: "none", len(Restart): "all"}.get(len(names), ", ".join(names))
 
     assert table == {
-        end: [written(ACCEPTABLE[final, False]), written(ACCEPTABLE[final, True])] for end, final in ENDS.items()
+        end: [written(ACCEPTABLE[final, False]), written(ACCEPTABLE[final, True])]
+        for end, final in ENDS.items()
     }
 
 
@@ -663,7 +864,9 @@ def test_the_calls_of_the_registry_have_the_parameters_that_its_page_names():
     table = rows(section(page("registry.md"), "## Reference"), "Name")
     written = written_calls(row[0] for row in table)
     of_module = {"report_crashes_elsewhere": [], "default": []}
-    methods = {name: value for name, value in vars(registry.ThreadRegistry).items() if name[0] != "_"}
+    methods = {
+        name: value for name, value in vars(registry.ThreadRegistry).items() if name[0] != "_"
+    }
     calls = {name: called(value) for name, value in methods.items() if callable(value)}
 
     assert written == calls | of_module
@@ -672,13 +875,22 @@ def test_the_calls_of_the_registry_have_the_parameters_that_its_page_names():
     assert not registry.shutdown_requested()
 
 
-@pytest.mark.parametrize("value", [registry.TrackedThread, registry.ShutdownStats], ids=lambda value: value.__name__)
+@pytest.mark.parametrize(
+    "value", [registry.TrackedThread, registry.ShutdownStats], ids=lambda value: value.__name__
+)
 def test_the_page_of_the_registry_has_the_attributes_of_values(value):
     """All that there are, and no others."""
-    (cell,) = [row[1] for row in rows(page("registry.md"), "Value") if code(row[0]) == [value.__name__]]
-    properties = {name for name, one in vars(value).items() if isinstance(one, property) and name[0] != "_"}
+    (cell,) = [
+        row[1] for row in rows(page("registry.md"), "Value") if code(row[0]) == [value.__name__]
+    ]
+    properties = {
+        name for name, one in vars(value).items() if isinstance(one, property) and name[0] != "_"
+    }
 
-    assert set(code(re.sub(r"\([^)]*\)", "", cell))) == {field.name for field in attrs.fields(value)} | properties
+    assert (
+        set(code(re.sub(r"\([^)]*\)", "", cell)))
+        == {field.name for field in attrs.fields(value)} | properties
+    )
 
 
 # docs/design.md
@@ -686,7 +898,9 @@ def test_the_page_of_the_registry_has_the_attributes_of_values(value):
 
 def test_the_floors_of_the_page_are_those_of_the_code():
     """As ``tests/test_layers.py`` holds imports to them; the package of the children is one entry."""
-    floors = [{name.rstrip("/") for name in code(row[1])} for row in rows(page("design.md"), "Floor")]
+    floors = [
+        {name.rstrip("/") for name in code(row[1])} for row in rows(page("design.md"), "Floor")
+    ]
 
     assert floors == [{name for name in floor if "." not in name} for floor in test_layers.FLOORS]
 
@@ -707,13 +921,22 @@ OTHERS = {
     "supervisor_SUITE",
 }
 
-PAGES = ["README.md", *sorted({path.name for path in (ROOT / "docs").glob("*.md")} - {"changelog.md", "benchmarks.md"})]
+PAGES = [
+    "README.md",
+    *sorted(
+        {path.name for path in (ROOT / "docs").glob("*.md")} - {"changelog.md", "benchmarks.md"}
+    ),
+]
 
 
 @pytest.fixture(scope="module")
 def words():
     """All names in the source of the package."""
-    return {word for path in (ROOT / "otpy").rglob("*.py") for word in re.findall(r"\w+", path.read_text("utf-8"))}
+    return {
+        word
+        for path in (ROOT / "otpy").rglob("*.py")
+        for word in re.findall(r"\w+", path.read_text("utf-8"))
+    }
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -748,7 +971,11 @@ def test_the_page_of_graphs_has_the_options_of_the_command():
 
 def test_the_page_of_the_guard_has_the_options_of_the_command():
     """All of them."""
-    written = {re.match(r"--\w+", text)[0] for row in rows(page("lint.md"), "Option") for text in code(row[0])}
+    written = {
+        re.match(r"--\w+", text)[0]
+        for row in rows(page("lint.md"), "Option")
+        for text in code(row[0])
+    }
 
     assert written == options_of("lint")
 
@@ -757,7 +984,12 @@ def test_the_calls_on_the_page_of_graphs_work(here):
     """Each line of its shell block, with the file of the block before."""
     (build,) = [text for text in blocks("tasks.md", "python") if "def setup_state" in text]
     (here / "build.py").write_text(build)
-    lines = [line for text in blocks("tasks.md", "sh") for line in text.splitlines() if line.startswith("otpy tasks")]
+    lines = [
+        line
+        for text in blocks("tasks.md", "sh")
+        for line in text.splitlines()
+        if line.startswith("otpy tasks")
+    ]
 
     assert len(lines) == 4
     for line in lines:
@@ -774,7 +1006,9 @@ def test_the_configuration_on_the_page_of_the_guard_is_taken(here, capsys):
         (here / name).write_text("import threading\nthreading.Timer(1, print)\n")
 
     assert lint.main(["."]) == 1
-    assert re.findall(r"^(\S+?):\d+:\d+: (\w+)", capsys.readouterr().out, re.MULTILINE) == [("examples/a.py", "OTP004")]
+    assert re.findall(r"^(\S+?):\d+:\d+: (\w+)", capsys.readouterr().out, re.MULTILINE) == [
+        ("examples/a.py", "OTP004")
+    ]
 
 
 def test_the_hooks_on_the_page_of_the_guard_are_those_of_the_repository():

@@ -86,7 +86,10 @@ def test_reasons_compare_by_the_same_exception_object():
     ("reason", "text"),
     [
         (ExitReason(ExitKind.NORMAL), "normal"),
-        (ExitReason(ExitKind.KILLED, detail="it could not be stopped"), "killed: it could not be stopped"),
+        (
+            ExitReason(ExitKind.KILLED, detail="it could not be stopped"),
+            "killed: it could not be stopped",
+        ),
         (ExitReason(ExitKind.CRASHED, ValueError("x")), "crashed: ValueError('x')"),
     ],
 )
@@ -98,7 +101,13 @@ def test_reasons_read_like_words(reason, text):
 def test_escalations_read_like_a_sentence():
     """Who, and because of whom."""
     escalation = Escalation(
-        path="app", child="app/a", reason=ExitReason(ExitKind.NORMAL), restarts=1, intensity=0, period=5.0, parent=None
+        path="app",
+        child="app/a",
+        reason=ExitReason(ExitKind.NORMAL),
+        restarts=1,
+        intensity=0,
+        period=5.0,
+        parent=None,
     )
 
     assert str(escalation) == "app gave up: app/a spent the last restart (normal)"
@@ -109,10 +118,15 @@ def test_the_messages_of_errors():
     assert str(NotFound("app/a")) == "app/a: there is no such child"
     assert str(NotFound("app/a", "no luck")) == "app/a: no luck"
     assert str(StartError("app/a", "why")) == "app/a did not start: why"
-    assert str(TreeFailed("app", ExitReason(ExitKind.LIMIT_REACHED), None)) == "app gave up: limit_reached"
+    assert (
+        str(TreeFailed("app", ExitReason(ExitKind.LIMIT_REACHED), None))
+        == "app gave up: limit_reached"
+    )
 
 
-@pytest.mark.parametrize("error", [SpecError("a", "id", 3, "a str"), NotFound("app/a"), StartError("app/a", "why")])
+@pytest.mark.parametrize(
+    "error", [SpecError("a", "id", 3, "a str"), NotFound("app/a"), StartError("app/a", "why")]
+)
 def test_errors_can_be_pickled(error):
     """They travel between processes."""
     assert str(pickle.loads(pickle.dumps(error))) == str(error)
@@ -123,7 +137,13 @@ def escalation_through(levels: int) -> Escalation:
     for level in reversed(range(levels)):
         path = "/".join(["s"] * (level + 1))
         one = Escalation(
-            path=path, child=f"{path}/s", reason=reason, restarts=1, intensity=0, period=5.0, parent=path[:-2] or None
+            path=path,
+            child=f"{path}/s",
+            reason=reason,
+            restarts=1,
+            intensity=0,
+            period=5.0,
+            parent=path[:-2] or None,
         )
         reason = ExitReason(ExitKind.LIMIT_REACHED, detail=one)
     return one

@@ -8,7 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from otpy import Backoff, ExitKind, ExitReason, Restart, Shutdown
-from otpy.core.restarts import ACCEPTABLE, VERDICTS, Delays, Fate, Final, Verdict, Window, final, is_acceptable
+from otpy.core.restarts import (
+    ACCEPTABLE,
+    VERDICTS,
+    Delays,
+    Fate,
+    Final,
+    Verdict,
+    Window,
+    final,
+    is_acceptable,
+)
 
 PLAIN = ExitReason(ExitKind.SHUTDOWN)
 WITH_REASON = ExitReason(ExitKind.SHUTDOWN, Shutdown("done"))
@@ -121,7 +131,10 @@ def test_monthly_crashes_never_wait_the_maximum():
     """A calm child starts over, each time."""
     month = 30 * 24 * 3600.0
 
-    assert waits(Delays(Backoff(0.5, 30.0, jitter=0.0), random.Random(0)), *[month] * 100) == [0.5] * 100
+    assert (
+        waits(Delays(Backoff(0.5, 30.0, jitter=0.0), random.Random(0)), *[month] * 100)
+        == [0.5] * 100
+    )
 
 
 def test_calm_is_to_be_up_for_reset_after_in_one_piece():
@@ -133,11 +146,18 @@ def test_calm_is_to_be_up_for_reset_after_in_one_piece():
 
 def test_a_factor_of_one_waits_always_the_same():
     """Constant waits are a back-off, too."""
-    assert waits(Delays(Backoff(2.0, 9.0, factor=1.0, jitter=0.0), random.Random(0)), 0, 0, 0) == [2.0] * 3
+    assert (
+        waits(Delays(Backoff(2.0, 9.0, factor=1.0, jitter=0.0), random.Random(0)), 0, 0, 0)
+        == [2.0] * 3
+    )
 
 
 @given(
-    st.floats(0.01, 10), st.floats(1, 10), st.floats(0, 1), st.lists(st.floats(0, 20), min_size=1), st.integers(0, 99)
+    st.floats(0.01, 10),
+    st.floats(1, 10),
+    st.floats(0, 1),
+    st.lists(st.floats(0, 20), min_size=1),
+    st.integers(0, 99),
 )
 def test_jitter_stays_in_its_bounds(initial, factor, jitter, ups, seed):
     """It changes a wait by at most that part, never beyond the maximum, and is not carried on."""
@@ -151,7 +171,9 @@ def test_jitter_stays_in_its_bounds(initial, factor, jitter, ups, seed):
 def test_the_same_seed_waits_the_same():
     """And another one does not."""
     backoff = Backoff(1.0, 60.0)
-    once, again, other = (waits(Delays(backoff, random.Random(seed)), *[0.0] * 5) for seed in (7, 7, 8))
+    once, again, other = (
+        waits(Delays(backoff, random.Random(seed)), *[0.0] * 5) for seed in (7, 7, 8)
+    )
 
     assert once == again != other
 

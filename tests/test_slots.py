@@ -10,7 +10,19 @@ from otpy.core import slots
 from otpy.core.messages import StopSupervisor
 from otpy.core.plan import Plan
 from otpy.core.restarts import Delays
-from otpy.core.slots import LATE, MOVES, NUMBERED, SHOWN, UNDEFINED, Held, Slot, Starting, State, Stopping, Waiting
+from otpy.core.slots import (
+    LATE,
+    MOVES,
+    NUMBERED,
+    SHOWN,
+    UNDEFINED,
+    Held,
+    Slot,
+    Starting,
+    State,
+    Stopping,
+    Waiting,
+)
 from otpy.exceptions import InternalError
 from otpy.reports import Cause, ExitKind, ExitReason
 from tests.machine_talk import NORMAL, Talk, booted, child
@@ -82,7 +94,9 @@ def test_the_state_is_set_by_the_setter_only():
     core = pathlib.Path(slots.__file__).parent
     texts = {path.name: path.read_text() for path in core.glob("*.py")}
 
-    assert [name for name, text in texts.items() if re.search(r"\.state(,.*)? = ", text)] == ["slots.py"]
+    assert [name for name, text in texts.items() if re.search(r"\.state(,.*)? = ", text)] == [
+        "slots.py"
+    ]
 
 
 def test_the_diagram_of_the_design_page_is_drawn_from_the_table():
@@ -99,7 +113,12 @@ def test_a_child_that_died_while_a_sibling_boots_is_judged_when_all_are_up():
     assert talk.machine.slots["a"].state is slots.ENDED
     assert talk.exit("a", NORMAL) == []
 
-    assert talk.up("b") == ["tell Progress app/b", "up", "tell ChildTerminated app/a crashed", "start a 2 as 3"]
+    assert talk.up("b") == [
+        "tell Progress app/b",
+        "up",
+        "tell ChildTerminated app/a crashed",
+        "start a 2 as 3",
+    ]
 
 
 def test_what_died_while_a_sibling_boots_is_absorbed_when_the_boot_fails():
@@ -109,7 +128,11 @@ def test_what_died_while_a_sibling_boots_is_absorbed_when_the_boot_fails():
     talk.up("a")
     talk.exit("a")
 
-    assert talk.exit("b") == ["tell StartError app/b crashed", "tell ShutdownError app/a crashed", "end shutdown a"]
+    assert talk.exit("b") == [
+        "tell StartError app/b crashed",
+        "tell ShutdownError app/a crashed",
+        "end shutdown a",
+    ]
 
 
 def test_a_new_rung_of_the_ladder_is_one_entry(monkeypatch):

@@ -5,10 +5,11 @@ import time
 
 import pytest
 
-from otpy import ChildState, registry, supervisor, thread, threads
+from otpy import ChildState, registry, supervisor, thread
 from otpy.children.interrupt import raise_in
-from otpy.supervisors import CALM
-from otpy.threads import Role, Spawner
+from otpy.runtime import threads
+from otpy.runtime.supervisor import CALM
+from otpy.runtime.threads import Role, Spawner
 from tests.helpers import HANG, Puppet, wait_until
 
 
@@ -55,7 +56,12 @@ def test_the_next_replacement_runs_in_it(app, puppet):
     life = puppet.next()
     (child,) = [entry for entry in threads.entries(app._tree) if entry.role is Role.CHILD]
 
-    assert (child.thread, child.name, spare.name, child.purpose) == (spare, "app/a", "app/a", "runs a")
+    assert (child.thread, child.name, spare.name, child.purpose) == (
+        spare,
+        "app/a",
+        "app/a",
+        "runs a",
+    )
     assert child.spawned_at >= before
     assert spare_of(app) is not spare
     assert life.incarnation == 3
@@ -133,7 +139,11 @@ def test_the_registry_shows_it(app):
     """It is a thread of the tree, but of no child."""
     (spare,) = [one for one in registry.active() if one.thread is spare_of(app)]
 
-    assert (spare.name, spare.path, spare.purpose) == ("app (spare)", None, "waits to be a replacement")
+    assert (spare.name, spare.path, spare.purpose) == (
+        "app (spare)",
+        None,
+        "waits to be a replacement",
+    )
 
 
 def test_a_system_that_has_no_more_threads(launch, puppet, monkeypatch, recorder):

@@ -71,7 +71,9 @@ SUPERVISOR_FIELDS = [
 ]
 
 
-@pytest.mark.parametrize(("field", "value"), [(field, value) for field, values in CHILD_FIELDS for value in values])
+@pytest.mark.parametrize(
+    ("field", "value"), [(field, value) for field, values in CHILD_FIELDS for value in values]
+)
 def test_a_bad_field_of_a_child(field, value):
     """The error names path, field, value, and what would be right."""
     error = error_of(thread, work, **{"id": "a", field: value})
@@ -154,7 +156,9 @@ def test_the_message():
 
 def test_a_value_whose_repr_raises():
     """The error can be printed all the same."""
-    assert "restart = <BadRepr instance at 0x" in str(error_of(thread, work, id="a", restart=BadRepr()))
+    assert "restart = <BadRepr instance at 0x" in str(
+        error_of(thread, work, id="a", restart=BadRepr())
+    )
 
 
 def test_a_value_with_a_lone_surrogate():
@@ -165,8 +169,14 @@ def test_a_value_with_a_lone_surrogate():
 
 def test_an_unknown_option_is_a_type_error():
     """As for every Python function."""
-    for build in (partial(thread, work, id="a"), partial(supervisor, "app"), partial(dynamic_supervisor, "app")):
-        with pytest.raises(TypeError, match=f"{build.func.__name__}.* unexpected keyword argument 'restrat'"):
+    for build in (
+        partial(thread, work, id="a"),
+        partial(supervisor, "app"),
+        partial(dynamic_supervisor, "app"),
+    ):
+        with pytest.raises(
+            TypeError, match=f"{build.func.__name__}.* unexpected keyword argument 'restrat'"
+        ):
             build(restrat="permanent")
     with pytest.raises(TypeError, match="strategy"):
         dynamic_supervisor("app", strategy="one_for_all")
@@ -174,9 +184,14 @@ def test_an_unknown_option_is_a_type_error():
 
 def test_strings_and_enums_are_the_same():
     """Both are accepted everywhere; what is stored is the enum."""
-    spelled = supervisor("app", strategy="rest_for_one", auto_shutdown="any_significant", restart="transient")
+    spelled = supervisor(
+        "app", strategy="rest_for_one", auto_shutdown="any_significant", restart="transient"
+    )
     chosen = supervisor(
-        "app", strategy=Strategy.REST_FOR_ONE, auto_shutdown=AutoShutdown.ANY_SIGNIFICANT, restart=Restart.TRANSIENT
+        "app",
+        strategy=Strategy.REST_FOR_ONE,
+        auto_shutdown=AutoShutdown.ANY_SIGNIFICANT,
+        restart=Restart.TRANSIENT,
     )
 
     assert spelled == chosen
@@ -188,7 +203,12 @@ def test_defaults():
     """OTP's, but for the limit: 3 in 5 s, as Elixir's."""
     child, parent = thread(work), supervisor("app")
 
-    assert (child.id, child.restart, child.shutdown, child.significant) == ("work", Restart.PERMANENT, 5.0, False)
+    assert (child.id, child.restart, child.shutdown, child.significant) == (
+        "work",
+        Restart.PERMANENT,
+        5.0,
+        False,
+    )
     assert (parent.shutdown, parent.strategy) == (Budget.INFINITY, Strategy.ONE_FOR_ONE)
     assert (parent.intensity, parent.period, parent.auto_shutdown) == (3, 5.0, AutoShutdown.NEVER)
 
@@ -243,7 +263,13 @@ def test_targets():
     async def async_generator(ctx):
         yield
 
-    for target, args in [(None, ()), (3, ()), (lambda: None, ()), (work, (1,)), (lambda ctx, a, b: None, (1,))]:
+    for target, args in [
+        (None, ()),
+        (3, ()),
+        (lambda: None, ()),
+        (work, (1,)),
+        (lambda ctx, a, b: None, (1,)),
+    ]:
         assert error_of(thread, target, *args, id="a").field == "target"
     for target in (coroutine, generator, async_generator):
         assert "would run nothing" in str(error_of(thread, target, id="a"))
@@ -281,7 +307,9 @@ def test_services():
     assert thread(Takes, "x").ready is True
 
 
-@pytest.mark.parametrize("child", [thread(work, id="w"), thread(work, id="w", restart="transient"), supervisor("w")])
+@pytest.mark.parametrize(
+    "child", [thread(work, id="w"), thread(work, id="w", restart="transient"), supervisor("w")]
+)
 def test_a_child_that_is_tried_for_ever_must_wait(child):
     """intensity="infinity": each child that may be restarted needs a back-off, else it would spin."""
     with pytest.raises(SpecError) as caught:
@@ -294,7 +322,9 @@ def test_a_child_that_is_tried_for_ever_must_wait(child):
 def test_what_a_supervisor_without_limit_accepts():
     """A child with a back-off, and a temporary one: neither can spin."""
     patient = thread(work, id="a", backoff=Backoff(1, 30))
-    spec = supervisor("app", intensity="infinity", children=[patient, thread(work, id="b", restart="temporary")])
+    spec = supervisor(
+        "app", intensity="infinity", children=[patient, thread(work, id="b", restart="temporary")]
+    )
 
     assert spec.intensity == "infinity"
 
@@ -372,6 +402,9 @@ def test_a_spec_tells_its_kind():
         "coroutine",
     ]
     assert [process("sleep", "1").kind, process(callees.obedient).kind] == ["program", "process"]
-    assert [supervisor("a").kind, dynamic_supervisor("a").kind] == ["supervisor", "dynamic_supervisor"]
+    assert [supervisor("a").kind, dynamic_supervisor("a").kind] == [
+        "supervisor",
+        "dynamic_supervisor",
+    ]
     assert ChildSpec(id="a", start=RobotStart()).kind == "robot"
     assert ChildSpec(id="a", start=start_something).kind == "start_something"

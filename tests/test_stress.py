@@ -8,8 +8,9 @@ from collections import Counter
 import pytest
 
 import otpy
-from otpy import Refusal, StartError, dynamic_supervisor, supervisor, thread, threads
+from otpy import Refusal, StartError, dynamic_supervisor, supervisor, thread
 from otpy.reports import ChildTerminated, Progress
+from otpy.runtime import threads
 from tests.helpers import HANG, Recorder, wait_until
 
 OPEN_FILES = pathlib.Path("/proc/self/fd")
@@ -42,7 +43,12 @@ def test_hundreds_crash_while_callers_meddle():
             children=[thread(crasher, n * 100 + k, crashes, id=f"c{k}") for k in range(size)],
         )
         for n, (strategy, size, crashes) in enumerate(
-            [("one_for_one", 100, 5), ("rest_for_one", 20, 2), ("one_for_all", 10, 2), ("one_for_one", 100, 3)]
+            [
+                ("one_for_one", 100, 5),
+                ("rest_for_one", 20, 2),
+                ("one_for_all", 10, 2),
+                ("one_for_one", 100, 3),
+            ]
         )
     ]
     tree = supervisor("app", children=[*groups, dynamic_supervisor("pool", intensity=100_000)])
@@ -58,7 +64,9 @@ def test_hundreds_crash_while_callers_meddle():
                 [
                     lambda h=handle, id=id: h.terminate_child(id),
                     lambda h=handle, id=id: h.restart_child(id),
-                    lambda h=handle, n=n, id=id: h.start_child(thread(crasher, seed * 60 + n, 1, id=id)),
+                    lambda h=handle, n=n, id=id: h.start_child(
+                        thread(crasher, seed * 60 + n, 1, id=id)
+                    ),
                     lambda h=handle: h.which_children(),
                     lambda h=handle: h.snapshot(),
                     lambda h=handle: h.count_children(),
@@ -87,7 +95,10 @@ def test_hundreds_crash_while_callers_meddle():
     wait_until(lambda: not threads.entries())
     assert descriptors() == before
     lives = Counter((one.path, one.incarnation) for one in recorder.of(Progress))
-    deaths = Counter((one.path, one.incarnation, id(one.reason.exception)) for one in recorder.of(ChildTerminated))
+    deaths = Counter(
+        (one.path, one.incarnation, id(one.reason.exception))
+        for one in recorder.of(ChildTerminated)
+    )
     assert set(deaths.values()) == {1}
     assert len(deaths) > 500
     assert lives
@@ -106,19 +117,25 @@ def test_all_crash_at_once():
         ctx.wait_stop()
 
     children = [thread(target, id=f"c{n}") for n in range(count)]
-    with otpy.start(supervisor("app", intensity=count, children=children), reports=recorder, log=False) as app:
+    with otpy.start(
+        supervisor("app", intensity=count, children=children), reports=recorder, log=False
+    ) as app:
         gate.set()
         for _ in range(count):
             assert back.acquire(timeout=HANG)
         assert {info.incarnation for info in app.which_children()} == {2}
         wait_until(lambda: len(recorder.of(ChildTerminated)) >= count)
 
-    assert Counter(one.path for one in recorder.of(ChildTerminated)) == Counter(f"app/c{n}" for n in range(count))
+    assert Counter(one.path for one in recorder.of(ChildTerminated)) == Counter(
+        f"app/c{n}" for n in range(count)
+    )
 
 
 def test_trees_start_and_stop_from_many_threads():
     """Whoever stops first; all others get the same report."""
-    tree = supervisor("app", children=[thread(lambda ctx: ctx.wait_stop(), id=f"c{n}") for n in range(3)])
+    tree = supervisor(
+        "app", children=[thread(lambda ctx: ctx.wait_stop(), id=f"c{n}") for n in range(3)]
+    )
 
     def life():
         app = otpy.start(tree, log=False)
@@ -145,7 +162,12 @@ def test_threads_are_interrupted_at_any_moment():
     for _ in range(60):
         recorder = Recorder()
         children = [
-            thread(lambda ctx, n=n: sum(range(n * 50)), id=f"c{n}", restart="temporary", shutdown="brutal_kill")
+            thread(
+                lambda ctx, n=n: sum(range(n * 50)),
+                id=f"c{n}",
+                restart="temporary",
+                shutdown="brutal_kill",
+            )
             for n in range(20)
         ]
         app = otpy.start(supervisor("app", children=children), reports=recorder, log=False)

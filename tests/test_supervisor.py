@@ -47,7 +47,11 @@ def test_a_supervisor_without_limit_goes_on_restarting(launch, recorder):
     def fail(ctx):
         raise RuntimeError("again")
 
-    app = launch(supervisor("app", intensity="infinity", children=[thread(fail, backoff=Backoff(0.001, 0.001))]))
+    app = launch(
+        supervisor(
+            "app", intensity="infinity", children=[thread(fail, backoff=Backoff(0.001, 0.001))]
+        )
+    )
     recorder.wait_for(ChildTerminated, "app/fail", count=20)
 
     assert app.snapshot().budget_left is None
@@ -63,7 +67,13 @@ class TestStart:
             "app",
             children=[
                 thread(idle, id="a"),
-                supervisor("s", children=[thread(idle, id="b"), supervisor("t", children=[thread(idle, id="c")])]),
+                supervisor(
+                    "s",
+                    children=[
+                        thread(idle, id="b"),
+                        supervisor("t", children=[thread(idle, id="c")]),
+                    ],
+                ),
                 thread(idle, id="d"),
             ],
         )
@@ -105,7 +115,12 @@ class TestStart:
             children=[
                 thread(note, id="a"),
                 supervisor(
-                    "s", children=[thread(note, id="b"), thread(fail, id="c", ready=True), thread(note, id="d")]
+                    "s",
+                    children=[
+                        thread(note, id="b"),
+                        thread(fail, id="c", ready=True),
+                        thread(note, id="d"),
+                    ],
                 ),
             ],
         )
@@ -118,14 +133,18 @@ class TestStart:
 
     def test_it_may_take_only_so_long(self):
         """The error names what everything waited for."""
-        tree = supervisor("app", children=[supervisor("s", children=[thread(never_ready, id="slow", ready=True)])])
+        tree = supervisor(
+            "app", children=[supervisor("s", children=[thread(never_ready, id="slow", ready=True)])]
+        )
 
         with pytest.raises(StartError, match=r"app/s/slow did not start: not up after 0.05 s"):
             otpy.start(tree, timeout=0.05, log=False)
 
     def test_a_child_that_is_not_ready_in_time(self):
         """start_timeout is per child."""
-        tree = supervisor("app", children=[thread(never_ready, id="slow", ready=True, start_timeout=0.01)])
+        tree = supervisor(
+            "app", children=[thread(never_ready, id="slow", ready=True, start_timeout=0.01)]
+        )
 
         with pytest.raises(StartError) as caught:
             otpy.start(tree, log=False)
@@ -163,7 +182,11 @@ class TestCalls:
 
     def test_counts_and_lists(self, launch):
         """In start order."""
-        app = launch(supervisor("app", children=[thread(idle, id="a"), supervisor("s"), thread(idle, id="b")]))
+        app = launch(
+            supervisor(
+                "app", children=[thread(idle, id="a"), supervisor("s"), thread(idle, id="b")]
+            )
+        )
         app.terminate_child("a")
 
         assert [(info.id, info.state.value) for info in app.which_children()] == [
@@ -262,7 +285,9 @@ class TestCalls:
             ctx.ready()
             ctx.wait_stop()
 
-        caller = threading.Thread(target=app.start_child, args=(thread(slow, id="slow", ready=True),))
+        caller = threading.Thread(
+            target=app.start_child, args=(thread(slow, id="slow", ready=True),)
+        )
         caller.start()
         wait_until(lambda: app.which_children())
         app.start_child(thread(idle, id="quick"))
@@ -286,12 +311,19 @@ class TestInside:
                 answers.put(error)
             ctx.wait_stop()
 
-        launch(supervisor("app", children=[supervisor("s", children=[thread(target, id="a", **options)])]))
+        launch(
+            supervisor(
+                "app", children=[supervisor("s", children=[thread(target, id="a", **options)])]
+            )
+        )
         return answers.get(timeout=HANG)
 
     def test_a_child_may_manage_its_siblings(self, launch):
         """Its supervisor is not blocked."""
-        assert self.ask(launch, lambda ctx: ctx.supervisor.start_child(thread(idle, id="b")).path) == "app/s/b"
+        assert (
+            self.ask(launch, lambda ctx: ctx.supervisor.start_child(thread(idle, id="b")).path)
+            == "app/s/b"
+        )
 
     @pytest.mark.parametrize(
         "question",
@@ -381,7 +413,11 @@ class TestHandle:
         puppet, clock = Puppet(), ManualClock()
         app = launch(
             supervisor(
-                "app", children=[supervisor("s", children=[puppet.spec("a"), thread(idle, id="b")]), supervisor("t")]
+                "app",
+                children=[
+                    supervisor("s", children=[puppet.spec("a"), thread(idle, id="b")]),
+                    supervisor("t"),
+                ],
             ),
             clock=clock,
         )
@@ -393,13 +429,26 @@ class TestHandle:
         s, t = top.children
         a, b = s.snapshot.children
 
-        assert (top.path, top.budget_left, s.snapshot.budget_left, t.snapshot) == ("app", 3, 2, None)
-        assert (a.state, a.incarnation, a.restarts, a.age, a.due) == (ChildState.RUNNING, 2, 1, 2.5, None)
+        assert (top.path, top.budget_left, s.snapshot.budget_left, t.snapshot) == (
+            "app",
+            3,
+            2,
+            None,
+        )
+        assert (a.state, a.incarnation, a.restarts, a.age, a.due) == (
+            ChildState.RUNNING,
+            2,
+            1,
+            2.5,
+            None,
+        )
         assert (a.last_exit.kind, b.last_exit) == (ExitKind.CRASHED, None)
 
     def test_a_snapshot_takes_no_longer_than_it_may_in_all(self, launch, monkeypatch):
         """However many supervisors are asked, one after the other: each has what is left."""
-        tree = supervisor("app", children=[supervisor("s", children=[supervisor("t")]), supervisor("u")])
+        tree = supervisor(
+            "app", children=[supervisor("s", children=[supervisor("t")]), supervisor("u")]
+        )
         app, limits, call = launch(tree), [], otpy.Supervisor._call
 
         def slow_call(self, kind, timeout, **fields):
@@ -418,7 +467,11 @@ class TestHandle:
     def test_subscribers(self, launch):
         """A handler gets the reports from its supervisor and below, until it unsubscribes."""
         puppet, all_of_it, part, box = Puppet(), Recorder(), Recorder(), queue.Queue()
-        app = launch(supervisor("app", children=[puppet.spec("a"), supervisor("s", children=[puppet.spec("b")])]))
+        app = launch(
+            supervisor(
+                "app", children=[puppet.spec("a"), supervisor("s", children=[puppet.spec("b")])]
+            )
+        )
         app.subscribe(all_of_it)
         app.find("app/s").subscribe(part)
         app.subscribe(box)

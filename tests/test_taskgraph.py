@@ -22,7 +22,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import otpy
-from otpy import Backoff, Context, ExitKind, SpecError, running, taskgraph, threads
+from otpy import Backoff, Context, ExitKind, SpecError, taskgraph
+from otpy.runtime import running, threads
 from otpy.taskgraph import Outcome, TaskGraph, marked, task
 from tests.helpers import HANG, wait_until
 
@@ -72,7 +73,9 @@ class Journal:
     def build(self, order, before, **options):
         graph = TaskGraph(**options)
         for number in order:
-            graph.add(self.body(number), f"t{number}", [f"t{one}" for one in sorted(before[number])])
+            graph.add(
+                self.body(number), f"t{number}", [f"t{one}" for one in sorted(before[number])]
+            )
         return graph
 
 
@@ -122,7 +125,9 @@ def test_a_failure_skips_exactly_what_comes_after_it(dag):
             failed.add(number)
     skipped = descendants(before, failed)
     ran = {number for what, number in journal.events if what == "end"}
-    assert {name for name, one in summary.outcomes.items() if one is SKIPPED} == {f"t{one}" for one in skipped}
+    assert {name for name, one in summary.outcomes.items() if one is SKIPPED} == {
+        f"t{one}" for one in skipped
+    }
     assert set(summary.failures) == {f"t{one}" for one in failed}
     assert ran == set(order) - skipped
     assert summary.passed + summary.failed + summary.skipped == len(order)
@@ -141,7 +146,9 @@ def test_independent_tasks_run_side_by_side_on_so_many_threads():
     barrier, seen = threading.Barrier(3), set()
     graph = TaskGraph(workers=3)
     for number in range(30):
-        graph.add(lambda: (barrier.wait(HANG), seen.add(threading.current_thread())), name=f"t{number}")
+        graph.add(
+            lambda: (barrier.wait(HANG), seen.add(threading.current_thread())), name=f"t{number}"
+        )
 
     assert graph.run().ok
     assert len(seen) == 3
@@ -151,7 +158,11 @@ def test_ten_thousand_tasks():
     ran = []
     graph = TaskGraph()
     for number in range(10_000):
-        graph.add(lambda number=number: ran.append(number), f"t{number}", [f"t{number - 100}"] if number >= 100 else [])
+        graph.add(
+            lambda number=number: ran.append(number),
+            f"t{number}",
+            [f"t{number - 100}"] if number >= 100 else [],
+        )
     summary = graph.run()
 
     assert summary.passed == 10_000
@@ -182,7 +193,10 @@ def test_a_chain_of_thousands_that_is_skipped():
         ({"name": "a", "with_state": True}, r"tasks/a: function = .*takes \(state\)"),
         ({"name": "a", "retries": -1}, "tasks/a: retries = -1: expected an int >= 0"),
         ({"name": "a", "retries": True}, "tasks/a: retries = True: expected an int >= 0"),
-        ({"name": "a", "timeout": 0}, "tasks/a: timeout = 0: expected a finite number of seconds > 0"),
+        (
+            {"name": "a", "timeout": 0},
+            "tasks/a: timeout = 0: expected a finite number of seconds > 0",
+        ),
         ({"name": "a", "timeout": float("nan")}, "tasks/a: timeout = nan: expected a finite"),
         ({"name": "a", "backoff": 1}, "tasks/a: backoff = 1: expected a Backoff"),
         ({"name": "a", "tags": "x"}, "tasks/a: tags = 'x': expected an iterable of str"),
@@ -197,7 +211,10 @@ def test_bad_options_of_a_task_are_refused(fields, message):
 
 @pytest.mark.parametrize(
     ("function", "message"),
-    [(3, "tasks: name = '': expected"), (lambda: None, "tasks: name = '': expected a non-empty str; a lambda needs")],
+    [
+        (3, "tasks: name = '': expected"),
+        (lambda: None, "tasks: name = '': expected a non-empty str; a lambda needs"),
+    ],
 )
 def test_what_has_no_name_needs_one(function, message):
     with pytest.raises(SpecError, match=message):
@@ -229,7 +246,10 @@ def test_a_generator_and_a_function_with_arguments_are_refused():
         ({"workers": 1.5}, "tasks: workers = 1.5"),
         ({"state": []}, r"tasks: state = \[\]: expected a dict"),
         ({"state": {"results": None}}, r"tasks: state\['results'\] = None: expected a dict"),
-        ({"state": {"_state_lock": 3}}, r"tasks: state\['_state_lock'\] = 3: expected a threading.RLock"),
+        (
+            {"state": {"_state_lock": 3}},
+            r"tasks: state\['_state_lock'\] = 3: expected a threading.RLock",
+        ),
         ({"store_results": "no"}, "tasks: store_results = 'no': expected True or False"),
         ({"clear_results": 0}, "tasks: clear_results = 0: expected True or False"),
         ({"on_failure": "stop"}, "tasks: on_failure = 'stop': expected 'run' or 'skip'"),
@@ -243,7 +263,9 @@ def test_bad_options_of_a_graph_are_refused(options, message):
 def test_a_name_is_taken_once():
     graph = TaskGraph()
     graph.add(nothing, "a")
-    with pytest.raises(SpecError, match="tasks/a: name = 'a': expected a name that no other task has"):
+    with pytest.raises(
+        SpecError, match="tasks/a: name = 'a': expected a name that no other task has"
+    ):
         graph.add(fail, "a")
 
 
@@ -257,7 +279,10 @@ def test_unknown_dependencies_and_cycles_are_refused_before_anything_runs():
     for name, after in (("a", "c"), ("b", "a"), ("c", "b")):
         cycle.add(nothing, name, [after, "start"])
 
-    for graph, message in ((unknown, "tasks/b: after = 'c': expected one of the tasks: a, b"), (cycle, "no cycle")):
+    for graph, message in (
+        (unknown, "tasks/b: after = 'c': expected one of the tasks: a, b"),
+        (cycle, "no cycle"),
+    ):
         for call in (graph.run, graph.describe, lambda graph=graph: graph.as_child("g")):
             with pytest.raises(SpecError, match=message):
                 call()
@@ -266,7 +291,10 @@ def test_unknown_dependencies_and_cycles_are_refused_before_anything_runs():
     names = error.value.value.split(" -> ")
     assert names[0] == names[-1]
     assert sorted(names[1:]) == ["a", "b", "c"]
-    assert all((before, after) in {("c", "a"), ("a", "b"), ("b", "c")} for before, after in itertools.pairwise(names))
+    assert all(
+        (before, after) in {("c", "a"), ("a", "b"), ("b", "c")}
+        for before, after in itertools.pairwise(names)
+    )
     assert not ran
 
 
@@ -397,7 +425,15 @@ class Odd(BaseException):
 @pytest.mark.parametrize("is_late", [False, True], ids=["at once", "late"])
 @pytest.mark.parametrize(
     "kind",
-    [ValueError, KeyboardInterrupt, GeneratorExit, otpy.Killed, otpy.Fatal, Odd, asyncio.CancelledError],
+    [
+        ValueError,
+        KeyboardInterrupt,
+        GeneratorExit,
+        otpy.Killed,
+        otpy.Fatal,
+        Odd,
+        asyncio.CancelledError,
+    ],
 )
 def test_whatever_a_task_raises_is_its_failure(kind, is_late):
     """And the worker goes on: there is but one."""
@@ -741,7 +777,9 @@ def test_each_async_function_has_a_loop_of_its_own():
 
 def test_an_async_function_that_takes_too_long_is_cancelled(monkeypatch):
     """Its thread waits in a selector, where no interrupt reaches it; so nothing is left behind."""
-    monkeypatch.setattr(taskgraph, "FAREWELL", HANG)  # on a slow machine an interrupt could hit the end of its loop
+    monkeypatch.setattr(
+        taskgraph, "FAREWELL", HANG
+    )  # on a slow machine an interrupt could hit the end of its loop
     cancelled = threading.Event()
 
     async def wait():
@@ -801,17 +839,27 @@ def test_exceptions_that_hit_workers_anywhere_lose_nothing():
 
     def shoot(name, outcome):
         settled.append(name)
-        targets = [one for one in threading.enumerate() if "worker-" in one.name and one not in shot and serves(one)]
+        targets = [
+            one
+            for one in threading.enumerate()
+            if "worker-" in one.name and one not in shot and serves(one)
+        ]
         if targets and len(shot) < 20 and chance.random() < 0.2:
             target = chance.choice(targets)
             shot.add(target)
-            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(target.ident), ctypes.py_object(SystemExit))
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(
+                ctypes.c_ulong(target.ident), ctypes.py_object(SystemExit)
+            )
 
     chance = random.Random(1)
     graph = TaskGraph(workers=3)
     graph.on_task_done(shoot)
     for number in range(3_000):
-        graph.add(lambda number=number: ran.append(number), f"t{number}", [f"t{number - 5}"] if number > 5 else [])
+        graph.add(
+            lambda number=number: ran.append(number),
+            f"t{number}",
+            [f"t{number - 5}"] if number > 5 else [],
+        )
     summary = graph.run()
 
     assert sorted(settled) == sorted(summary.outcomes)
@@ -990,7 +1038,13 @@ def test_the_summary():
     graph.add(nothing, "c", ["b"])
     summary = graph.run()
 
-    assert (summary.passed, summary.failed, summary.skipped, summary.cancelled, summary.ok) == (1, 1, 1, 0, False)
+    assert (summary.passed, summary.failed, summary.skipped, summary.cancelled, summary.ok) == (
+        1,
+        1,
+        1,
+        0,
+        False,
+    )
     assert list(summary.failures) == ["b"]
     assert str(summary.failures["b"].exception) == "ordered to fail"
     assert summary.failures["b"].traceback.endswith("ValueError: ordered to fail\n")
@@ -1188,7 +1242,9 @@ def test_a_scheduler_that_is_given_up_before_it_is_up(where, monkeypatch):
         return step.fget(ctx) if isinstance(step, property) else step(ctx, *args)
 
     monkeypatch.setattr(Context, "fence", note)
-    monkeypatch.setattr(Context, where, property(interrupted) if isinstance(step, property) else interrupted)
+    monkeypatch.setattr(
+        Context, where, property(interrupted) if isinstance(step, property) else interrupted
+    )
     graph = TaskGraph()
     graph.add(nothing, "a")
     graph.add(nothing, "b", ["a"])
@@ -1207,7 +1263,9 @@ def test_nothing_is_started_after_an_interrupt_that_the_scheduler_has_not_heard_
         call_back(ctx)
 
     def run_late(ctx):
-        threads.spawn(lambda: late(ctx), name="late", role=threads.Role.HELPER, purpose="", owner=None)
+        threads.spawn(
+            lambda: late(ctx), name="late", role=threads.Role.HELPER, purpose="", owner=None
+        )
 
     def interrupt(name, thread):
         os.kill(os.getpid(), signal.SIGINT)
@@ -1263,7 +1321,9 @@ def test_interrupts_at_random_moments():
     done = subprocess.run(command, capture_output=True, text=True, timeout=HANG, check=False)
 
     assert (done.returncode, done.stderr) == (0, "")
-    assert [line.split()[1] for line in done.stdout.splitlines()] == [str(seed) for seed in range(8)]
+    assert [line.split()[1] for line in done.stdout.splitlines()] == [
+        str(seed) for seed in range(8)
+    ]
 
 
 # In a tree
@@ -1333,7 +1393,9 @@ def test_threads_of_stuck_tasks_count_for_the_tree(launch):
     never = threading.Event()
     graph = TaskGraph()
     graph.add(never.wait, "stuck", timeout=0.02)
-    tree = otpy.supervisor("app", children=[graph.as_child("graph"), otpy.thread(lambda ctx: ctx.wait_stop(), id="a")])
+    tree = otpy.supervisor(
+        "app", children=[graph.as_child("graph"), otpy.thread(lambda ctx: ctx.wait_stop(), id="a")]
+    )
     app = launch(tree, max_unstopped=0)
     try:
         assert app.wait(HANG).kind is ExitKind.LIMIT_REACHED
@@ -1395,6 +1457,12 @@ def test_to_mermaid_and_to_dot():
 def test_it_uses_the_public_api_and_nothing_of_the_running_system():
     """From inside otpy come words only: nothing that starts, stops or holds a thread."""
     text = Path(taskgraph.__file__).read_text()
-    words = {"otpy.arguments", "otpy.core.restarts", "otpy.exceptions", "otpy.specs", "otpy.telemetry"}
+    words = {
+        "otpy.arguments",
+        "otpy.core.restarts",
+        "otpy.exceptions",
+        "otpy.specs",
+        "otpy.runtime.telemetry",
+    }
 
     assert set(re.findall(r"^(?:from|import) (otpy[\w.]*)", text, re.MULTILINE)) == {"otpy", *words}

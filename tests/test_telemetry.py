@@ -7,32 +7,65 @@ import pytest
 import structlog
 
 import otpy
-from otpy import ExitKind, ExitReason, reports, supervisor, telemetry, thread, threads
+from otpy import ExitKind, ExitReason, reports, supervisor, thread
 from otpy.reports import Cause, Escalation
+from otpy.runtime import telemetry, threads
 from tests.helpers import HANG, Puppet, Recorder
 
 CRASH = ExitReason(ExitKind.CRASHED, ValueError("boom"))
-ESCALATION = Escalation(path="app", child="app/a", reason=CRASH, restarts=1, intensity=0, period=5.0, parent=None)
+ESCALATION = Escalation(
+    path="app", child="app/a", reason=CRASH, restarts=1, intensity=0, period=5.0, parent=None
+)
 
 EVERY_REPORT = [
     (reports.Progress(path="app/a", incarnation=1, cause=Cause.INIT), "info", "progress", {}),
     (reports.Progress(path="app/a", incarnation=1, cause=Cause.CALL), "debug", "progress", {}),
-    (reports.ChildTerminated(path="app/a", incarnation=1, reason=CRASH), "error", "child_terminated", {}),
-    (reports.Stalled(path="app/a", incarnation=1, reason=CRASH, stack="here"), "error", "stalled", {"stack": "here"}),
+    (
+        reports.ChildTerminated(path="app/a", incarnation=1, reason=CRASH),
+        "error",
+        "child_terminated",
+        {},
+    ),
+    (
+        reports.Stalled(path="app/a", incarnation=1, reason=CRASH, stack="here"),
+        "error",
+        "stalled",
+        {"stack": "here"},
+    ),
     (reports.StartError(path="app/a", incarnation=1, reason=CRASH), "error", "start_error", {}),
-    (reports.ShutdownError(path="app/a", incarnation=1, reason=CRASH), "error", "shutdown_error", {}),
+    (
+        reports.ShutdownError(path="app/a", incarnation=1, reason=CRASH),
+        "error",
+        "shutdown_error",
+        {},
+    ),
     (
         reports.LimitReached(path="app", reason=CRASH, escalation=ESCALATION),
         "critical",
         "limit_reached",
         {"child": "app/a"},
     ),
-    (reports.Unstopped(path="app/a", incarnation=1, stack="here"), "error", "unstopped", {"stack": "here"}),
+    (
+        reports.Unstopped(path="app/a", incarnation=1, stack="here"),
+        "error",
+        "unstopped",
+        {"stack": "here"},
+    ),
     (reports.AutoShutdown(path="app", child="app/a"), "info", "auto_shutdown", {"child": "app/a"}),
     (reports.StrayMessage(path="app", item="x"), "error", "stray_message", {"item": "'x'"}),
-    (reports.OutputLost(path="app/a", incarnation=1, reason=CRASH, file="x"), "error", "output_lost", {"file": "x"}),
     (
-        reports.SignalStop(path="app", signal="SIGTERM", stage=reports.StopStage.STOPPING, detail="SIGTERM: stopping"),
+        reports.OutputLost(path="app/a", incarnation=1, reason=CRASH, file="x"),
+        "error",
+        "output_lost",
+        {"file": "x"},
+    ),
+    (
+        reports.SignalStop(
+            path="app",
+            signal="SIGTERM",
+            stage=reports.StopStage.STOPPING,
+            detail="SIGTERM: stopping",
+        ),
         "info",
         "signal_stop",
         {"detail": "SIGTERM: stopping"},
@@ -42,9 +75,15 @@ EVERY_REPORT = [
 
 def test_every_report_has_an_event():
     """The table is complete."""
-    kinds = {kind for kind in vars(reports).values() if isinstance(kind, type) and issubclass(kind, reports.Report)}
+    kinds = {
+        kind
+        for kind in vars(reports).values()
+        if isinstance(kind, type) and issubclass(kind, reports.Report)
+    }
 
-    assert set(telemetry.EVENTS) == kinds - {reports.Report} == {type(row[0]) for row in EVERY_REPORT}
+    assert (
+        set(telemetry.EVENTS) == kinds - {reports.Report} == {type(row[0]) for row in EVERY_REPORT}
+    )
 
 
 @pytest.mark.parametrize(("report", "level", "event", "more"), EVERY_REPORT)
@@ -53,8 +92,14 @@ def test_the_log_line_of_a_report(report, level, event, more):
     with structlog.testing.capture_logs() as logs:
         telemetry.log_report(report)
 
-    reason = {"reason": str(report.reason), "exception": report.reason.traceback.rstrip()} if report.reason else {}
-    common = {"path": report.path} | ({"incarnation": report.incarnation} if report.incarnation else {})
+    reason = (
+        {"reason": str(report.reason), "exception": report.reason.traceback.rstrip()}
+        if report.reason
+        else {}
+    )
+    common = {"path": report.path} | (
+        {"incarnation": report.incarnation} if report.incarnation else {}
+    )
     assert logs == [{"log_level": level, "event": event, **common, **reason, **more}]
 
 
@@ -79,7 +124,9 @@ def test_reports_go_to_a_callable_or_a_queue_and_to_the_log():
     """All in the same order."""
     recorder, box = Recorder(), queue.Queue()
     with structlog.testing.capture_logs() as logs:
-        with otpy.start(supervisor("app", children=[thread(lambda ctx: ctx.wait_stop(), id="a")]), reports=box) as app:
+        with otpy.start(
+            supervisor("app", children=[thread(lambda ctx: ctx.wait_stop(), id="a")]), reports=box
+        ) as app:
             app.subscribe(recorder)
 
     assert box.get_nowait().path == "app/a"
@@ -99,7 +146,9 @@ def test_a_handler_that_raises_is_logged_and_called_again():
         pass
 
     assert got == ["app/a", "app/b"]
-    assert [(entry["event"], "bad handler" in entry["exception"]) for entry in logs] == [("handler_failed", True)]
+    assert [(entry["event"], "bad handler" in entry["exception"]) for entry in logs] == [
+        ("handler_failed", True)
+    ]
     assert logs[0]["given"] == "progress path=app/a incarnation=1"
 
 
@@ -124,14 +173,18 @@ def test_a_handler_that_blocks_delays_nothing_and_is_named(monkeypatch):
         gate.wait(HANG)
         got.append(report.path)
 
-    app = otpy.start(supervisor("app", children=[puppet.spec("a")]), reports=slow, log=False, flush=0.05)
+    app = otpy.start(
+        supervisor("app", children=[puppet.spec("a")]), reports=slow, log=False, flush=0.05
+    )
     app.subscribe(quick)
     puppet.next().crash()
     puppet.next()
     quick.wait_for(reports.Progress, "app/a")
     report = app.stop()
     assert got == []
-    assert "app (reports)" in report.handlers  # and perhaps others, that a slow machine has kept from ending so soon
+    assert (
+        "app (reports)" in report.handlers
+    )  # and perhaps others, that a slow machine has kept from ending so soon
     gate.set()
     for entry in threads.entries():
         entry.thread.join(HANG)

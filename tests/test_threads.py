@@ -4,15 +4,17 @@ import threading
 
 import pytest
 
-from otpy import threads
-from otpy.threads import Role, ThreadState
+from otpy.runtime import threads
+from otpy.runtime.threads import Role, ThreadState
 from tests.helpers import HANG, wait_until
 
 
 def test_a_thread_is_tracked_while_it_lives():
     """With its name, role, purpose and owner; it is a daemon."""
     owner, gate = object(), threading.Event()
-    thread = threads.spawn(lambda: gate.wait(HANG), name="t", role=Role.HELPER, purpose="waits", owner=owner)
+    thread = threads.spawn(
+        lambda: gate.wait(HANG), name="t", role=Role.HELPER, purpose="waits", owner=owner
+    )
     (entry,) = wait_until(lambda: threads.entries(owner))
 
     assert (entry.thread, entry.role, entry.purpose, thread.name, thread.daemon) == (
@@ -124,7 +126,13 @@ def test_a_start_that_is_interrupted_after_the_thread_has_begun(monkeypatch):
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(threading.Thread, "start", interrupted)
-        threads.spawn(lambda: (begun.set(), gate.wait(HANG)), name="t", role=Role.HELPER, purpose="", owner=threads)
+        threads.spawn(
+            lambda: (begun.set(), gate.wait(HANG)),
+            name="t",
+            role=Role.HELPER,
+            purpose="",
+            owner=threads,
+        )
 
     assert [entry.name for entry in threads.entries(threads)] == ["t"]
     gate.set()
@@ -134,7 +142,9 @@ def test_a_start_that_is_interrupted_after_the_thread_has_begun(monkeypatch):
 def test_a_renamed_thread_is_known_by_its_first_name():
     """The name of a child is its path."""
     owner, gate = object(), threading.Event()
-    thread = threads.spawn(lambda: gate.wait(HANG), name="app/a", role=Role.CHILD, purpose="", owner=owner)
+    thread = threads.spawn(
+        lambda: gate.wait(HANG), name="app/a", role=Role.CHILD, purpose="", owner=owner
+    )
     thread.name = "mine"
 
     assert threads.settle(owner, {Role.CHILD}, 0.0) == ("app/a",)

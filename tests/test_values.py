@@ -45,7 +45,9 @@ def test_calls_are_equal_to_themselves_only():
 def test_they_print_their_fields():
     """So that a story can be read."""
     assert repr(Arm(1, at=2.0)) == "Arm(ref=1, at=2.0)"
-    assert repr(Progress(path="a", cause=Cause.INIT)).startswith("Progress(path='a', incarnation=0, time=0.0, ")
+    assert repr(Progress(path="a", cause=Cause.INIT)).startswith(
+        "Progress(path='a', incarnation=0, time=0.0, "
+    )
 
 
 @pytest.mark.parametrize("word", [*ExitKind, *ChildState, *Restart])
@@ -59,7 +61,9 @@ def test_words_are_single_objects(word):
 
 def test_reports_travel():
     """A handler may send them to another process."""
-    report = Progress(path="app/a", incarnation=3, cause=Cause.RESTART, reason=ExitReason(ExitKind.NORMAL))
+    report = Progress(
+        path="app/a", incarnation=3, cause=Cause.RESTART, reason=ExitReason(ExitKind.NORMAL)
+    )
 
     assert pickle.loads(pickle.dumps(report)) == report
     assert copy.deepcopy(report) == report
@@ -67,7 +71,13 @@ def test_reports_travel():
 
 
 @pytest.mark.parametrize(
-    "kind", [one for module in MODULES for one in vars(module).values() if isinstance(one, type) and attrs.has(one)]
+    "kind",
+    [
+        one
+        for module in MODULES
+        for one in vars(module).values()
+        if isinstance(one, type) and attrs.has(one)
+    ],
 )
 def test_all_that_people_see_prints_and_compares(kind):
     """No class has lost its repr or its eq on the way."""

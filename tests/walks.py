@@ -29,14 +29,32 @@ from otpy.core import messages
 from otpy.core.endings import ASKED_TO_STOP, OVER, Phase
 from otpy.core.lives import INTERRUPT_GRACE
 from otpy.core.messages import ChildExited, ChildStarted, StopSupervisor
-from otpy.core.slots import ACTIVE, NUMBERED, RESTARTING, RUNNING, STARTING, STOPPING, UNDEFINED, UNSTOPPED
+from otpy.core.slots import (
+    ACTIVE,
+    NUMBERED,
+    RESTARTING,
+    RUNNING,
+    STARTING,
+    STOPPING,
+    UNDEFINED,
+    UNSTOPPED,
+)
 from otpy.core.strategy import restart_group
-from otpy.mailbox import Reply
 from otpy.reports import ExitKind, ExitReason
-from otpy.specs import AutoShutdown, Backoff, Budget, ChildSpec, ChildType, Restart, Strategy, SupervisorSpec
-from otpy.supervisors import SupervisorThread
-from otpy.threads import Spawner
-from otpy.tree import Tree
+from otpy.runtime.mailbox import Reply
+from otpy.runtime.supervisor import SupervisorThread
+from otpy.runtime.threads import Spawner
+from otpy.runtime.tree import Tree
+from otpy.specs import (
+    AutoShutdown,
+    Backoff,
+    Budget,
+    ChildSpec,
+    ChildType,
+    Restart,
+    Strategy,
+    SupervisorSpec,
+)
 from tests.oracle import Oracle, comes
 
 MOST_TURNS = 20_000
@@ -108,7 +126,8 @@ class Actor:
 
     def abandon(self) -> None:
         self.world.check(
-            not self.ended or self.world.is_news_in_flight(self), f"{self.path} was abandoned after its end"
+            not self.ended or self.world.is_news_in_flight(self),
+            f"{self.path} was abandoned after its end",
         )
         self.fenced = True
         self.world.note_end(self)
@@ -150,11 +169,16 @@ class Actor:
         self.saved = (self.birth.incarnation, self.world.now)
         if self.world.chance(0.8) and len(self.world.story) < MOST_LINES:
             allow = self.world.pick(0.0, 0.0, 3 * heartbeat)
-            self.world.after(self.world.pick(0.5, 0.9, 0.9) * max(allow, heartbeat), lambda: self._check_in(allow))
+            self.world.after(
+                self.world.pick(0.5, 0.9, 0.9) * max(allow, heartbeat),
+                lambda: self._check_in(allow),
+            )
 
     def _fail_soon(self) -> None:
         delay = self.world.pick(0.0, 0.0, self.world.delay())
-        self.world.after(delay, lambda: self.end(self.world.pick(CRASHED, CRASHED, IGNORE, RETURNED)))
+        self.world.after(
+            delay, lambda: self.end(self.world.pick(CRASHED, CRASHED, IGNORE, RETURNED))
+        )
 
     def _hang(self) -> None:
         if self.birth.spec.start_timeout is None:
@@ -178,7 +202,10 @@ class Actor:
 
     def end(self, reason: ExitReason) -> None:
         if not self.ended:
-            self.ended, self.reason = True, attrs.evolve(reason)  # one of its own: that tells whose end a report is
+            self.ended, self.reason = (
+                True,
+                attrs.evolve(reason),
+            )  # one of its own: that tells whose end a report is
             self.world.note_end(self)
             self.deliver(ChildExited(self.birth.ref, self.reason))
 
@@ -285,7 +312,11 @@ class World:
         return self.random.choice(choices)
 
     def delay(self) -> float:
-        return self.pick(0.0, 0.01, 0.3, 1.0) if self.is_dense else self.pick(0.0, 0.0, 0.01, 0.3, 1.0, 4.0)
+        return (
+            self.pick(0.0, 0.01, 0.3, 1.0)
+            if self.is_dense
+            else self.pick(0.0, 0.0, 0.01, 0.3, 1.0, 4.0)
+        )
 
     def any_reason(self) -> ExitReason:
         return self.random.choice(REASONS)
@@ -293,9 +324,17 @@ class World:
     def _any_supervisor(self, id: str, depth: int) -> SupervisorSpec:
         auto = self.pick(AutoShutdown.NEVER, AutoShutdown.NEVER, *AutoShutdown)
         if self.has_significant and self.chance(0.8):
-            auto = self.pick(AutoShutdown.ALL_SIGNIFICANT, AutoShutdown.ALL_SIGNIFICANT, AutoShutdown.ANY_SIGNIFICANT)
+            auto = self.pick(
+                AutoShutdown.ALL_SIGNIFICANT,
+                AutoShutdown.ALL_SIGNIFICANT,
+                AutoShutdown.ANY_SIGNIFICANT,
+            )
         dynamic = self.chance(0.2)
-        children = [] if dynamic else [self._any_child(f"c{n}", depth, auto) for n in range(self._any_size())]
+        children = (
+            []
+            if dynamic
+            else [self._any_child(f"c{n}", depth, auto) for n in range(self._any_size())]
+        )
         return SupervisorSpec(
             id=id,
             start=SupervisorThread,
@@ -315,7 +354,9 @@ class World:
 
     def _any_strategy(self) -> Strategy:
         if self.is_dense and self.has_significant and self.chance(0.5):
-            return Strategy.REST_FOR_ONE  # only there may a significant child leave while another one is stopped
+            return (
+                Strategy.REST_FOR_ONE
+            )  # only there may a significant child leave while another one is stopped
         return self.pick(*Strategy)
 
     def _any_child(self, id: str, depth: int, auto: AutoShutdown) -> ChildSpec:
@@ -341,7 +382,9 @@ class World:
 
     def _any_backoff(self) -> Backoff | None:
         calm = self.pick(0.0, 3.0, 60.0)
-        return self.pick(None, None, None, Backoff(0.2, 1.0, reset_after=calm), Backoff(2.0, 6.0, jitter=1.0))
+        return self.pick(
+            None, None, None, Backoff(0.2, 1.0, reset_after=calm), Backoff(2.0, 6.0, jitter=1.0)
+        )
 
     # The clock, and what happens when
 
@@ -401,13 +444,19 @@ class World:
         """Let several things come in a row that concern the children of one supervisor."""
         core = self.random.choice([one.core for one in self._supervisors.values()])
         for _ in range(self.pick(1, 2, 2, 3)):
-            actors = [actor for path, actor in self._on_stage.items() if path.rpartition("/")[0] == core.path]
+            actors = [
+                actor
+                for path, actor in self._on_stage.items()
+                if path.rpartition("/")[0] == core.path
+            ]
             important = [actor for actor in actors if actor.birth.spec.significant]
             match self.pick("leaves", "crashes", "dies", "call", "call"):
                 case "leaves" if important:
                     self.random.choice(important).end(RETURNED)
                 case "crashes" if actors:
-                    self.random.choice([actor for actor in actors if actor not in important] or actors).end(CRASHED)
+                    self.random.choice(
+                        [actor for actor in actors if actor not in important] or actors
+                    ).end(CRASHED)
                 case "dies" if actors:
                     self.random.choice(actors).end(self.any_reason())
                 case _ if core.alive:
@@ -444,7 +493,9 @@ class World:
         """Move the time to the next thing that happens; False: nothing will, up to then."""
         times = [self._events[0][0]] if self._events else []
         times += [
-            at for one in self._supervisors.values() if one.core.alive and (at := one.core.timers.next()) is not None
+            at
+            for one in self._supervisors.values()
+            if one.core.alive and (at := one.core.timers.next()) is not None
         ]
         if not times or min(times) > until + 1e-9:
             return False
@@ -453,10 +504,14 @@ class World:
 
     def _has_work(self, core: SupervisorThread) -> bool:
         at = core.timers.next()
-        return core.alive and bool(core._local or not core.mailbox.empty() or (at is not None and at <= self.now))
+        return core.alive and bool(
+            core._local or not core.mailbox.empty() or (at is not None and at <= self.now)
+        )
 
     def _turn(self, core: SupervisorThread) -> None:
-        core._ident = threading.get_ident()  # so that news from inside the turn is local, as on the real thread
+        core._ident = (
+            threading.get_ident()
+        )  # so that news from inside the turn is local, as on the real thread
         self._turning = core
         try:
             core.turn()
@@ -496,11 +551,20 @@ class World:
 
     def _meddle(self) -> None:
         core = self.random.choice(
-            [one.core for one in self._supervisors.values() if one.core.alive or self.chance(0.1)] or [self.root]
+            [one.core for one in self._supervisors.values() if one.core.alive or self.chance(0.1)]
+            or [self.root]
         )
         if self.chance(0.05):
             self._post(
-                core, self.pick("garbage", None, 42, object(), ChildExited(10**6, CRASHED), messages.Retry(10**6))
+                core,
+                self.pick(
+                    "garbage",
+                    None,
+                    42,
+                    object(),
+                    ChildExited(10**6, CRASHED),
+                    messages.Retry(10**6),
+                ),
             )
         elif self.chance(0.03) and core is not self.root:
             self._post(core, StopSupervisor(self.pick(None, 0.0, 1.0)))
@@ -526,13 +590,18 @@ class World:
         if len(ids) < 4 or not self.is_dense:
             ids.append(f"n{next(self._ids)}")
         busy = [slot.id for slot in core.machine.slots.values() if slot.state is STOPPING]
-        id, reply = self.random.choice(busy if busy and self.is_dense and self.chance(0.5) else ids), Reply()
+        id, reply = (
+            self.random.choice(busy if busy and self.is_dense and self.chance(0.5) else ids),
+            Reply(),
+        )
         auto = core.machine.spec.auto_shutdown
         spec = self._any_child(id, 0, auto)
         calls: tuple[messages.Call, ...] = (
             messages.StartChild(reply=reply, inside=self._any_inside(core), spec=spec),
             messages.StartChild(reply=reply, spec=spec),
-            messages.TerminateChild(reply=reply, inside=self._any_inside(core), id=id, detach=self.chance(0.1)),
+            messages.TerminateChild(
+                reply=reply, inside=self._any_inside(core), id=id, detach=self.chance(0.1)
+            ),
             messages.RestartChild(reply=reply, inside=self._any_inside(core), id=id),
             messages.RestartChild(reply=reply, id=id),
             messages.DeleteChild(reply=reply, id=id),
@@ -578,7 +647,9 @@ class World:
         self.say(f"birth {actor.path} {actor.birth.incarnation}")
         chronicle = self._of(actor.path)
         self.check(actor.path not in self._on_stage, f"{actor.path} has two incarnations")
-        self._cast[actor.path, actor.birth.incarnation] = actor  # an id that is used again counts from 1 again
+        self._cast[actor.path, actor.birth.incarnation] = (
+            actor  # an id that is used again counts from 1 again
+        )
         self._on_stage[actor.path] = actor
         machine = chronicle.core.machine
         slot = actor.slot = machine.slots[actor.birth.spec.id]
@@ -594,7 +665,9 @@ class World:
     def _is_about_to_end(self, core: SupervisorThread) -> bool:
         """Whether the decision to end is younger than the order that is being obeyed: it is told further on."""
         told = [order.report for order in core._orders if isinstance(order, messages.Tell)]
-        return any(isinstance(report, reports.LimitReached | reports.AutoShutdown) for report in told)
+        return any(
+            isinstance(report, reports.LimitReached | reports.AutoShutdown) for report in told
+        )
 
     def _note_start(self, chronicle: Chronicle, actor: Actor) -> None:
         slot = chronicle.core.machine.slots[actor.birth.spec.id]
@@ -614,11 +687,15 @@ class World:
         elif cause is reports.Cause.RESTART:
             later = list(machine.slots)[list(machine.slots).index(slot.id) + 1 :]
             self.check(
-                not any(self._is_on_stage(f"{machine.path}/{id}") for id in later), f"{actor.path} before a later one"
+                not any(self._is_on_stage(f"{machine.path}/{id}") for id in later),
+                f"{actor.path} before a later one",
             )
         if cause is reports.Cause.INIT:
             later = list(machine.slots)[list(machine.slots).index(slot.id) + 1 :]
-            self.check(not any(self._is_on_stage(f"{machine.path}/{id}") for id in later), f"{actor.path} out of order")
+            self.check(
+                not any(self._is_on_stage(f"{machine.path}/{id}") for id in later),
+                f"{actor.path} out of order",
+            )
 
     def _check_wait(self, chronicle: Chronicle, slot: Any) -> None:
         """A child that failed and is restarted alone has waited; a call or a group restart may have hastened it."""
@@ -628,7 +705,10 @@ class World:
         if failed is not None and is_alone and is_restart:
             waited, backoff = self.now - failed, slot.spec.backoff
             least = backoff.initial * (1 - backoff.jitter)
-            self.check(waited >= least - 1e-9, f"{chronicle.core.path}/{slot.id} waited {waited:.3f} s only")
+            self.check(
+                waited >= least - 1e-9,
+                f"{chronicle.core.path}/{slot.id} waited {waited:.3f} s only",
+            )
 
     def _is_on_stage(self, path: str) -> bool:
         supervisor = self._supervisors.get(path)
@@ -637,16 +717,24 @@ class World:
     def _check_window(self, chronicle: Chronicle, times: list[float]) -> None:
         spec = chronicle.core.machine.spec
         recent = [at for at in times if self.now - at <= spec.period]
-        self.check(len(recent) <= spec.intensity, f"{chronicle.core.path}: {len(recent)} restarts in the window")
+        self.check(
+            len(recent) <= spec.intensity,
+            f"{chronicle.core.path}: {len(recent)} restarts in the window",
+        )
 
     def note_stop(self, actor: Actor) -> None:
         machine = self._of(actor.path).core.machine
         self.say(f"stop {actor.path}")
-        if machine.phase is Phase.ENDING and not machine.spec.dynamic and not machine.ending.is_hurried:
+        if (
+            machine.phase is Phase.ENDING
+            and not machine.spec.dynamic
+            and not machine.ending.is_hurried
+        ):
             order = list(machine.slots)
             later = order[order.index(actor.birth.spec.id) + 1 :]
             self.check(
-                not any(self._is_on_stage(f"{machine.path}/{id}") for id in later), f"{actor.path} stops too early"
+                not any(self._is_on_stage(f"{machine.path}/{id}") for id in later),
+                f"{actor.path} stops too early",
             )
 
     def note_kill(self, actor: Actor) -> None:
@@ -660,7 +748,9 @@ class World:
         self.check(is_due, f"{actor.path} was killed too early")
 
     def note_end(self, actor: Actor) -> None:
-        self.say(f"{'fence' if not actor.ended else 'end'} {actor.path} {actor.birth.incarnation} {actor.reason}")
+        self.say(
+            f"{'fence' if not actor.ended else 'end'} {actor.path} {actor.birth.incarnation} {actor.reason}"
+        )
         if self._on_stage.get(actor.path) is actor:
             del self._on_stage[actor.path]
             self._left[actor.slot] = actor.saved
@@ -679,14 +769,18 @@ class World:
         return actor.ended and not self._of(actor.path).core.mailbox.empty()
 
     def note_report(self, report: reports.Report) -> None:
-        self.say(f"report {type(report).__name__} {report.path} {report.incarnation} {report.reason}")
+        self.say(
+            f"report {type(report).__name__} {report.path} {report.incarnation} {report.reason}"
+        )
         if isinstance(report, reports.LimitReached):
             self._note_limit(report)
         elif isinstance(report, reports.Unstopped):
             self._of(report.path).given_up.add(self._cast.get((report.path, report.incarnation)))
         elif isinstance(report, reports.Stalled):
             self._note_stall(report)
-        elif isinstance(report, reports.ChildTerminated | reports.StartError | reports.ShutdownError):
+        elif isinstance(
+            report, reports.ChildTerminated | reports.StartError | reports.ShutdownError
+        ):
             self._note_death(report)
 
     def _note_stall(self, report: reports.Stalled) -> None:
@@ -702,7 +796,9 @@ class World:
             return
         actor = self._cast.get((report.path, report.incarnation))  # None: a supervisor
         chronicle.told[actor] += 1
-        self.check(actor is None or chronicle.told[actor] == 1, f"{report.path}: a death told twice")
+        self.check(
+            actor is None or chronicle.told[actor] == 1, f"{report.path}: a death told twice"
+        )
         if isinstance(report, reports.ChildTerminated):
             self._note_crash(chronicle, report)
         elif isinstance(report, reports.StartError):
@@ -734,13 +830,20 @@ class World:
         self.check(not chronicle.has_given_up, f"{report.path} gave up twice")
         chronicle.has_given_up = True
         spec, reason = chronicle.core.machine.spec, report.escalation.reason
-        period = spec.period + chronicle.slack + PAUSE * len(self._pauses)  # the next attempt may come after one
+        period = (
+            spec.period + chronicle.slack + PAUSE * len(self._pauses)
+        )  # the next attempt may come after one
         units = [at for at in chronicle.terminated + chronicle.failed if self.now - at <= period]
         forced = reason.is_fatal or reason.kind is ExitKind.KILLED
-        self.check(forced or len(units) > spec.intensity, f"{report.path} gave up after {len(units)} restarts only")
+        self.check(
+            forced or len(units) > spec.intensity,
+            f"{report.path} gave up after {len(units)} restarts only",
+        )
         below = report.reason.detail
         if isinstance(below, reports.Escalation):
-            self.check(report.escalation.chain == (*below.chain, below), f"{report.path}: a broken chain")
+            self.check(
+                report.escalation.chain == (*below.chain, below), f"{report.path}: a broken chain"
+            )
 
     # What must hold
 
@@ -750,15 +853,24 @@ class World:
         running = {ref for ref, slot in machine._live.items() if slot.state is not RESTARTING}
         gone = {ref for ref, slot in machine._live.items() if slot.state is UNSTOPPED}
         self.check(
-            running - gone == set(core._children), f"{core.path}: {running} live, {set(core._children)} children"
+            running - gone == set(core._children),
+            f"{core.path}: {running} live, {set(core._children)} children",
         )
         for slot in machine.slots.values():
-            self.check((slot.state in NUMBERED) == (slot.ref in machine._live), f"{core.path}/{slot.id}: ref")
+            self.check(
+                (slot.state in NUMBERED) == (slot.ref in machine._live),
+                f"{core.path}/{slot.id}: ref",
+            )
             is_busy = slot.state in (STARTING, STOPPING)
             self.check(not slot.starters or is_busy or comes(machine, slot), f"{slot.id}: starters")
-            self.check((slot.stopping is not None) == (slot.state is STOPPING), f"{slot.id}: stopping")
+            self.check(
+                (slot.stopping is not None) == (slot.state is STOPPING), f"{slot.id}: stopping"
+            )
             self.check(not slot.parked or slot.state is STOPPING, f"{slot.id}: parked")
-        self.check(not machine._waiting or machine._plan is not None, f"{core.path}: calls wait for nothing")
+        self.check(
+            not machine._waiting or machine._plan is not None,
+            f"{core.path}: calls wait for nothing",
+        )
         self.check(machine.phase is Phase.UP or machine._plan is not None, f"{core.path}: no plan")
         if machine.phase is Phase.UP and machine._plan is None:
             self._check_nobody_is_forgotten(core)
@@ -778,8 +890,12 @@ class World:
             if slot.state is RUNNING and slot.spec.heartbeat is not None:
                 self._check_heartbeat(core, slot)
             if slot.due is not None:
-                self.check(slot.state is RESTARTING and slot.ref in timers, f"{slot.id} waits for nothing")
-                self.check(slot.due <= self.now + slot.spec.backoff.maximum, f"{slot.id} waits too long")
+                self.check(
+                    slot.state is RESTARTING and slot.ref in timers, f"{slot.id} waits for nothing"
+                )
+                self.check(
+                    slot.due <= self.now + slot.spec.backoff.maximum, f"{slot.id} waits too long"
+                )
                 self._check_group_waits(core, slot)
 
     def _check_heartbeat(self, core: SupervisorThread, slot: Any) -> None:
@@ -789,9 +905,12 @@ class World:
         if (since := self._from(actor.beat)) != actor.beat:
             due = since + max(slot.heartbeat, actor.silent_until - actor.beat)
         elif self._pauses and self._pauses[-1] < self.now:
-            due += 2 * slot.heartbeat  # the timer was set when the pause ended, and what it has allowed before is more
+            due += (
+                2 * slot.heartbeat
+            )  # the timer was set when the pause ended, and what it has allowed before is more
         self.check(
-            doomed or at <= max(self.now, due) + 1e-9, f"{actor.path} may be silent until {at:.3f}, not {due:.3f}"
+            doomed or at <= max(self.now, due) + 1e-9,
+            f"{actor.path} may be silent until {at:.3f}, not {due:.3f}",
         )
 
     def _check_group_waits(self, core: SupervisorThread, waiting: Any) -> None:
@@ -799,7 +918,9 @@ class World:
         if core.machine._plan is None and not self._supervisors[core.path].excused:
             for id in restart_group(core.machine.spec.strategy, core.machine.slots, waiting.id)[0]:
                 slot = core.machine.slots[id]
-                self.check(slot.state not in ACTIVE, f"{core.path}/{id} does not wait with {waiting.id}")
+                self.check(
+                    slot.state not in ACTIVE, f"{core.path}/{id} does not wait with {waiting.id}"
+                )
 
     def _check_nobody_is_forgotten(self, core: SupervisorThread) -> None:
         """A permanent child is down only if a caller or the child itself wanted it so.
@@ -811,7 +932,11 @@ class World:
         if core.machine.spec.strategy is not Strategy.ONE_FOR_ONE and (waits or excused):
             return
         for slot in slots:
-            if slot.state is UNDEFINED and slot.spec.restart is Restart.PERMANENT and slot.id not in excused:
+            if (
+                slot.state is UNDEFINED
+                and slot.spec.restart is Restart.PERMANENT
+                and slot.id not in excused
+            ):
                 declined = slot.last_exit is not None and slot.last_exit.is_ignore
                 self.check(declined, f"{core.path}/{slot.id} was forgotten")
 
@@ -822,7 +947,9 @@ class World:
         for slot in core.machine.slots.values():
             goes = core.machine.spec.dynamic or slot.spec.restart is Restart.TEMPORARY
             is_kept = slot.state is UNDEFINED and not slot.starters
-            self.check(not (goes and is_kept), f"{core.path}/{slot.id} has gone, and its spec is kept")
+            self.check(
+                not (goes and is_kept), f"{core.path}/{slot.id} has gone, and its spec is kept"
+            )
 
     def _check_starts(self) -> None:
         """No start call fails because of something else that came, but for the end of
@@ -839,8 +966,14 @@ class World:
                 slot is None or slot.spec.type is ChildType.WORKER
             )  # a supervisor may have been stopped by itself
             if error.detail is ASKED_TO_STOP and is_worker:
-                self.check(chronicle.dismissed.get(call.id, -1) > number, f"{path}: overtaken, its start has failed")
-            self.check(error.path != path or not error.detail.is_ignore, f"{path} has declined, and its start failed")
+                self.check(
+                    chronicle.dismissed.get(call.id, -1) > number,
+                    f"{path}: overtaken, its start has failed",
+                )
+            self.check(
+                error.path != path or not error.detail.is_ignore,
+                f"{path} has declined, and its start failed",
+            )
             if isinstance(call, messages.StartChild):
                 is_kept = slot is not None and slot.spec is call.spec
                 self.check(not is_kept, f"{path} did not start, and its spec is kept")
@@ -856,7 +989,10 @@ class World:
             excused = actor in chronicle.called or actor in chronicle.given_up
             if actor.reason.kind is ExitKind.CRASHED and not excused:
                 told = chronicle.told[actor]
-                self.check(told == 1, f"{actor.path} {actor.birth.incarnation}: its death was told {told} times")
+                self.check(
+                    told == 1,
+                    f"{actor.path} {actor.birth.incarnation}: its death was told {told} times",
+                )
 
     def _check_the_end(self) -> None:
         self.check(not self.root.alive, "the root waits for ever")
@@ -895,4 +1031,7 @@ def main(count: int, first: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else int(os.environ.get("OTPY_SEED", "0")))
+    main(
+        int(sys.argv[1]),
+        int(sys.argv[2]) if len(sys.argv) > 2 else int(os.environ.get("OTPY_SEED", "0")),
+    )

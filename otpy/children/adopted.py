@@ -9,10 +9,17 @@ from typing import Any, Protocol, TypeVar
 
 import attrs
 
-from otpy.arguments import USE_COROUTINE, check_call, check_function, check_handler, check_method, check_result
+from otpy.arguments import (
+    USE_COROUTINE,
+    check_call,
+    check_function,
+    check_handler,
+    check_method,
+    check_result,
+)
 from otpy.children.thread import Service, name_of
-from otpy.context import Context
 from otpy.exceptions import SpecError, show
+from otpy.runtime.context import Context
 from otpy.values import Value
 
 PATH = "<adopt>"
@@ -58,8 +65,19 @@ def adopt(factory: Callable[[], Worker], stop: Callable[[Worker], object] | None
     if isinstance(made, type):
         _check_class(made, stops=stop is None)
     else:
-        check_function(PATH, "factory", factory, "a callable that makes a fresh object each time, such as its class")
-    check_call(PATH, "factory", factory, (), "a callable without arguments; bind them with functools.partial")
+        check_function(
+            PATH,
+            "factory",
+            factory,
+            "a callable that makes a fresh object each time, such as its class",
+        )
+    check_call(
+        PATH,
+        "factory",
+        factory,
+        (),
+        "a callable without arguments; bind them with functools.partial",
+    )
     if stop is not None:
         check_handler(PATH, "stop", stop, ("object",), "a callable that takes the object, or None")
     return Adopted(factory, stop)
@@ -106,7 +124,9 @@ class Adopted(Value):
             raise TypeError(f"{show(self.factory)} made {show(worker)}: expected {NO_PROCESS}")
         run, stop = _method(worker, "run"), self._stop_of(worker)
         if run is None:
-            raise TypeError(f"{show(self.factory)} made {show(worker)}: expected an object with a run method")
+            raise TypeError(
+                f"{show(self.factory)} made {show(worker)}: expected an object with a run method"
+            )
         if stop is not None:
             ctx.on_stop(stop)
         ctx.ready()
@@ -114,7 +134,9 @@ class Adopted(Value):
             check_result(run, run(), USE_COROUTINE)
 
     def _stop_of(self, worker: object) -> Callable[[], object] | None:
-        return _method(worker, "stop") if self.stop is None else functools.partial(self.stop, worker)
+        return (
+            _method(worker, "stop") if self.stop is None else functools.partial(self.stop, worker)
+        )
 
 
 def _method(worker: object, name: str) -> Callable[[], object] | None:

@@ -56,8 +56,8 @@ from types import (
 import attrs
 
 from otpy.exceptions import Killed
-from otpy.mailbox import Once
-from otpy.posix import has_real_threads
+from otpy.runtime.mailbox import Once
+from otpy.runtime.posix import has_real_threads
 
 WRAPPERS: set[CodeType] = set()
 """The functions of ours that call a child's target; ``self`` is the child there. User code is what they call."""
@@ -83,7 +83,9 @@ class Gate:
     __slots__ = ("_ident", "_is_hit", "_is_shut", "_lock")
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()  # what a stranger's exception leaves locked in ``open`` must not stop ``close``
+        self._lock = (
+            threading.RLock()
+        )  # what a stranger's exception leaves locked in ``open`` must not stop ``close``
         self._ident = 0
         self._is_shut = self._is_hit = False
 
@@ -120,7 +122,9 @@ class Gate:
 
     def close(self) -> None:
         """Keep interrupts out, and meet the one that has been sent, if it has not arrived yet."""
-        with self._lock:  # also when it is shut already: the one who shut it may be just about to send
+        with (
+            self._lock
+        ):  # also when it is shut already: the one who shut it may be just about to send
             self._is_shut = True
         if self._is_hit:
             self._meet()
@@ -144,7 +148,9 @@ def raise_in(ident: int, exception: type[BaseException]) -> bool:
     """Have *exception* raised in the thread *ident* when it next runs Python code; False: it cannot be done."""
     if not can_interrupt():
         return False
-    hits: int = ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(ident), ctypes.py_object(exception))
+    hits: int = ctypes.pythonapi.PyThreadState_SetAsyncExc(
+        ctypes.c_ulong(ident), ctypes.py_object(exception)
+    )
     return hits > 0
 
 
@@ -224,7 +230,9 @@ def _interrupt(innermost: Mapping[int, FrameType], idents: list[int]) -> set[int
     Args:
         innermost: The innermost frames of all threads, as they were a moment ago.
     """
-    seen = [(one, frame, frame.f_lasti) for one in idents if (frame := innermost.get(one)) is not None]
+    seen = [
+        (one, frame, frame.f_lasti) for one in idents if (frame := innermost.get(one)) is not None
+    ]
     return _raise_at([(one, frame, at) for one, frame, at in seen if is_good(frame, at)])
 
 
@@ -242,20 +250,34 @@ def _raise_at(seen: list[tuple[int, FrameType, int]]) -> set[int]:
     if not seen:
         return set()
     idents, frames, places = zip(*seen, strict=True)
-    looks = itertools.chain.from_iterable(map(itertools.repeat, itertools.starmap(sys._current_frames, [()])))
+    looks = itertools.chain.from_iterable(
+        map(itertools.repeat, itertools.starmap(sys._current_frames, [()]))
+    )
     is_there = map(operator.is_, map(dict.get, looks, idents), frames)
     is_at = map(operator.eq, map(operator.attrgetter("f_lasti"), frames), places)
     chosen, noted = itertools.tee(map(operator.and_, is_there, is_at))
     orders = [(ctypes.c_ulong(one), ctypes.py_object(Killed)) for one in idents]
     raise_there = ctypes.pythonapi.PyThreadState_SetAsyncExc
     hits = list(itertools.starmap(raise_there, itertools.compress(orders, chosen)))
-    return {one for one, count in zip(itertools.compress(idents, noted), hits, strict=True) if count > 0}
+    return {
+        one for one, count in zip(itertools.compress(idents, noted), hits, strict=True) if count > 0
+    }
 
 
 GUARDED = {
     # modules of which no function is interrupted: they make locks, and imports of modules that others wait for
-    *("threading", "multiprocessing.queues", "multiprocessing.synchronize", "multiprocessing.resource_tracker"),
-    *("importlib._bootstrap", "importlib._bootstrap_external", "_frozen_importlib", "_frozen_importlib_external"),
+    *(
+        "threading",
+        "multiprocessing.queues",
+        "multiprocessing.synchronize",
+        "multiprocessing.resource_tracker",
+    ),
+    *(
+        "importlib._bootstrap",
+        "importlib._bootstrap_external",
+        "_frozen_importlib",
+        "_frozen_importlib_external",
+    ),
 }
 
 WAITS_IN = ("threading", "queue")
@@ -299,7 +321,9 @@ def _is_good(innermost: FrameType, at: int) -> bool:
         waited_for = innermost.f_locals["self"]
         while frame is not None and _module(frame) in WAITS_IN:
             frame = frame.f_back
-    elif code is not ONCE_WAIT and (_read(code).calls(at, TAKES) or _read(code).enters(at) or _takes(innermost, at)):
+    elif code is not ONCE_WAIT and (
+        _read(code).calls(at, TAKES) or _read(code).enters(at) or _takes(innermost, at)
+    ):
         return False  # a lock was just taken, and it is not known who gives it back
     elif _read(code).is_entry(at) and not BUSY.search(code.co_name):
         frame = innermost.f_back  # the innermost function has not done anything yet
@@ -317,7 +341,9 @@ def _takes(frame: FrameType, at: int) -> bool:
     may also be an item, or what another call has returned; then nobody knows.
     """
     code = _read(frame.f_code)
-    return code.is_call(at) and (code.is_blind(at) or any(_is_taker(_found(frame, path)) for path in code.loads(at)))
+    return code.is_call(at) and (
+        code.is_blind(at) or any(_is_taker(_found(frame, path)) for path in code.loads(at))
+    )
 
 
 def _is_taker(value: object) -> bool:
@@ -382,7 +408,16 @@ CALLS = ("CALL", "PRECALL", "CALL_KW", "CALL_FUNCTION_EX")
 CHECKED = ("RESUME", *CALLS, "JUMP_BACKWARD")
 """Instructions at whose end the interpreter looks whether an exception is to be raised."""
 
-ENTERS = ("BEFORE_WITH", "LOAD_SPECIAL", "COPY", "SWAP", "CALL", "PUSH_NULL", "CACHE", "EXTENDED_ARG")
+ENTERS = (
+    "BEFORE_WITH",
+    "LOAD_SPECIAL",
+    "COPY",
+    "SWAP",
+    "CALL",
+    "PUSH_NULL",
+    "CACHE",
+    "EXTENDED_ARG",
+)
 """Instructions between the expression of a ``with`` and its block."""
 
 
@@ -399,7 +434,9 @@ class Code:
         begins: dict[int, int] = {}
         for start, _, handler in self._handlers:
             begins.setdefault(handler, start)
-        self._gives_back = {handler: list(self._guards(start, handler)) for handler, start in begins.items()}
+        self._gives_back = {
+            handler: list(self._guards(start, handler)) for handler, start in begins.items()
+        }
 
     def is_checked(self, at: int) -> bool:
         """Whether an exception that is to be raised in the instruction *at* is raised at its end."""
@@ -431,7 +468,10 @@ class Code:
     def is_blind(self, at: int) -> bool:
         """Whether the instruction *at* calls something that has no name: an item, or what another call returns."""
         call = self._instructions[self._index[at]].positions
-        called = next((index for index in self._parts(at)[1:] if _is_called(self._instructions[index], call)), None)
+        called = next(
+            (index for index in self._parts(at)[1:] if _is_called(self._instructions[index], call)),
+            None,
+        )
         return called is not None and self._instructions[called].opname in NAMELESS
 
     def loads(self, at: int) -> Iterator[tuple[str, ...]]:
@@ -453,9 +493,13 @@ class Code:
         """Yield what is given back, whatever happens, if the instruction *at* raises."""
         place: int | None = at
         seen: set[int] = set()
-        while place is not None and place not in seen:  # a handler is protected by the one around it
+        while (
+            place is not None and place not in seen
+        ):  # a handler is protected by the one around it
             seen.add(place)
-            place = next((handler for start, end, handler in self._handlers if start <= place < end), None)
+            place = next(
+                (handler for start, end, handler in self._handlers if start <= place < end), None
+            )
             yield from self._gives_back.get(-1 if place is None else place, ())
 
     def _guards(self, start: int, handler: int) -> Iterator[tuple[str, ...]]:
@@ -478,7 +522,9 @@ class Code:
             if one.opname in ("LOAD_ATTR", "LOAD_METHOD"):
                 attributes.insert(0, one.argval)
             elif one.opname.startswith(("LOAD_FAST", "LOAD_GLOBAL", "LOAD_NAME", "LOAD_DEREF")):
-                name = one.argval[-1] if isinstance(one.argval, tuple) else one.argval  # two of them in one instruction
+                name = (
+                    one.argval[-1] if isinstance(one.argval, tuple) else one.argval
+                )  # two of them in one instruction
                 yield one.opname, name, *attributes
                 return
             elif one.opname not in skipped or attributes:
@@ -499,7 +545,9 @@ RELEASES = ("release",)
 def _loads(instruction: dis.Instruction, names: re.Pattern[str]) -> bool:
     """Whether it loads a function or a method of one of these *names*."""
     return (
-        instruction.opname.startswith(("LOAD_ATTR", "LOAD_METHOD", "LOAD_GLOBAL", "LOAD_NAME", "LOAD_DEREF"))
+        instruction.opname.startswith(
+            ("LOAD_ATTR", "LOAD_METHOD", "LOAD_GLOBAL", "LOAD_NAME", "LOAD_DEREF")
+        )
         and type(instruction.argval) is str
         and bool(names.search(instruction.argval))
     )
@@ -513,15 +561,24 @@ def _is_called(one: dis.Instruction, call: dis.Positions | None) -> bool:
     inner = one.positions
     if inner is None or call is None or None in inner or None in call:
         return False
-    return one.opname not in PADDING and (inner[0], inner[2]) == (call[0], call[2]) and inner[:] != call[:]
+    return (
+        one.opname not in PADDING
+        and (inner[0], inner[2]) == (call[0], call[2])
+        and inner[:] != call[:]
+    )
 
 
 def _is_within(inner: dis.Positions | None, outer: dis.Positions | None) -> bool:
     if inner is None or outer is None:
         return False
-    if None in inner or None in outer:  # Python was told to keep lines only: take what is on this line
+    if (
+        None in inner or None in outer
+    ):  # Python was told to keep lines only: take what is on this line
         return inner[0] == outer[0]
-    return (outer[0], outer[2]) <= (inner[0], inner[2]) and (inner[1], inner[3]) <= (outer[1], outer[3])
+    return (outer[0], outer[2]) <= (inner[0], inner[2]) and (inner[1], inner[3]) <= (
+        outer[1],
+        outer[3],
+    )
 
 
 def _handlers(table: bytes) -> Iterator[tuple[int, int, int]]:

@@ -9,12 +9,12 @@ from typing import Any, Unpack
 
 import attrs
 
-from otpy import threads
 from otpy.abc import Birth
 from otpy.arguments import check_call, check_function, check_result
 from otpy.children.thread import ThreadChild, name_of, path_of
-from otpy.context import Context
 from otpy.exceptions import SpecError
+from otpy.runtime import threads
+from otpy.runtime.context import Context
 from otpy.specs import ChildSpec, Common, check_common, is_number
 from otpy.values import Value
 

@@ -14,11 +14,9 @@ from typing import Any, Protocol, Unpack
 
 import attrs
 
-from otpy import threads
 from otpy.abc import Birth, Deliver
 from otpy.arguments import USE_COROUTINE, check_call, check_function, check_method, check_result
 from otpy.children.interrupt import WRAPPERS, Gate, Interrupts, can_interrupt
-from otpy.context import Context
 from otpy.core.messages import ChildExited, ChildStarted
 from otpy.exceptions import (
     Fatal,
@@ -33,8 +31,10 @@ from otpy.exceptions import (
     means_success,
 )
 from otpy.reports import CRASHED, KILLED, NORMAL, SHUTDOWN, ExitKind, ExitReason
+from otpy.runtime import threads
+from otpy.runtime.context import Context
+from otpy.runtime.threads import ThreadState
 from otpy.specs import ChildSpec, Common, check_common
-from otpy.threads import ThreadState
 from otpy.values import Value
 
 
@@ -61,7 +61,9 @@ class Service:
         """Clean up; called in the service's thread after ``run``, however it ended, if ``init`` had returned."""
 
 
-def thread(target: Callable[..., object], *args: Any, id: str | None = None, **common: Unpack[Common]) -> ChildSpec:
+def thread(
+    target: Callable[..., object], *args: Any, id: str | None = None, **common: Unpack[Common]
+) -> ChildSpec:
     """Describe a child that runs in a thread.
 
     Args:
@@ -99,10 +101,21 @@ def _check(path: str, target: Any, args: tuple[Any, ...]) -> None:
 def _check_service(path: str, target: type[Service], args: tuple[Any, ...]) -> None:
     if target.run is Service.run:
         raise SpecError(path, "target", target, "a Service with a run method")
-    check_call(path, "target", target, (), "a Service that can be made without arguments; init gets them")
-    check_method(path, "target", target, "init", args, expected="a Service whose init takes (*args)")
+    check_call(
+        path, "target", target, (), "a Service that can be made without arguments; init gets them"
+    )
+    check_method(
+        path, "target", target, "init", args, expected="a Service whose init takes (*args)"
+    )
     for name, given in (("run", ()), ("stop", ()), ("terminate", ("reason",))):
-        check_method(path, "target", target, name, given, expected="a Service with run(), stop(), terminate(reason)")
+        check_method(
+            path,
+            "target",
+            target,
+            name,
+            given,
+            expected="a Service with run(), stop(), terminate(reason)",
+        )
 
 
 # What other builders do in the same way
@@ -178,7 +191,9 @@ class ThreadChild:
         self._leftovers = birth.leftovers()
         purpose = spec.purpose or f"runs {spec.id}"
         try:
-            self._thread = birth.spawn(self._main, name=birth.path, purpose=purpose, if_lost=self._is_lost)
+            self._thread = birth.spawn(
+                self._main, name=birth.path, purpose=purpose, if_lost=self._is_lost
+            )
         except (RuntimeError, MemoryError) as error:  # can't start new thread
             threads.reserve.spend(error)
             deliver(ChildExited(birth.ref, ExitReason(CRASHED, error)))
@@ -269,7 +284,12 @@ LOST = ExitReason(CRASHED, detail="its thread ended without a word")
 
 WRAPPERS.add(ThreadChild._live.__code__)
 
-SUSPENDS = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR | inspect.CO_ITERABLE_COROUTINE
+SUSPENDS = (
+    inspect.CO_GENERATOR
+    | inspect.CO_COROUTINE
+    | inspect.CO_ASYNC_GENERATOR
+    | inspect.CO_ITERABLE_COROUTINE
+)
 
 
 def forget(past: ExitReason | None, birth: Birth) -> None:
@@ -279,14 +299,18 @@ def forget(past: ExitReason | None, birth: Birth) -> None:
     would keep the one before alive, with all its locals, for ever. And these shall go here, not on the supervisor's
     thread; after the exit has been told: what they do when they go may take long.
     """
-    if past is not None and not issubclass(type(past.raised), Sealed):  # that one has no frames here
+    if past is not None and not issubclass(
+        type(past.raised), Sealed
+    ):  # that one has no frames here
         try:  # noqa: SIM105 - suppress() is three calls
             EarlierLives(birth).forget(past.raised)  # type: ignore[arg-type]
         except BaseException:  # noqa: S110 - whatever the finalizers of the locals have raised
             pass
 
 
-TRACEBACK: Callable[[BaseException], TracebackType | None] = vars(BaseException)["__traceback__"].__get__
+TRACEBACK: Callable[[BaseException], TracebackType | None] = vars(BaseException)[
+    "__traceback__"
+].__get__
 
 
 class EarlierLives:
@@ -306,7 +330,9 @@ class EarlierLives:
             found, caller, is_ours = TRACEBACK(one), None, False
             while found is not None:
                 frame = found.tb_frame
-                if caller is None or frame.f_back is not caller:  # else the verdict is that of its caller
+                if (
+                    caller is None or frame.f_back is not caller
+                ):  # else the verdict is that of its caller
                     is_ours = self.ran(frame)
                 if is_ours:
                     try:  # noqa: SIM105 - suppress() is three calls, at each frame
@@ -348,7 +374,9 @@ def _has_run_out(frame: FrameType) -> bool:
     return frame.f_code.co_code[frame.f_lasti] not in YIELDS
 
 
-YIELDS = {opcode.opmap[name] for name in ("YIELD_VALUE", "RETURN_GENERATOR") if name in opcode.opmap}
+YIELDS = {
+    opcode.opmap[name] for name in ("YIELD_VALUE", "RETURN_GENERATOR") if name in opcode.opmap
+}
 
 WORDS: dict[type[BaseException] | None, ExitKind] = {
     # what a child's exception means (exceptions.meaning_of): how the child ended, if it
@@ -384,5 +412,7 @@ def reason_of(error: BaseException | Sealed | None, ctx: Ended) -> ExitReason:
     if not ctx.running and meaning not in (Killed, Fenced):
         return ExitReason(SHUTDOWN, error) if error is not None else ASKED_AND_ENDED
     if error is None:
-        return ExitReason(NORMAL, detail=None if ctx.is_ready else "it returned before it was ready")
+        return ExitReason(
+            NORMAL, detail=None if ctx.is_ready else "it returned before it was ready"
+        )
     return ExitReason(WORDS[meaning], error)

@@ -16,7 +16,9 @@ Examples:
 """
 )
 @takes_target
-@click.option("--json", "as_json", is_flag=True, help="Print a list of objects: code, level, path, message.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print a list of objects: code, level, path, message."
+)
 def check(target: str, *, as_json: bool, verbose: bool) -> int:
     """Look at the tree TARGET without starting it, and print what will surprise its author.
 
@@ -33,7 +35,10 @@ def check(target: str, *, as_json: bool, verbose: bool) -> int:
 
     found = find(tree)
     if as_json:
-        rows = [{"code": one.code, "level": one.level.value, "path": one.path, "message": one.message} for one in found]
+        rows = [
+            {"code": one.code, "level": one.level.value, "path": one.path, "message": one.message}
+            for one in found
+        ]
         say_json(rows)
     else:
         counts = collections.Counter(one.level for one in found)

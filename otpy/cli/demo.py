@@ -67,7 +67,13 @@ def tree() -> SupervisorSpec:
     import otpy
 
     lives = iter(LIVES)
-    bank = otpy.thread(answer, lives, id="bank", backoff=otpy.Backoff(PAUSE, PAUSE, jitter=0), purpose="asks the bank")
+    bank = otpy.thread(
+        answer,
+        lives,
+        id="bank",
+        backoff=otpy.Backoff(PAUSE, PAUSE, jitter=0),
+        purpose="asks the bank",
+    )
     return otpy.supervisor(
         "shop",
         intensity=1,
@@ -125,7 +131,13 @@ def line_of(report: Report) -> str:
     return f"{report.path} has ended: {reason.kind.value if reason else type(report).__name__}"
 
 
-STYLES = {"running": "green", "restarting": "yellow", "gave up": "bold red", "stopped": "dim", "starting": "dim"}
+STYLES = {
+    "running": "green",
+    "restarting": "yellow",
+    "gave up": "bold red",
+    "stopped": "dim",
+    "starting": "dim",
+}
 
 
 class Picture:
@@ -166,7 +178,9 @@ class Picture:
         for path, state in self.states.items():
             above, _, id = path.rpartition("/")
             label = Text.assemble(
-                (f"{in_one_line(id):<10}", "bold"), (f"{state:<12}", STYLES[state]), f"life {self.lives[path]}  "
+                (f"{in_one_line(id):<10}", "bold"),
+                (f"{state:<12}", STYLES[state]),
+                f"life {self.lives[path]}  ",
             )
             label.append(in_one_line(self.purposes[path]), "dim")
             nodes[path] = nodes[above].add(label) if above else Tree(label)

@@ -46,7 +46,9 @@ class Commands(click.Group):
         command: click.Command = getattr(importlib.import_module(f"otpy.cli.{cmd_name}"), cmd_name)
         return command
 
-    def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any) -> NoReturn:  # type: ignore[override]
+    def main(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any
+    ) -> NoReturn:
         """Run a command, and exit with its status."""
         prepare_streams()
         try:

@@ -13,8 +13,15 @@ Examples:
 """
 )
 @click.argument("paths", nargs=-1, required=True, type=click.Path(), metavar="PATH...")
-@click.option("--select", default="OTP", metavar="CODE,...", help="Look for these only; OTP1: all of OTP1xx.")
-@click.option("--config", type=click.Path(), metavar="FILE", help="Read this instead of the nearest pyproject.toml.")
+@click.option(
+    "--select", default="OTP", metavar="CODE,...", help="Look for these only; OTP1: all of OTP1xx."
+)
+@click.option(
+    "--config",
+    type=click.Path(),
+    metavar="FILE",
+    help="Read this instead of the nearest pyproject.toml.",
+)
 def lint(paths: tuple[str, ...], select: str, config: str | None) -> int:
     """Find threads that no supervisor watches.
 

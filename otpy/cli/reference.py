@@ -34,7 +34,9 @@ def sections() -> Iterator[str]:
 def section(command: click.Command, ctx: click.Context) -> str:
     """Return what there is to say about one command."""
     usage = " ".join([ctx.command_path, *command.collect_usage_pieces(ctx)])
-    texts = [textwrap.fill(" ".join(text.split()), 120) for text in (command.help or "").split("\n\n")]
+    texts = [
+        textwrap.fill(" ".join(text.split()), 120) for text in (command.help or "").split("\n\n")
+    ]
     options = [param for param in command.params if isinstance(param, click.Option)]
     table = "\n".join(["| Option | Meaning |", "|---|---|", *map(row, options)]) if options else ""
     examples = "\n".join(line.strip() for line in (command.epilog or "").splitlines()[2:])
@@ -45,7 +47,11 @@ def section(command: click.Command, ctx: click.Context) -> str:
 def row(option: click.Option) -> str:
     """Return the line of one option."""
     choices = option.type.choices if isinstance(option.type, click.Choice) else ()
-    value = "" if option.is_flag else f" {option.metavar or '|'.join(map(str, choices)) or 'VALUE'}".replace("|", "\\|")
+    value = (
+        ""
+        if option.is_flag
+        else f" {option.metavar or '|'.join(map(str, choices)) or 'VALUE'}".replace("|", "\\|")
+    )
     default = f" Default: {option.default}." if choices and isinstance(option.default, str) else ""
     return f"| `{', '.join(option.opts)}{value}` | {option.help}{default} |"
 

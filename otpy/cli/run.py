@@ -21,7 +21,7 @@ from otpy.cli.terminal import say_line
 from otpy.exceptions import printable, traceback_of
 
 if TYPE_CHECKING:
-    from otpy.children.logfiles import LogFile
+    from otpy.children.program.logfiles import LogFile
 
 
 class GaveUp(Problem):
@@ -45,14 +45,21 @@ Examples:
     show_default=True,
     help="How the reports on stderr are written; a target that configures structlog itself has the last word.",
 )
-@click.option("--reports", type=click.Path(dir_okay=False), metavar="FILE", help="Append each report to FILE as JSON.")
+@click.option(
+    "--reports",
+    type=click.Path(dir_okay=False),
+    metavar="FILE",
+    help="Append each report to FILE as JSON.",
+)
 @click.option(
     "--stop-timeout",
     type=click.FloatRange(min=0),
     metavar="SECONDS",
     help="How long the stop after a signal may take. Default: as long as the tree allows; in a container 25.",
 )
-def run(target: str, log_format: str, reports: str | None, stop_timeout: float | None, *, verbose: bool) -> None:
+def run(
+    target: str, log_format: str, reports: str | None, stop_timeout: float | None, *, verbose: bool
+) -> None:
     """Run the tree TARGET until a signal, or until it ends by itself.
 
     SIGINT, SIGTERM, SIGHUP and SIGQUIT stop it in order; a second signal, more than a second later, shortens all time
@@ -64,15 +71,21 @@ def run(target: str, log_format: str, reports: str | None, stop_timeout: float |
     """
     configure_log(log_format)
     listen_for_rotation()
-    from otpy.children.logfiles import LogFile
+    from otpy.children.program.logfiles import LogFile
 
-    file = None if reports is None else LogFile(reports, makes_directory=False)  # the target may change the directory
+    file = (
+        None if reports is None else LogFile(reports, makes_directory=False)
+    )  # the target may change the directory
     tree = load(target, verbose=verbose)
     import otpy
 
     handler = None if reports is None or file is None else reports_to(reports, file)
     try:
-        otpy.run(tree, reports=handler, stop_timeout=in_container() if stop_timeout is None else stop_timeout)
+        otpy.run(
+            tree,
+            reports=handler,
+            stop_timeout=in_container() if stop_timeout is None else stop_timeout,
+        )
     except (otpy.TreeFailed, otpy.StartError) as error:
         show_traceback(error, verbose=verbose)
         raise GaveUp(f"{error}; the reports above tell why") from error
@@ -108,14 +121,22 @@ def configure_log(form: str) -> None:
         ],
     }
     structlog.configure(
-        processors=[structlog.contextvars.merge_contextvars, structlog.processors.add_log_level, *processors[form]()],
-        logger_factory=structlog.WriteLoggerFactory(sys.stderr),  # a whole line at once: others write there, too
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            *processors[form](),
+        ],
+        logger_factory=structlog.WriteLoggerFactory(
+            sys.stderr
+        ),  # a whole line at once: others write there, too
     )
 
 
 def clean(_logger: object, _name: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     """Return *event* with nothing in it that a terminal would obey; a processor of structlog."""
-    return {printable(key): value if key == "exc_info" else shown(value) for key, value in event.items()}
+    return {
+        printable(key): value if key == "exc_info" else shown(value) for key, value in event.items()
+    }
 
 
 def shown(value: object) -> object:
@@ -133,7 +154,7 @@ def write_traceback(stream: TextIO, error: BaseException | None) -> None:
 def listen_for_rotation() -> None:
     """Have all log files opened anew at SIGUSR2, unless that is ignored; a target may have other plans for it."""
     if hasattr(signal, "SIGUSR2") and signal.getsignal(signal.SIGUSR2) is signal.SIG_DFL:
-        from otpy.children.logfiles import reopen_logs
+        from otpy.children.program.logfiles import reopen_logs
 
         signal.signal(signal.SIGUSR2, lambda *_: reopen_logs())
 
@@ -144,7 +165,9 @@ def reports_to(path: str, file: LogFile) -> Callable[[object], None]:
         file.open()
     except OSError as error:
         raise Problem(f"--reports {path}: {error.strerror}") from error
-    return ReportFile(path, file).write  # it is closed by the end of the process: the handler may still write
+    return ReportFile(
+        path, file
+    ).write  # it is closed by the end of the process: the handler may still write
 
 
 class ReportFile:
@@ -188,7 +211,12 @@ def plain(value: Any) -> object:
     import otpy
 
     if isinstance(value, otpy.ExitReason):
-        said = {"kind": value.kind, "exception": value.raised, "detail": value.detail, "traceback": value.traceback}
+        said = {
+            "kind": value.kind,
+            "exception": value.raised,
+            "detail": value.detail,
+            "traceback": value.traceback,
+        }
         return {name: plain(one) for name, one in said.items()}
     if isinstance(value, otpy.Escalation):
         return {**_flat(value), "chain": [_flat(one) for one in value.chain]}

@@ -84,7 +84,9 @@ def draw(tree: SupervisorSpec) -> None:
 
     nodes: dict[str, Tree] = {}
     for place in places(tree):
-        label = Text.assemble((in_one_line(place.spec.id), "bold"), "  ", (", ".join(facts(place)), "dim"))
+        label = Text.assemble(
+            (in_one_line(place.spec.id), "bold"), "  ", (", ".join(facts(place)), "dim")
+        )
         label.append(f"  {in_one_line(place.spec.purpose)}" if place.spec.purpose else "")
         above = place.above
         nodes[place.path] = nodes[above.path].add(label) if above else Tree(label)
@@ -110,9 +112,17 @@ def record(place: Place) -> dict[str, object]:
     import attrs
 
     spec = place.spec
-    values = {field.name: getattr(spec, field.name) for field in attrs.fields(type(spec)) if field.name != "children"}
+    values = {
+        field.name: getattr(spec, field.name)
+        for field in attrs.fields(type(spec))
+        if field.name != "children"
+    }
     data = {name: plain(value) for name, value in values.items() if not callable(value)}
-    below = {"children": [record(child) for child in place.children]} if spec.type.value == "supervisor" else {}
+    below = (
+        {"children": [record(child) for child in place.children]}
+        if spec.type.value == "supervisor"
+        else {}
+    )
     return {"path": place.path, "kind": spec.kind, **data, **below}
 
 
@@ -147,7 +157,9 @@ def write_dot(tree: SupervisorSpec) -> None:
     say("}")
 
 
-MERMAID = str.maketrans({"#": "#35;", '"': "#quot;", "<": "#lt;", ">": "#gt;", "&": "#amp;", "\n": " ", "`": "#96;"})
+MERMAID = str.maketrans(
+    {"#": "#35;", '"': "#quot;", "<": "#lt;", ">": "#gt;", "&": "#amp;", "\n": " ", "`": "#96;"}
+)
 DOT = str.maketrans({'"': '\\"', "\\": "\\\\", "\n": " "})
 
 

@@ -79,7 +79,9 @@ def told(what: str, error: BaseException, *, verbose: bool) -> Problem:
     form = traceback.TracebackException.from_exception(error)
     form.__notes__ = None  # or else the last line is a note
     *_, line = form.format_exception_only()
-    return Problem(f"{what}: {line.strip()}{place_of(error)}{'' if verbose else '; --verbose shows the traceback'}")
+    return Problem(
+        f"{what}: {line.strip()}{place_of(error)}{'' if verbose else '; --verbose shows the traceback'}"
+    )
 
 
 def show_traceback(error: BaseException, *, verbose: bool) -> None:
@@ -94,7 +96,11 @@ def place_of(error: BaseException) -> str:
 
     if isinstance(error, SyntaxError):
         return f" ({error.filename}:{error.lineno})"
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(NOT_THEIRS)]
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith(NOT_THEIRS)
+    ]
     return f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
 
 
@@ -127,7 +133,9 @@ def module_at(where: str) -> ModuleType:
     look_in(os.getcwd())  # noqa: PTH109
     names = where.split(".")
     try:
-        for count in range(1, len(names)):  # a package before what is in it: of thousands, Python 3.15 never gets there
+        for count in range(
+            1, len(names)
+        ):  # a package before what is in it: of thousands, Python 3.15 never gets there
             importlib.import_module(".".join(names[:count]))
         return importlib.import_module(where)
     except ModuleNotFoundError as error:
@@ -168,8 +176,14 @@ def find(module: ModuleType, where: str, attribute: str) -> Any:
     except AttributeError as error:
         import otpy
 
-        trees = [name for name, value in vars(module).items() if isinstance(value, otpy.SupervisorSpec)]
-        instead = f"its trees are: {', '.join(trees)}" if trees else "there is no tree in it; otpy.supervisor makes one"
+        trees = [
+            name for name, value in vars(module).items() if isinstance(value, otpy.SupervisorSpec)
+        ]
+        instead = (
+            f"its trees are: {', '.join(trees)}"
+            if trees
+            else "there is no tree in it; otpy.supervisor makes one"
+        )
         raise Problem(f"{where} has no attribute {attribute!r}; {instead}") from error
 
 
@@ -181,15 +195,21 @@ def tree_of(target: str, value: Any) -> SupervisorSpec:
     if isinstance(made, otpy.SupervisorSpec):
         return made
     if isinstance(made, otpy.ChildSpec):
-        raise Problem(f"{target}: this is a child without a supervisor; put it among the children of otpy.supervisor")
+        raise Problem(
+            f"{target}: this is a child without a supervisor; put it among the children of otpy.supervisor"
+        )
     what = "is" if made is value else "returns something"
-    raise Problem(f"{target}: this {what} of type {type(made).__name__}; expected a tree, as otpy.supervisor makes")
+    raise Problem(
+        f"{target}: this {what} of type {type(made).__name__}; expected a tree, as otpy.supervisor makes"
+    )
 
 
 def can_be_called(target: str, function: Callable[..., object]) -> bool:
     """Refuse a *function* that does not return a tree when it is called without arguments."""
     if inspect.iscoroutinefunction(function):
-        raise Problem(f"{target}: this is an async function; expected a plain one that returns a tree")
+        raise Problem(
+            f"{target}: this is an async function; expected a plain one that returns a tree"
+        )
     try:
         inspect.signature(function).bind()
     except TypeError as error:

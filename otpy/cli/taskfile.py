@@ -84,7 +84,12 @@ def refused_in_one_line(*, verbose: bool) -> Iterator[None]:
 
 
 def order_of(
-    target: str, settings: Iterable[str], tags: str | None, state_file: Path | None, *, verbose: bool
+    target: str,
+    settings: Iterable[str],
+    tags: str | None,
+    state_file: Path | None,
+    *,
+    verbose: bool,
 ) -> Order:
     """Return what the command line says.
 
@@ -95,13 +100,21 @@ def order_of(
     if separator and not only:
         raise Problem(f"{target}: name a task after the ::, or leave it out")
     pairs = dict(_pair(one) for one in settings)
-    seeds = {key.removeprefix("result-"): value for key, value in pairs.items() if key.startswith("result-")}
+    seeds = {
+        key.removeprefix("result-"): value
+        for key, value in pairs.items()
+        if key.startswith("result-")
+    }
     return Order(
         file=_file(name),
         only=only or None,
         tags=_tags(tags, only),
         seeds=seeds,
-        arguments={key.replace("-", "_"): value for key, value in pairs.items() if not key.startswith("result-")},
+        arguments={
+            key.replace("-", "_"): value
+            for key, value in pairs.items()
+            if not key.startswith("result-")
+        },
         state_file=state_file,
         verbose=verbose,
     )
@@ -110,9 +123,13 @@ def order_of(
 def _pair(setting: str) -> tuple[str, str]:
     key, separator, value = setting.partition("=")
     if not key.startswith("--") or len(key) < 3:
-        raise Problem(f"unexpected argument {setting!r}: arguments of setup_state are written --KEY=VALUE")
+        raise Problem(
+            f"unexpected argument {setting!r}: arguments of setup_state are written --KEY=VALUE"
+        )
     if not separator:
-        raise Problem(f"no such option: {setting}; see --help, and write arguments of setup_state as {setting}=VALUE")
+        raise Problem(
+            f"no such option: {setting}; see --help, and write arguments of setup_state as {setting}=VALUE"
+        )
     return key[2:], value
 
 
@@ -162,7 +179,9 @@ def choose(module: ModuleType, order: Order) -> tuple[Task, ...]:
         raise Problem(f"{order.file}: there is a result for each task, and nothing to be run")
     if not chosen:
         tags = sorted({tag for one in found.values() for tag in one.tags})
-        raise Problem(f"--tags: no task has one of {', '.join(sorted(order.tags))}; there are: {', '.join(tags)}")
+        raise Problem(
+            f"--tags: no task has one of {', '.join(sorted(order.tags))}; there are: {', '.join(tags)}"
+        )
     return tuple(_within(one, chosen) for one in chosen.values())
 
 
@@ -181,14 +200,18 @@ def _check_names(order: Order, found: Mapping[str, Task]) -> None:
     if order.only is not None and order.only not in found:
         raise Problem(f"{order.file}: no task {order.only!r}; there are: {names}")
     if order.only in order.seeds:
-        raise Problem(f"--result-{order.only}: {order.only!r} is the task to run; give the results of others")
+        raise Problem(
+            f"--result-{order.only}: {order.only!r} is the task to run; give the results of others"
+        )
     for name in order.seeds:
         if name not in found:
             raise Problem(f"--result-{name}: no task {name!r}; there are: {names}")
     for name, one in found.items():
         for before in one.after:
             if before not in found:
-                raise Problem(f"{order.file}: task {name!r} comes after {before!r}; there are: {names}")
+                raise Problem(
+                    f"{order.file}: task {name!r} comes after {before!r}; there are: {names}"
+                )
 
 
 def _is_wanted(one: Task, order: Order) -> bool:
@@ -206,7 +229,9 @@ def build(module: ModuleType, order: Order, workers: int | None, *, skips: bool)
     chosen = choose(module, order)
     state = _set_up(module, order)
     state["results"] = {**_results_in(state, order), **order.seeds}
-    graph = TaskGraph(workers=workers, state=state, clear_results=False, on_failure="skip" if skips else "run")
+    graph = TaskGraph(
+        workers=workers, state=state, clear_results=False, on_failure="skip" if skips else "run"
+    )
     for one in chosen:
         graph.add_task(one)
     graph.describe()
@@ -218,7 +243,9 @@ def _results_in(state: dict[str, Any], order: Order) -> dict[Any, Any]:
     results = state.get("results", {})
     if not isinstance(results, dict):
         where = f"{order.file}: state['results']"
-        raise Problem(f"{where} is {type(results).__name__}; expected a dict, from names of tasks to their results")
+        raise Problem(
+            f"{where} is {type(results).__name__}; expected a dict, from names of tasks to their results"
+        )
     return results
 
 
@@ -227,20 +254,26 @@ def _set_up(module: ModuleType, order: Order) -> dict[str, Any]:
     setup = getattr(module, "setup_state", None)
     if setup is None:
         if order.arguments:
-            _refuse_argument(order, next(iter(order.arguments)), "it has no setup_state that could take it")
+            _refuse_argument(
+                order, next(iter(order.arguments)), "it has no setup_state that could take it"
+            )
         return state
     return _call_setup(setup, state, order)
 
 
 def _call_setup(setup: Callable[..., Any], state: dict[str, Any], order: Order) -> dict[str, Any]:
     if not callable(setup) or inspect.iscoroutinefunction(setup):
-        raise Problem(f"{order.file}: setup_state: expected a plain function, which returns the state")
+        raise Problem(
+            f"{order.file}: setup_state: expected a plain function, which returns the state"
+        )
     with told_in_one_line(f"{order.file}: setup_state failed", verbose=order.verbose):
         call = _bind(setup, state, order)
         made = call()
     made = call.args[0] if made is None and call.args else made  # it has changed that
     if not isinstance(made, dict):
-        raise Problem(f"{order.file}: setup_state returned {type(made).__name__}; expected the state, a dict")
+        raise Problem(
+            f"{order.file}: setup_state returned {type(made).__name__}; expected the state, a dict"
+        )
     return {**state, **made}
 
 
@@ -254,7 +287,9 @@ def _bind(setup: Callable[..., Any], state: dict[str, Any], order: Order) -> fun
 def _check_arguments(setup: Callable[..., Any], order: Order) -> None:
     parameters = inspect.signature(setup).parameters.values()
     takes_all = any(one.kind is one.VAR_KEYWORD for one in parameters)
-    known = [one.name for one in parameters if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)]
+    known = [
+        one.name for one in parameters if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)
+    ]
     for name in order.arguments:
         if not takes_all and name not in known:
             taken = ", ".join(f"--{one.replace('_', '-')}" for one in known) or "none"
@@ -293,7 +328,10 @@ def drawing(graph: TaskGraph) -> str:
     before = {one.name: tuple(dict.fromkeys(one.after)) for one in graph.tasks}
     for number, level in enumerate(shape.levels, 1):
         lines.append(f"level {number}")
-        lines += [f"  {name} <- {', '.join(before[name])}" if before[name] else f"  {name}" for name in level]
+        lines += [
+            f"  {name} <- {', '.join(before[name])}" if before[name] else f"  {name}"
+            for name in level
+        ]
     lines.append(f"{len(shape.nodes)} tasks; longest path: {' -> '.join(shape.longest_path)}")
     return "\n".join(lines) + "\n"
 
@@ -322,7 +360,12 @@ def _bar(graph: TaskGraph) -> contextlib.AbstractContextManager[object]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
     bar = Progress(*columns, console=Console(file=sys.stdout), auto_refresh=False)
     row = bar.add_task("tasks", total=len(graph.tasks))
     graph.on_task_done(lambda name, outcome: bar.update(row, advance=1, refresh=True))
@@ -336,17 +379,22 @@ def print_end(graph: TaskGraph, summary: Summary, *, shows_state: bool, shows_va
         say(failure.traceback, nl=False)
     if shows_state or shows_values:
         say("\nstate:")
-        for key, value in [*graph.state.items()]:  # a task that could not be stopped may still change it
+        for key, value in [
+            *graph.state.items()
+        ]:  # a task that could not be stopped may still change it
             if not _key(key).startswith("_"):
                 say(
-                    f"  {_key(key)} = {_sanitised(key, value)}" if shows_values else f"  {_key(key)}: {_type_of(value)}"
+                    f"  {_key(key)} = {_sanitised(key, value)}"
+                    if shows_values
+                    else f"  {_key(key)}: {_type_of(value)}"
                 )
     say(f"==== {summary.text} ====")
 
 
 def _type_of(value: object) -> str:
     """Return the type of a value of the state, with its size, if it has one; never what is in it."""
-    size = f", {len(value)}" if type(value) in (dict, list, tuple, set, frozenset, str, bytes) else ""  # type: ignore[arg-type]
+    is_sized = type(value) in (dict, list, tuple, set, frozenset, str, bytes)
+    size = f", {len(value)}" if is_sized else ""  # type: ignore[arg-type]
     return f"{type(value).__name__}{size}"
 
 

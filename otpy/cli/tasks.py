@@ -21,14 +21,20 @@ Examples:
 )
 @click.argument("target", metavar="FILE.py[::NAME]")
 @click.argument("settings", nargs=-1, type=click.UNPROCESSED, metavar="[--KEY=VALUE]...")
-@click.option("--workers", type=click.IntRange(min=1), metavar="N", help="How many tasks may run at once.")
+@click.option(
+    "--workers", type=click.IntRange(min=1), metavar="N", help="How many tasks may run at once."
+)
 @click.option(
     "--tags",
     metavar="A,B",
     help="Run only the tasks that have one of these tags, and not what they come after.",
 )
-@click.option("--skip-deps", is_flag=True, help="Skip the tasks that come after one that did not pass.")
-@click.option("--graph", "shows_graph", is_flag=True, help="Show what comes after what, and run nothing.")
+@click.option(
+    "--skip-deps", is_flag=True, help="Skip the tasks that come after one that did not pass."
+)
+@click.option(
+    "--graph", "shows_graph", is_flag=True, help="Show what comes after what, and run nothing."
+)
 @click.option("--progress", is_flag=True, help="Show a progress bar instead of a letter per task.")
 @click.option(
     "--state-file",
@@ -36,15 +42,30 @@ Examples:
     metavar="FILE",
     help="JSON, an object, that the state begins with.",
 )
-@click.option("--show-state", is_flag=True, help="Print the names and types of what is in the state at the end.")
+@click.option(
+    "--show-state",
+    is_flag=True,
+    help="Print the names and types of what is in the state at the end.",
+)
 @click.option(
     "--show-values",
     is_flag=True,
     help="Print the values, too, but for those whose names sound like a secret: no guess finds all of them.",
 )
-@click.option("--log", "logs", is_flag=True, help="Say on stderr when each task begins and ends, and on which thread.")
-@click.option("--verbose", is_flag=True, help="Show the traceback of an error of the file or of the command line, too.")
-def tasks(target: str, settings: tuple[str, ...], workers: int | None, tags: str | None, **flags: Any) -> int:
+@click.option(
+    "--log",
+    "logs",
+    is_flag=True,
+    help="Say on stderr when each task begins and ends, and on which thread.",
+)
+@click.option(
+    "--verbose",
+    is_flag=True,
+    help="Show the traceback of an error of the file or of the command line, too.",
+)
+def tasks(
+    target: str, settings: tuple[str, ...], workers: int | None, tags: str | None, **flags: Any
+) -> int:
     """Run the functions of FILE.py that @otpy.taskgraph.task marks, each after those that it depends on.
 
     FILE.py::NAME runs one task alone. --KEY=VALUE goes to the file's setup_state, a function that returns the state:
@@ -67,5 +88,7 @@ def tasks(target: str, settings: tuple[str, ...], workers: int | None, tags: str
             say(taskfile.drawing(graph), nl=False)
             return 0
         summary = taskfile.run(graph, progress=flags["progress"], logs=flags["logs"])
-    taskfile.print_end(graph, summary, shows_state=flags["show_state"], shows_values=flags["show_values"])
+    taskfile.print_end(
+        graph, summary, shows_state=flags["show_state"], shows_values=flags["show_values"]
+    )
     return INTERRUPTED if summary.cancelled else int(summary.failed > 0)

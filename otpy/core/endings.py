@@ -89,7 +89,9 @@ class Endings(Roster):
         ending: What is known from the moment on in which it began to end; else None.
     """
 
-    def __init__(self, spec: SupervisorSpec, path: str, rng: random.Random | None, *, heartbeats: bool) -> None:
+    def __init__(
+        self, spec: SupervisorSpec, path: str, rng: random.Random | None, *, heartbeats: bool
+    ) -> None:
         super().__init__(spec, path, rng, heartbeats=heartbeats)
         self.phase = BOOTING
         self.ending: Ending | None = None
@@ -125,7 +127,9 @@ class Endings(Roster):
         The one place where specs are dropped: of temporary children, of dynamic ones, and
         of new ones whose start is refused. While the supervisor ends, none is.
         """
-        goes = self.phase is not ENDING and (self.spec.dynamic or self.is_temporary(slot) or slot.is_new)
+        goes = self.phase is not ENDING and (
+            self.spec.dynamic or self.is_temporary(slot) or slot.is_new
+        )
         if slot.starters:
             self.refuse_start(slot, reason)
         if goes:

@@ -181,7 +181,9 @@ class Lives(Endings):
         elif verdict.fate is not Fate.RESTART:
             self.release(slot)
             if slot.spec.significant:
-                self._open_end = reports.AutoShutdown(path=self.path, child=slot.path, reason=slot.last_exit)
+                self._open_end = reports.AutoShutdown(
+                    path=self.path, child=slot.path, reason=slot.last_exit
+                )
                 self.judge_open_end()
         elif slot.spec.backoff is None or (wait := slot.delays.next_wait()) is None:
             self._restart(slot, reason)
@@ -376,7 +378,9 @@ class Lives(Endings):
         self._out.append(Abandon(slot.ref, unstopped))
         slot.last_exit = UNSTOPPABLE
         holds = slot.spec.unstopped is OnUnstopped.HOLD
-        spec_goes = slot.is_new or (stopping.leavers and (self.spec.dynamic or self.is_temporary(slot)))
+        spec_goes = slot.is_new or (
+            stopping.leavers and (self.spec.dynamic or self.is_temporary(slot))
+        )
         if holds and self.phase is UP and not spec_goes:
             self._hold(slot, stopping)
             return
@@ -392,7 +396,9 @@ class Lives(Endings):
         """Hold the start until the thread has really ended. No call waits for that."""
         is_late, leavers = stopping.why is LATE, stopping.leavers
         failure = stopping.failure if is_late else UNSTOPPABLE
-        why = CALLED if slot.starters or leavers else stopping.why  # what a call began is not retried
+        why = (
+            CALLED if slot.starters or leavers else stopping.why
+        )  # what a call began is not retried
         slot.move(UNSTOPPED, held=Held(why, stopping.failure))
         self.refuse_start(slot, failure)
         for call in leavers:
@@ -451,7 +457,11 @@ class Lives(Endings):
         stopping = slot.stopping
         assert stopping is not None, "it is STOPPING"
         limit = stopping.rung.limit(slot.spec, self.grace)
-        if message.at is None or isinstance(limit, Budget) or not self._begins_anew(slot.ref, slot.since, limit):
+        if (
+            message.at is None
+            or isinstance(limit, Budget)
+            or not self._begins_anew(slot.ref, slot.since, limit)
+        ):
             self._climb(slot, stopping, above(stopping.rung))
         elif self.ending is not None and self.ending.is_hurried:
             self.ending.deadline = self._now + self.grace  # so that it can be shortened

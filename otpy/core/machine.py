@@ -349,7 +349,11 @@ class SupervisorMachine(Lives):
             slot.held.why, slot.held.is_wanted = CALLED, False
         if slot.state is UNDEFINED:
             self.release(slot)
-        called = [one.id for one in waiters if one.starters and one.state is UNDEFINED and not self.is_coming(one)]
+        called = [
+            one.id
+            for one in waiters
+            if one.starters and one.state is UNDEFINED and not self.is_coming(one)
+        ]
         if called:  # the others stay down, but these were called for, whatever this child does
             self._plan = Plan.of((), called)
 

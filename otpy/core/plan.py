@@ -53,7 +53,9 @@ class Plan:
         bystanders: Iterable[str] = (),
     ) -> Plan:
         """Return a new plan; *stops* and *starts* in the order in which they are done."""
-        return cls(OrderedDict.fromkeys(stops), tuple(bystanders), OrderedDict.fromkeys(starts), width)
+        return cls(
+            OrderedDict.fromkeys(stops), tuple(bystanders), OrderedDict.fromkeys(starts), width
+        )
 
     def take_along(self, old: Plan, members: AbstractSet[str], order: Iterable[str]) -> None:
         """Do as well what *old* has still to do with children that are no *members*.
@@ -72,7 +74,9 @@ class Plan:
             self.hastened = old.hastened
 
 
-def _merged(ours: OrderedDict[str, None], others: AbstractSet[str], order: Iterable[str]) -> OrderedDict[str, None]:
+def _merged(
+    ours: OrderedDict[str, None], others: AbstractSet[str], order: Iterable[str]
+) -> OrderedDict[str, None]:
     if not others:
         return ours
     union = ours.keys() | others

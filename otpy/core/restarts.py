@@ -80,7 +80,9 @@ def final(reason: ExitReason) -> Final:
         return Final.SHUTDOWN
     if reason.is_shutdown_with_reason:
         return Final.SHUTDOWN_REASON
-    return {ExitKind.NORMAL: Final.NORMAL, ExitKind.KILLED: Final.KILLED}.get(reason.kind, Final.OTHER)
+    return {ExitKind.NORMAL: Final.NORMAL, ExitKind.KILLED: Final.KILLED}.get(
+        reason.kind, Final.OTHER
+    )
 
 
 def is_acceptable(restart: Restart, brutal_kill: bool, reason: ExitReason) -> bool:
@@ -150,6 +152,10 @@ class Delays:
         """Return how long to wait, in seconds, now that the child has failed once more; None: not at all."""
         if (backoff := self._backoff) is None:
             return None
-        self._last = backoff.initial if self._last is None else min(backoff.maximum, self._last * backoff.factor)
+        self._last = (
+            backoff.initial
+            if self._last is None
+            else min(backoff.maximum, self._last * backoff.factor)
+        )
         swing = 1 + backoff.jitter * self._rng.uniform(-1, 1)
         return min(backoff.maximum, self._last * swing)

@@ -69,7 +69,9 @@ class Roster:
         slots: All children, by id.
     """
 
-    def __init__(self, spec: SupervisorSpec, path: str, rng: random.Random | None, *, heartbeats: bool) -> None:
+    def __init__(
+        self, spec: SupervisorSpec, path: str, rng: random.Random | None, *, heartbeats: bool
+    ) -> None:
         self.spec, self.path, self.heartbeats = spec, path, heartbeats
         self.window = Window(spec.intensity, spec.period)
         self._rng = rng or random.Random(path)
@@ -84,7 +86,9 @@ class Roster:
 
     def _slot(self, spec: ChildSpec) -> Slot:
         heartbeat = spec.heartbeat if self.heartbeats else None
-        return Slot(spec.id, f"{self.path}/{spec.id}", spec, Delays(spec.backoff, self._rng), heartbeat)
+        return Slot(
+            spec.id, f"{self.path}/{spec.id}", spec, Delays(spec.backoff, self._rng), heartbeat
+        )
 
     def is_temporary(self, slot: Slot) -> bool:
         return slot.spec.restart is Restart.TEMPORARY
@@ -229,7 +233,9 @@ class Roster:
 
     def tell(self, kind: Callable[..., reports.Report], slot: Slot, **more: object) -> None:
         """Report something of the child."""
-        self._out.append(Tell(kind(path=slot.path, incarnation=slot.incarnation, thread=slot.thread, **more)))
+        self._out.append(
+            Tell(kind(path=slot.path, incarnation=slot.incarnation, thread=slot.thread, **more))
+        )
 
     def report(self, kind: Callable[..., reports.R], slot: Slot, **more: object) -> reports.R:
         return kind(path=slot.path, incarnation=slot.incarnation, thread=slot.thread, **more)

@@ -25,7 +25,9 @@ MEMBERS: dict[Strategy, Callable[[Iterable[str], str], tuple[str, ...]]] = {
 """Strategy -> (start order, crashed) -> the group that restarts, in start order."""
 
 
-def restart_group(strategy: Strategy, order: Iterable[str], crashed: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def restart_group(
+    strategy: Strategy, order: Iterable[str], crashed: str
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return who stops and who starts, each in its order.
 
     Whoever of them is not running is skipped in the first list, and started in the second.

@@ -83,14 +83,18 @@ def test_child_adm(launch, before, call, expected, after):
     assert outcome(call, app, "a") is expected
     assert look(app) == after
     active = sum("running" in line for line in after)
-    assert app.count_children() == Counts(specs=len(after), active=active, supervisors=0, workers=len(after))
+    assert app.count_children() == Counts(
+        specs=len(after), active=active, supervisors=0, workers=len(after)
+    )
     for not_an_id in ("app/a", app):
         assert outcome("terminate_child", app, not_an_id) is NotFound
     app.stop()
     assert outcome(call, app, "a") is NotAlive
 
 
-@pytest.mark.parametrize("call", ["terminate_child", "restart_child", "delete_child", "get_childspec"])
+@pytest.mark.parametrize(
+    "call", ["terminate_child", "restart_child", "delete_child", "get_childspec"]
+)
 @pytest.mark.parametrize("junk", [None, 1, ["a"], {"id": "a"}], ids=repr)
 def test_child_adm_of_junk(launch, call, junk):
     """What can be no id is the id of no child, and harms nobody."""
@@ -148,7 +152,13 @@ def test_extra_return(launch):
     app.terminate_child("a")
     second = app.restart_child("a")
 
-    common = {"id": "a", "path": "app/a", "type": ChildType.WORKER, "state": ChildState.RUNNING, "restarts": 0}
+    common = {
+        "id": "a",
+        "path": "app/a",
+        "type": ChildType.WORKER,
+        "state": ChildState.RUNNING,
+        "restarts": 0,
+    }
     assert first == ChildInfo(incarnation=1, age=0.0, last_exit=None, **common)
     assert second == ChildInfo(incarnation=2, age=0.0, last_exit=asked_to_stop, **common)
     assert app.which_children() == (second,)
@@ -189,7 +199,12 @@ def in_list(*children):
         (lambda: worker(shutdown=math.inf), "a", "shutdown", math.inf),
         (lambda: worker(shutdown=True), "a", "shutdown", True),
         (lambda: worker(shutdown=None), "a", "shutdown", None),
-        (lambda: in_list(worker(restart="transient", significant=True)), "app/a", "significant", True),
+        (
+            lambda: in_list(worker(restart="transient", significant=True)),
+            "app/a",
+            "significant",
+            True,
+        ),
         (lambda: in_list(worker(), worker()), "app/a", "id", "a"),
         (lambda: in_list(worker(), "junk"), "app", "children[1]", "junk"),
         (lambda: supervisor("app", children=5), "app", "children", 5),

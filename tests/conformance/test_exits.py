@@ -38,7 +38,9 @@ def test_external_start_no_progress_log(launch):
         app.restart_child("a")
         app.stop()
 
-    assert [(line["log_level"], line["event"], line["path"], line["incarnation"]) for line in lines] == [
+    assert [
+        (line["log_level"], line["event"], line["path"], line["incarnation"]) for line in lines
+    ] == [
         ("info", "progress", "app/other", 1),
         ("debug", "progress", "app/a", 1),
         ("error", "child_terminated", "app/a", 1),
@@ -141,7 +143,11 @@ def test_faulty_application_shutdown(launch, recorder):
         launch(supervisor("app", children=[sub]))
 
     assert (failed.value.path, type(failed.value.__cause__)) == ("app/sub/server", NameError)
-    assert recorder.names() == ["Progress app/sub/first", "StartError app/sub/server", "StartError app/sub"]
+    assert recorder.names() == [
+        "Progress app/sub/first",
+        "StartError app/sub/server",
+        "StartError app/sub",
+    ]
     server, above = recorder.of(StartErrorReport)
     assert server.reason == ExitReason(ExitKind.CRASHED, failed.value.__cause__)
     assert (above.reason.kind, above.reason.exception) == (ExitKind.SHUTDOWN, failed.value)
@@ -151,7 +157,13 @@ def test_faulty_application_shutdown(launch, recorder):
 
 abnormally = pytest.mark.parametrize(
     "error",
-    [RuntimeError("boom"), SystemExit(1), KeyboardInterrupt(), GeneratorExit(), ExceptionGroup("all", [ValueError()])],
+    [
+        RuntimeError("boom"),
+        SystemExit(1),
+        KeyboardInterrupt(),
+        GeneratorExit(),
+        ExceptionGroup("all", [ValueError()]),
+    ],
     ids=lambda error: type(error).__name__,
 )
 

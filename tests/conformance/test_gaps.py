@@ -19,7 +19,14 @@ from otpy import (
     thread,
 )
 from otpy.core import messages
-from otpy.reports import AutoShutdown, ChildTerminated, LimitReached, Progress, ShutdownError, StrayMessage
+from otpy.reports import (
+    AutoShutdown,
+    ChildTerminated,
+    LimitReached,
+    Progress,
+    ShutdownError,
+    StrayMessage,
+)
 from tests.conformance.tools import Hurdle, held, join, look, post, stays_up, wait_for_look
 from tests.helpers import HANG, ManualClock, Puppet
 
@@ -42,7 +49,9 @@ def test_gap_01_intensity_zero(launch, recorder, restart):
 def test_gap_01_window_boundary_inside(launch, recorder, elapsed):
     """A restart counts until the period is over, the boundary included; whose restart it was does not matter."""
     a, b, clock = Puppet(), Puppet(), ManualClock()
-    app = launch(supervisor("app", intensity=1, period=5, children=[a.spec("a"), b.spec("b")]), clock=clock)
+    app = launch(
+        supervisor("app", intensity=1, period=5, children=[a.spec("a"), b.spec("b")]), clock=clock
+    )
     a.next().crash()
     a.next()
     clock.advance(elapsed)
@@ -125,12 +134,23 @@ def test_gap_03_group_restart_resurrects(launch, recorder, strategy):
     app = launch(supervisor("app", strategy=strategy, children=children))
     finished.next().leave()
     app.terminate_child("terminated")
-    wait_for_look(app, "crasher running 1", "finished undefined 1", "declined undefined 1", "terminated undefined 1")
+    wait_for_look(
+        app,
+        "crasher running 1",
+        "finished undefined 1",
+        "declined undefined 1",
+        "terminated undefined 1",
+    )
 
     crasher.next().crash()
     recorder.wait_for(Progress, "app/terminated", count=2)
 
-    assert look(app) == ["crasher running 2", "finished running 2", "declined running 2", "terminated running 2"]
+    assert look(app) == [
+        "crasher running 2",
+        "finished running 2",
+        "declined running 2",
+        "terminated running 2",
+    ]
     assert app.snapshot().budget_left == 2
 
 
@@ -165,7 +185,9 @@ def test_gap_04_limit_of_a_child_supervisor(launch, recorder, restart, reported,
 def test_gap_04_limit_of_a_significant_supervisor(launch, recorder, restart, mode):
     """A significant supervisor at its limit ends its parent by auto_shutdown, which is not the parent's own limit."""
     puppet = Puppet()
-    sub = supervisor("sub", intensity=0, restart=restart, significant=True, children=[puppet.spec("a")])
+    sub = supervisor(
+        "sub", intensity=0, restart=restart, significant=True, children=[puppet.spec("a")]
+    )
     app = launch(supervisor("app", auto_shutdown=mode, children=[sub, Puppet().spec("other")]))
     puppet.next().crash()
 
@@ -239,7 +261,9 @@ def test_gap_05_a_death_before_its_turn_to_stop(launch, recorder, strategy):
     assert recorder.of(ChildTerminated, "app/b") == []
 
 
-@pytest.mark.parametrize(("strategy", "first", "second"), [("rest_for_one", "b", "a"), ("one_for_one", "a", "b")])
+@pytest.mark.parametrize(
+    ("strategy", "first", "second"), [("rest_for_one", "b", "a"), ("one_for_one", "a", "b")]
+)
 def test_gap_05_a_second_death_counts(launch, recorder, strategy, first, second):
     """The death of a child that the restart of another leaves alone costs a unit of its own."""
     puppets = {"a": Puppet(), "b": Puppet()}
@@ -314,7 +338,11 @@ def test_gap_06_shutdown_error_matrix(launch, recorder, restart, end, shutdown):
     up = threading.Event()
     target = deaf if end == "killed" or shutdown == "brutal_kill" else polite
     budget = 0.05 if (end, shutdown) == ("killed", "timed") else BUDGETS[shutdown]
-    app = launch(supervisor("app", children=[thread(target, up, end, id="a", restart=restart, shutdown=budget)]))
+    app = launch(
+        supervisor(
+            "app", children=[thread(target, up, end, id="a", restart=restart, shutdown=budget)]
+        )
+    )
     assert up.wait(HANG)
     app.terminate_child("a")
     app.stop()
@@ -328,7 +356,9 @@ def test_gap_06_shutdown_error_matrix(launch, recorder, restart, end, shutdown):
 def test_gap_06_shutdown_error_of_a_normal_end(launch, recorder, restart, shutdown):
     """A child that had ended by itself when it was told to stop is judged as if that had been its stop."""
     puppet = Puppet()
-    app = launch(supervisor("app", children=[puppet.spec("a", restart=restart, shutdown=BUDGETS[shutdown])]))
+    app = launch(
+        supervisor("app", children=[puppet.spec("a", restart=restart, shutdown=BUDGETS[shutdown])])
+    )
     life = puppet.next()
     with held(app):
         terminated = post(app, messages.TerminateChild, id="a")
@@ -337,8 +367,13 @@ def test_gap_06_shutdown_error_of_a_normal_end(launch, recorder, restart, shutdo
     terminated()
     app.stop()
 
-    reported = [(report.path, report.reason.kind) for report in recorder.of((ShutdownError, ChildTerminated))]
-    assert reported == ([("app/a", ExitKind.NORMAL)] if restart in REPORTED["normal", shutdown] else [])
+    reported = [
+        (report.path, report.reason.kind)
+        for report in recorder.of((ShutdownError, ChildTerminated))
+    ]
+    assert reported == (
+        [("app/a", ExitKind.NORMAL)] if restart in REPORTED["normal", shutdown] else []
+    )
 
 
 # 7: all_significant and terminate_child
@@ -347,8 +382,15 @@ def test_gap_06_shutdown_error_of_a_normal_end(launch, recorder, restart, shutdo
 def test_gap_07_terminated_after_the_other_had_finished(launch):
     """With all_significant, terminate_child of the last significant child leaves the supervisor up."""
     a, b = Puppet(), Puppet()
-    significant = [puppet.spec(id, restart="transient", significant=True) for id, puppet in (("a", a), ("b", b))]
-    app = launch(supervisor("app", auto_shutdown="all_significant", children=[*significant, Puppet().spec("other")]))
+    significant = [
+        puppet.spec(id, restart="transient", significant=True)
+        for id, puppet in (("a", a), ("b", b))
+    ]
+    app = launch(
+        supervisor(
+            "app", auto_shutdown="all_significant", children=[*significant, Puppet().spec("other")]
+        )
+    )
     a.next().leave()
     wait_for_look(app, "a undefined 1", "b running 1", "other running 1")
     app.terminate_child("b")
@@ -359,8 +401,15 @@ def test_gap_07_terminated_after_the_other_had_finished(launch):
 def test_gap_07_terminated_before_the_other_finishes(launch):
     """With all_significant, a terminated child does not hold the supervisor up when the last one finishes."""
     a, b = Puppet(), Puppet()
-    significant = [puppet.spec(id, restart="transient", significant=True) for id, puppet in (("a", a), ("b", b))]
-    app = launch(supervisor("app", auto_shutdown="all_significant", children=[*significant, Puppet().spec("other")]))
+    significant = [
+        puppet.spec(id, restart="transient", significant=True)
+        for id, puppet in (("a", a), ("b", b))
+    ]
+    app = launch(
+        supervisor(
+            "app", auto_shutdown="all_significant", children=[*significant, Puppet().spec("other")]
+        )
+    )
     app.terminate_child("b")
     a.next().leave()
 
@@ -370,7 +419,9 @@ def test_gap_07_terminated_before_the_other_finishes(launch):
 # 8: what does not belong on the queue
 
 
-@pytest.mark.parametrize("item", ["hello", None, 7, ("call", "who are you"), object, messages.Call(reply=None)])
+@pytest.mark.parametrize(
+    "item", ["hello", None, 7, ("call", "who are you"), object, messages.Call(reply=None)]
+)
 def test_gap_08_unknown_messages(launch, recorder, item):
     """Whatever is put on a supervisor's queue that it does not know is reported and ignored."""
     puppet = Puppet()
@@ -466,7 +517,11 @@ def test_gap_10_order_at_the_limit(launch, recorder, strategy):
     assert recorder.names()[4:] == ["ChildTerminated app/b", "LimitReached app"]
     assert stops == ["e", "c", "a"]
     assert app.stop().stopped == ("app/e", "app/c", "app/a")
-    assert (reason.kind, reason.is_normal, reason.detail.child) == (ExitKind.LIMIT_REACHED, True, "app/b")
+    assert (reason.kind, reason.is_normal, reason.detail.child) == (
+        ExitKind.LIMIT_REACHED,
+        True,
+        "app/b",
+    )
 
 
 def test_gap_10_order_after_failed_retries(launch, recorder):
@@ -477,7 +532,11 @@ def test_gap_10_order_after_failed_retries(launch, recorder):
     puppet.next().crash()
 
     assert app.wait(HANG).kind is ExitKind.LIMIT_REACHED
-    assert recorder.names()[1:] == ["ChildTerminated app/a", *["StartError app/a"] * 3, "LimitReached app"]
+    assert recorder.names()[1:] == [
+        "ChildTerminated app/a",
+        *["StartError app/a"] * 3,
+        "LimitReached app",
+    ]
     assert puppet.starts == 4
 
 

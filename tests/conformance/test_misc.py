@@ -22,10 +22,10 @@ from otpy import (
     dynamic_supervisor,
     supervisor,
     thread,
-    threads,
 )
 from otpy.core import messages
 from otpy.reports import Cause, Progress, Unstopped
+from otpy.runtime import threads
 from tests.conformance.tools import Hurdle, join, look, post, wait_for_look
 from tests.helpers import HANG, Puppet, wait_until
 
@@ -75,7 +75,11 @@ def test_tree(launch, recorder):
     first = supervisor("first", children=[static[0].spec("w1"), static[1].spec("w2")])
     second = supervisor("second", intensity=4, period=3600)
     third = supervisor("third", restart="transient")
-    app = launch(supervisor("top", strategy="one_for_all", intensity=4, period=3600, children=[first, second, third]))
+    app = launch(
+        supervisor(
+            "top", strategy="one_for_all", intensity=4, period=3600, children=[first, second, third]
+        )
+    )
     app.terminate_child("third")
     app.find("top/second").start_child(dynamic.spec("d"))
     app.find("top/second").start_child(failing.spec("f", ready=True))
@@ -92,7 +96,10 @@ def test_tree(launch, recorder):
     assert look(app.find("top/first")) == ["w1 running 1", "w2 running 1"]
     assert look(app.find("top/second")) == []
     for puppet in static:
-        assert [puppet.next().incarnation for _ in range(2)] == [1, 1]  # each supervisor counts for itself
+        assert [puppet.next().incarnation for _ in range(2)] == [
+            1,
+            1,
+        ]  # each supervisor counts for itself
     assert [puppet.starts for puppet in (*static, dynamic)] == [2, 2, 2]
 
 
@@ -162,7 +169,9 @@ def is_alive(reference):
 
 
 @pytest.mark.parametrize("strategy", ["one_for_one", "one_for_all", "rest_for_one", "dynamic"])
-@pytest.mark.parametrize(("restart", "kept"), [("permanent", True), ("transient", True), ("temporary", False)])
+@pytest.mark.parametrize(
+    ("restart", "kept"), [("permanent", True), ("transient", True), ("temporary", False)]
+)
 def test_do_not_save_start_parameters_for_temporary_children(launch, strategy, restart, kept):
     """What a temporary child was started with is released with it; what others were, when they are deleted.
 
@@ -254,7 +263,10 @@ def test_simple_global_supervisor(launch):
     handle = app.find("app/sub")
 
     def run_once():
-        return sorted(one.thread.name for one in threads.entries() if one.thread.name in names) == names
+        return (
+            sorted(one.thread.name for one in threads.entries() if one.thread.name in names)
+            == names
+        )
 
     for end in (
         lambda life: handle.stop(),
@@ -312,8 +324,14 @@ def test_hanging_restart_loop_rest_for_one(launch):
     """While one child waits for its next start, those after it stay down, also when its retry is cancelled."""
     hurdle = Hurdle()
     puppets = {id: Puppet() for id in "abc"}
-    children = [puppets["a"].spec("a"), hurdle.before(puppets["b"].spec("b")), puppets["c"].spec("c")]
-    app = launch(supervisor("app", strategy="rest_for_one", intensity=8, period=10, children=children))
+    children = [
+        puppets["a"].spec("a"),
+        hurdle.before(puppets["b"].spec("b")),
+        puppets["c"].spec("c"),
+    ]
+    app = launch(
+        supervisor("app", strategy="rest_for_one", intensity=8, period=10, children=children)
+    )
     hurdle.is_up = True
     puppets["b"].next().crash()
     hurdle.arrival()
@@ -411,7 +429,9 @@ def test_format_log_2(launch, recorder):
     """
     puppet = Puppet()
     with capture_logs() as logs:
-        app = launch(supervisor("app", intensity=1, children=[puppet.spec("a", ready=True)]), log=True)
+        app = launch(
+            supervisor("app", intensity=1, children=[puppet.spec("a", ready=True)]), log=True
+        )
         puppet.failures.put(RuntimeError("no start"))
         puppet.next().crash(ValueError("boom"))
         app.wait(HANG)

@@ -54,8 +54,12 @@ def end_in_turn(launch, mode, restart, end, looks):
     The one after these ends the supervisor.
     """
     puppets = {"a": Puppet(), "b": Puppet()}
-    significant = [puppet.spec(id, restart=restart, significant=True) for id, puppet in puppets.items()]
-    app = launch(supervisor("app", auto_shutdown=mode, children=[*significant, Puppet().spec("other")]))
+    significant = [
+        puppet.spec(id, restart=restart, significant=True) for id, puppet in puppets.items()
+    ]
+    app = launch(
+        supervisor("app", auto_shutdown=mode, children=[*significant, Puppet().spec("other")])
+    )
     for puppet, expected in zip(puppets.values(), looks, strict=False):
         ENDS[end](app, puppet.next())
         stays_up(app, *expected, "other running 1")
@@ -140,15 +144,23 @@ def test_significant_bystander(launch, mode, strategy, after):
 
 
 @pytest.mark.parametrize("restart", ["transient", "temporary"])
-@pytest.mark.parametrize(("significant", "decisive"), [(True, ["app/sub/a", "app/sub"]), (False, ["app/sub/a"])])
+@pytest.mark.parametrize(
+    ("significant", "decisive"), [(True, ["app/sub/a", "app/sub"]), (False, ["app/sub/a"])]
+)
 def test_significant_escalation(launch, recorder, restart, significant, decisive):
     """A supervisor that ended by auto_shutdown has ended normally; its parent ends too iff it was significant there."""
     puppet = Puppet()
     worker = puppet.spec("a", restart="transient", significant=True)
     sub = supervisor(
-        "sub", auto_shutdown="any_significant", restart=restart, significant=significant, children=[worker]
+        "sub",
+        auto_shutdown="any_significant",
+        restart=restart,
+        significant=significant,
+        children=[worker],
     )
-    app = launch(supervisor("app", auto_shutdown="any_significant", children=[sub, Puppet().spec("other")]))
+    app = launch(
+        supervisor("app", auto_shutdown="any_significant", children=[sub, Puppet().spec("other")])
+    )
     handle = app.find("app/sub")
     puppet.next().leave()
     recorder.wait_for(AutoShutdown, count=len(decisive))

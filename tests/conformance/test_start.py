@@ -63,7 +63,9 @@ def test_sup_start_ignore_init(launch, recorder):
 
     Adapted: a supervisor has no init callback; a Service has one, here in a nested supervisor, which stays up.
     """
-    app = launch(supervisor("app", children=[supervisor("sub", children=[thread(Declining, id="a")])]))
+    app = launch(
+        supervisor("app", children=[supervisor("sub", children=[thread(Declining, id="a")])])
+    )
 
     assert look(app) == ["sub running 1"]
     assert look(app.find("app/sub")) == ["a undefined 1"]
@@ -104,14 +106,19 @@ def test_sup_start_ignore_temporary_child_start_child(launch):
 def start_declining_and_another(app, restart):
     """Start two of a kind; the first declines."""
     puppet = puppet_that(Ignore(), None)
-    return [app.start_child(puppet.spec(id, restart=restart, ready=True)).state for id in ("a", "b")]
+    return [
+        app.start_child(puppet.spec(id, restart=restart, ready=True)).state for id in ("a", "b")
+    ]
 
 
 def test_sup_start_ignore_temporary_child_start_child_simple(launch):
     """A temporary child of a dynamic supervisor that declines its start is not kept."""
     app = launch(dynamic_supervisor("app"))
 
-    assert start_declining_and_another(app, "temporary") == [ChildState.UNDEFINED, ChildState.RUNNING]
+    assert start_declining_and_another(app, "temporary") == [
+        ChildState.UNDEFINED,
+        ChildState.RUNNING,
+    ]
     assert look(app) == ["b running 1"]
     assert app.count_children() == Counts(specs=1, active=1, supervisors=0, workers=1)
 
@@ -120,7 +127,10 @@ def test_sup_start_ignore_permanent_child_start_child_simple(launch):
     """Not even a permanent child of a dynamic supervisor is kept when it declines, and the stop finds nothing of it."""
     app = launch(dynamic_supervisor("app"))
 
-    assert start_declining_and_another(app, "permanent") == [ChildState.UNDEFINED, ChildState.RUNNING]
+    assert start_declining_and_another(app, "permanent") == [
+        ChildState.UNDEFINED,
+        ChildState.RUNNING,
+    ]
     assert look(app) == ["b running 1"]
     report = app.stop()
     assert (report.reason, report.stopped) == (ExitReason(ExitKind.SHUTDOWN), ("app/b",))

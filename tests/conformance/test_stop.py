@@ -12,7 +12,16 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from otpy import ChildState, ExitKind, ExitReason, Killed, Shutdown, dynamic_supervisor, supervisor, thread
+from otpy import (
+    ChildState,
+    ExitKind,
+    ExitReason,
+    Killed,
+    Shutdown,
+    dynamic_supervisor,
+    supervisor,
+    thread,
+)
 from otpy.reports import ShutdownError, Unstopped
 from tests.conformance.tools import look
 from tests.helpers import HANG, ManualClock, Puppet, wait_until
@@ -32,12 +41,16 @@ def deaf(ctx, release):
     """Run Python code and never look at *ctx*: only an interrupt ends it."""
     ctx.ready()
     while not release.is_set():
-        time.sleep(0.002)  # not release.wait: an interrupt in the middle of it would come out as a RuntimeError
+        time.sleep(
+            0.002
+        )  # not release.wait: an interrupt in the middle of it would come out as a RuntimeError
 
 
 def stuck(ctx, release):
     """Block where no interrupt arrives; one that comes before changes nothing, and there is only one."""
-    with contextlib.suppress(Killed, RuntimeError):  # the second is what becomes of one in the middle of wait
+    with contextlib.suppress(
+        Killed, RuntimeError
+    ):  # the second is what becomes of one in the middle of wait
         ctx.ready()
         release.wait()
     release.wait()
@@ -63,7 +76,9 @@ def test_sup_stop_infinity(launch, recorder, aside):
     goes_on, clock = threading.Event(), ManualClock()
     slow = Puppet(when_asked=lambda life: goes_on.wait(HANG))
     below = supervisor("a", shutdown="infinity", children=[slow.spec("x", shutdown="infinity")])
-    app = launch(supervisor("app", children=[below, Puppet().spec("b", shutdown="infinity")]), clock=clock)
+    app = launch(
+        supervisor("app", children=[below, Puppet().spec("b", shutdown="infinity")]), clock=clock
+    )
     stopping = aside(app.stop)
     assert slow.next().asked.wait(HANG)
     clock.advance(1e9)
@@ -89,10 +104,17 @@ def test_sup_stop_timeout(launch, recorder, release, target, expected):
 
     Adapted: by force means that it is interrupted; if that does not stop it, it is given up and named.
     """
-    children = [Puppet().spec("a", shutdown=HANG), thread(target, release, id="b", ready=True, shutdown=0.05)]
+    children = [
+        Puppet().spec("a", shutdown=HANG),
+        thread(target, release, id="b", ready=True, shutdown=0.05),
+    ]
     report = launch(supervisor("app", children=children)).stop()
 
-    assert (report.reason, report.stopped, report.interrupted) == (ASKED_TO_STOP, ("app/a",), expected["interrupted"])
+    assert (report.reason, report.stopped, report.interrupted) == (
+        ASKED_TO_STOP,
+        ("app/a",),
+        expected["interrupted"],
+    )
     assert [one.path for one in report.unstopped] == expected["unstopped"]
     assert all("release.wait()" in one.stack for one in report.unstopped)
     assert report.duration >= 0.05
@@ -110,16 +132,30 @@ def test_sup_stop_timeout_dynamic(launch, recorder, release):
     app.start_child(thread(stuck, release, id="c", ready=True, shutdown=0.05))
     report = app.stop()
 
-    assert (report.reason, report.stopped, report.interrupted) == (ASKED_TO_STOP, ("app/a",), ("app/b",))
+    assert (report.reason, report.stopped, report.interrupted) == (
+        ASKED_TO_STOP,
+        ("app/a",),
+        ("app/b",),
+    )
     assert [one.path for one in report.unstopped] == ["app/c"]
-    assert killed(recorder) == [("app/b", ExitKind.KILLED, Killed), ("app/c", ExitKind.KILLED, type(None))]
+    assert killed(recorder) == [
+        ("app/b", ExitKind.KILLED, Killed),
+        ("app/c", ExitKind.KILLED, type(None)),
+    ]
 
 
 @pytest.mark.parametrize(
     ("target", "expected"),
     [
         (deaf, {"interrupted": ("app/b",), "unstopped": [], "told": []}),
-        (stuck, {"interrupted": (), "unstopped": ["app/b"], "told": [("app/b", ExitKind.KILLED, type(None))]}),
+        (
+            stuck,
+            {
+                "interrupted": (),
+                "unstopped": ["app/b"],
+                "told": [("app/b", ExitKind.KILLED, type(None))],
+            },
+        ),
     ],
     ids=["interrupted", "given up"],
 )
@@ -129,11 +165,18 @@ def test_sup_stop_brutal_kill(launch, recorder, release, target, expected):
     Adapted: by force means that it is interrupted, here while time stands still, so that no deadline can have come. If
     that does not stop it, it is given up, and reported all the same.
     """
-    children = [Puppet().spec("a", shutdown=HANG), thread(target, release, id="b", ready=True, shutdown="brutal_kill")]
+    children = [
+        Puppet().spec("a", shutdown=HANG),
+        thread(target, release, id="b", ready=True, shutdown="brutal_kill"),
+    ]
     clock = ManualClock() if target is deaf else None
     report = launch(supervisor("app", children=children), clock=clock).stop()
 
-    assert (report.reason, report.stopped, report.interrupted) == (ASKED_TO_STOP, ("app/a",), expected["interrupted"])
+    assert (report.reason, report.stopped, report.interrupted) == (
+        ASKED_TO_STOP,
+        ("app/a",),
+        expected["interrupted"],
+    )
     assert [one.path for one in report.unstopped] == expected["unstopped"]
     assert killed(recorder) == expected["told"]
 
@@ -145,7 +188,8 @@ def test_sup_stop_brutal_kill_dynamic(launch, recorder, release):
     """
     app = launch(dynamic_supervisor("app"), clock=ManualClock())
     paths = {
-        app.start_child(thread(deaf, release, id=f"{n}", ready=True, shutdown="brutal_kill")).path for n in range(10)
+        app.start_child(thread(deaf, release, id=f"{n}", ready=True, shutdown="brutal_kill")).path
+        for n in range(10)
     }
     report = app.stop()
 
@@ -159,7 +203,10 @@ OWN_ENDS = {
     # how a child ends by itself: its exit reason
     "normal": (lambda life: life.leave(), ExitReason(ExitKind.NORMAL)),
     "shutdown": (lambda life: life.crash(PLAIN), ExitReason(ExitKind.SHUTDOWN, PLAIN)),
-    "shutdown tuple": (lambda life: life.crash(WITH_REASON), ExitReason(ExitKind.SHUTDOWN, WITH_REASON)),
+    "shutdown tuple": (
+        lambda life: life.crash(WITH_REASON),
+        ExitReason(ExitKind.SHUTDOWN, WITH_REASON),
+    ),
     "other": (lambda life: life.crash(OTHER), ExitReason(ExitKind.CRASHED, OTHER)),
 }
 
@@ -171,7 +218,9 @@ def test_sup_stop_race(launch, recorder, aside):
     """
     goes_on = threading.Event()
     slow = Puppet(when_asked=lambda life: goes_on.wait(HANG))
-    puppets = {f"{restart} {end}": Puppet() for restart, end in itertools.product(RESTARTS, OWN_ENDS)}
+    puppets = {
+        f"{restart} {end}": Puppet() for restart, end in itertools.product(RESTARTS, OWN_ENDS)
+    }
     children = [
         Puppet().spec("first", restart="temporary"),
         *(puppet.spec(id, restart=id.split()[0]) for id, puppet in puppets.items()),
@@ -184,7 +233,11 @@ def test_sup_stop_race(launch, recorder, aside):
         OWN_ENDS[id.partition(" ")[2]][0](puppet.next())
 
     expected = {id: (ChildState.UNDEFINED, OWN_ENDS[id.partition(" ")[2]][1]) for id in puppets}
-    assert wait_until(lambda: {one.id: (one.state, one.last_exit) for one in app.which_children()[1:-1]} == expected)
+    assert wait_until(
+        lambda: (
+            {one.id: (one.state, one.last_exit) for one in app.which_children()[1:-1]} == expected
+        )
+    )
     goes_on.set()
     report = stopping.result(HANG)
     assert (report.reason, len(report.stopped)) == (ASKED_TO_STOP, 14)
@@ -216,7 +269,12 @@ def test_sup_stop_non_shutdown_exit_dynamic(launch, recorder, restart):
 
     Adapted: to return, or to leave with SystemExit(0), when asked to stop is OTP's shutdown, not its normal.
     """
-    answers = {"returns": None, "leaves": SystemExit(0), "shutdown tuple": Shutdown("x"), "other": ValueError("x")}
+    answers = {
+        "returns": None,
+        "leaves": SystemExit(0),
+        "shutdown tuple": Shutdown("x"),
+        "other": ValueError("x"),
+    }
     app = launch(dynamic_supervisor("app"))
     for id, error in answers.items():
         app.start_child(Puppet(when_asked=answer(error)).spec(id, restart=restart))

@@ -84,7 +84,9 @@ def test_one_for_one_escalation(launch, recorder):
 def test_one_for_all(launch, recorder):
     """All children are restarted when one crashes, and that spends one unit."""
     a, b = Puppet(), Puppet()
-    app = launch(supervisor("app", strategy="one_for_all", **many(2), children=[a.spec("a"), b.spec("b")]))
+    app = launch(
+        supervisor("app", strategy="one_for_all", **many(2), children=[a.spec("a"), b.spec("b")])
+    )
     crash(a)
     assert b.next().asked.wait(HANG)
     wait_for_look(app, "a running 2", "b running 2")
@@ -179,12 +181,18 @@ def test_simple_one_for_one_shutdown(launch, recorder):
 
     app = launch(dynamic_supervisor("app"))
     for id in ("a", "b"):
-        app.start_child(Puppet(when_asked=lambda life: all_asked.wait(HANG)).spec(id, shutdown=HANG))
+        app.start_child(
+            Puppet(when_asked=lambda life: all_asked.wait(HANG)).spec(id, shutdown=HANG)
+        )
     app.start_child(thread(never_stops, id="c", ready=True, shutdown=0.05))
     report = app.stop()
 
     assert report.reason == ExitReason(ExitKind.SHUTDOWN)
-    assert (set(report.stopped), report.interrupted, report.unstopped) == ({"app/a", "app/b"}, ("app/c",), ())
+    assert (set(report.stopped), report.interrupted, report.unstopped) == (
+        {"app/a", "app/b"},
+        ("app/c",),
+        (),
+    )
     assert not all_asked.broken
     assert [one.path for one in recorder.of(ShutdownError)] == ["app/c"]
 
@@ -208,7 +216,9 @@ def test_simple_one_for_one_extra(launch):
     """
     a, b, extra = Listening(), Listening(), {"extra": "info"}
     app = launch(dynamic_supervisor("app", **many(2)))
-    infos = [app.start_child(thread(target, id, extra, id=id)) for id, target in (("a", a), ("b", b))]
+    infos = [
+        app.start_child(thread(target, id, extra, id=id)) for id, target in (("a", a), ("b", b))
+    ]
 
     assert [(info.id, info.state, info.incarnation) for info in infos] == [
         ("a", ChildState.RUNNING, 1),

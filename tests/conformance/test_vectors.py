@@ -41,7 +41,9 @@ class World:
     def die(self, *deaths):
         """Let children end, all before the machine looks; each is an id, or an id with a reason."""
         pairs = [death if isinstance(death, tuple) else (death, CRASH) for death in deaths]
-        return self.tell(*(messages.ChildExited(self._refs.pop(id), reason) for id, reason in pairs))
+        return self.tell(
+            *(messages.ChildExited(self._refs.pop(id), reason) for id, reason in pairs)
+        )
 
     def call(self, kind, **fields):
         return self.tell(kind(reply="reply", **fields))
@@ -168,7 +170,8 @@ def test_vector_03_rest_for_one_restarts_from_the_crashed_one_on():
 
 
 @pytest.mark.parametrize(
-    ("restart", "reason"), [("permanent", CRASH), ("permanent", NORMAL), ("permanent", LEFT), ("transient", CRASH)]
+    ("restart", "reason"),
+    [("permanent", CRASH), ("permanent", NORMAL), ("permanent", LEFT), ("transient", CRASH)],
 )
 def test_vector_04_intensity_zero(restart, reason):
     """Any end that would lead to a restart is one too many."""
@@ -187,7 +190,9 @@ def test_vector_05_the_window_is_the_supervisors():
 
 def test_vector_06_what_costs_nothing():
     """A temporary child's crash, a transient child's normal end, and calls that fail, cost nothing."""
-    app = world(child("tmp", restart="temporary"), child("tr", restart="transient"), "a", intensity=0)
+    app = world(
+        child("tmp", restart="temporary"), child("tr", restart="transient"), "a", intensity=0
+    )
     app.failures.update(new=1, a=1)
 
     assert app.die("tmp") == ["ChildTerminated tmp"]
@@ -216,7 +221,15 @@ def test_vector_08_one_for_all_starts_over_at_each_attempt():
     app.failures["b"] = 2
 
     assert app.die("a") == [
-        *("ChildTerminated a", "stop d", "stop b", "start a", "Progress a", "start b", "StartError b"),
+        *(
+            "ChildTerminated a",
+            "stop d",
+            "stop b",
+            "start a",
+            "Progress a",
+            "start b",
+            "StartError b",
+        ),
         *("stop a", "start a", "Progress a", "start b", "StartError b"),
         *("stop a", "start a", "Progress a", "start b", "Progress b", "start d", "Progress d"),
     ]
@@ -229,7 +242,15 @@ def test_vector_09_rest_for_one_goes_on_from_the_one_that_failed():
     app.failures["b"] = 2
 
     assert app.die("a") == [
-        *("ChildTerminated a", "stop d", "stop b", "start a", "Progress a", "start b", "StartError b"),
+        *(
+            "ChildTerminated a",
+            "stop d",
+            "stop b",
+            "start a",
+            "Progress a",
+            "start b",
+            "StartError b",
+        ),
         *("start b", "StartError b"),
         *("start b", "Progress b", "start d", "Progress d"),
     ]
@@ -253,7 +274,14 @@ def test_vector_11_rest_for_one_counts_an_earlier_siblings_death():
     log = app.die("d", "a")
 
     assert [line for line in log if "Progress" not in line] == [
-        *("ChildTerminated d", "start d", "ChildTerminated a", "LimitReached app", "stop d", "end limit_reached"),
+        *(
+            "ChildTerminated d",
+            "start d",
+            "ChildTerminated a",
+            "LimitReached app",
+            "stop d",
+            "end limit_reached",
+        ),
     ]
 
 
@@ -262,7 +290,14 @@ def test_vector_12_the_limit_stops_the_others_in_reverse():
     app = world("a", "b", "c", "e", intensity=0)
 
     assert app.die("b") == [
-        *("ChildTerminated b", "LimitReached app", "stop e", "stop c", "stop a", "end limit_reached"),
+        *(
+            "ChildTerminated b",
+            "LimitReached app",
+            "stop e",
+            "stop c",
+            "stop a",
+            "end limit_reached",
+        ),
     ]
 
 
@@ -284,7 +319,9 @@ def test_vector_13_a_child_supervisor_at_its_limit(restart, log, ids):
 
 def test_vector_14_a_significant_child_supervisor_at_its_limit():
     """It counts as a normal end, so a parent with any_significant ends."""
-    app = world("a", nested("sub", restart="transient", significant=True), auto_shutdown="any_significant")
+    app = world(
+        "a", nested("sub", restart="transient", significant=True), auto_shutdown="any_significant"
+    )
 
     assert app.die(("sub", LIMIT)) == ["AutoShutdown app", "stop a", "end shutdown"]
 

@@ -18,7 +18,7 @@ import pytest
 
 from otpy import ChildSpec, Context, StartError, Supervisor, thread
 from otpy.core import messages
-from otpy.mailbox import Reply
+from otpy.runtime.mailbox import Reply
 from tests.helpers import HANG, wait_until
 
 
@@ -103,7 +103,9 @@ class Hurdle:
 def held(app: Supervisor) -> Iterator[None]:
     """Hold the supervisor's thread; what comes during the block it reads afterwards, in order."""
     hurdle = Hurdle(is_up=True)
-    answer = post(app, messages.StartChild, spec=hurdle.before(thread(lambda ctx: None, id="hurdle")))
+    answer = post(
+        app, messages.StartChild, spec=hurdle.before(thread(lambda ctx: None, id="hurdle"))
+    )
     hurdle.arrival()
     try:
         yield

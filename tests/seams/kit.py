@@ -78,7 +78,9 @@ def python(
         kill_session(child.pid)
         sender.join(HANG)
     ran = Ran(child.returncode, out or "", err or "", time.monotonic() - began)
-    assert expect is None or ran.status == expect, f"status {ran.status}; out: {ran.out}; err: {ran.err}"
+    assert expect is None or ran.status == expect, (
+        f"status {ran.status}; out: {ran.out}; err: {ran.err}"
+    )
     return ran
 
 

@@ -11,8 +11,9 @@ import threading
 import pytest
 import structlog
 
-from otpy import coroutine, descendants, process, supervisor, thread, threads
+from otpy import coroutine, process, supervisor, thread
 from otpy.reports import ChildTerminated, Progress, Stalled
+from otpy.runtime import descendants, threads
 from tests.helpers import HANG, ManualClock, wait_until
 
 
@@ -85,10 +86,17 @@ def test_a_task_that_leaves_the_loop_holds_up_no_other(launch, recorder, blocked
     assert not recorder.of(Stalled)
 
 
-def test_a_failure_of_one_program_holds_up_the_end_of_no_other(launch, recorder, blocked, monkeypatch):
+def test_a_failure_of_one_program_holds_up_the_end_of_no_other(
+    launch, recorder, blocked, monkeypatch
+):
     """All programs of a tree are waited for on one thread."""
     monkeypatch.setattr(descendants.Family, "living", lambda self: 1 / 0)
-    launch(supervisor("app", children=[process("sh", "-c", "exit 3", id=id, restart="temporary") for id in "ab"]))
+    launch(
+        supervisor(
+            "app",
+            children=[process("sh", "-c", "exit 3", id=id, restart="temporary") for id in "ab"],
+        )
+    )
 
     for path in ("app/a", "app/b"):
         assert recorder.wait_for(ChildTerminated, path).reason.detail.returncode == 3

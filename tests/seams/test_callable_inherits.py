@@ -18,7 +18,7 @@ from types import SimpleNamespace
 import pytest
 
 import otpy
-from otpy.children import remote
+from otpy.children.callable import far_side as remote
 from tests.helpers import HANG
 from tests.seams.kit import python
 
@@ -94,7 +94,9 @@ def program(tmp_path):
     (tmp_path / "jobs.py").write_text(JOBS)
 
     def run(text, before="", **options):
-        (tmp_path / "main.py").write_text(f"{before}\n{PRELUDE}\nif __name__ == '__main__':\n{text}")
+        (tmp_path / "main.py").write_text(
+            f"{before}\n{PRELUDE}\nif __name__ == '__main__':\n{text}"
+        )
         return python(RUN, tmp_path, "main.py", **{"cwd": tmp_path, **options})
 
     return run
@@ -261,7 +263,8 @@ def test_otpy_in_a_zip_file(tmp_path):
             file.write(path, path.relative_to(package.parent))
         file.writestr("jobs.py", JOBS)
         file.writestr(
-            "main.py", f"{PRELUDE}\nwith launch(jobs.look, sys.argv[3]):\n    print(wait_for_file(sys.argv[3]))"
+            "main.py",
+            f"{PRELUDE}\nwith launch(jobs.look, sys.argv[3]):\n    print(wait_for_file(sys.argv[3]))",
         )
     ran = python(RUN, archive, "main.py", tmp_path / "looked")
 
@@ -273,12 +276,14 @@ def test_otpy_in_a_zip_file(tmp_path):
     [
         ("import sys; sys.executable = None", ["sys.executable is None"]),
         (
-            "import sys, otpy.children.remote as remote; sys.frozen = True",
+            "import sys, otpy.children.callable.far_side as remote; sys.frozen = True",
             ["the program is frozen", "neither in a directory nor in a zip file"],
         ),
     ],
 )
-def test_where_no_python_can_be_started_a_callable_is_refused_with_the_reason(program, before, reasons):
+def test_where_no_python_can_be_started_a_callable_is_refused_with_the_reason(
+    program, before, reasons
+):
     """A frozen application is not started as if it were Python: it would start its tree
     again.
     """

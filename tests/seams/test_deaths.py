@@ -20,11 +20,9 @@ from otpy import (
     periodic,
     supervisor,
     thread,
-    threads,
 )
 from otpy.children.thread import ThreadChild
 from otpy.core.messages import ChildExited, ChildStarted, StopSupervisor
-from otpy.mailbox import Reply
 from otpy.reports import (
     ChildTerminated,
     ExitKind,
@@ -34,6 +32,8 @@ from otpy.reports import (
     StrayMessage,
     Unstopped,
 )
+from otpy.runtime import threads
+from otpy.runtime.mailbox import Reply
 from tests.helpers import HANG, wait_until
 from tests.seams.kit import python
 
@@ -142,7 +142,9 @@ def die_at(life, at, monkeypatch, recorder, launch):
     wait_until(lambda: not app.which_children(), f"the end of the child, hit at instruction {at}")
     app.stop()
     told = refused + len(recorder.of((ChildTerminated, ShutdownError), "app/x"))
-    assert told == 1 or (told == 0 and target is returns), f"told {told} times, hit at instruction {at}"
+    assert told == 1 or (told == 0 and target is returns), (
+        f"told {told} times, hit at instruction {at}"
+    )
     recorder.reports.clear()
     return injector.seen >= at
 
@@ -153,7 +155,12 @@ COROUTINES = [life for life in LIVES if "coroutine" in life]
 
 def die_at_each(life, moments, monkeypatch, recorder, launch):
     monkeypatch.setattr(threading, "excepthook", lambda args: None)
-    return sum(1 for _ in itertools.takewhile(lambda at: die_at(life, at, monkeypatch, recorder, launch), moments))
+    return sum(
+        1
+        for _ in itertools.takewhile(
+            lambda at: die_at(life, at, monkeypatch, recorder, launch), moments
+        )
+    )
 
 
 @pytest.mark.parametrize("life", THREADS)
@@ -185,7 +192,9 @@ def break_supervisor_at(at, monkeypatch, recorder, launch):
         app.start_child(supervisor("s", children=[thread(idle, id="a")], restart="temporary"))
         app.terminate_child("s")
     wait_until(lambda: not app.which_children(), f"the end of the supervisor, hit at moment {at}")
-    wait_until(lambda: not [one for one in threads.entries(app._tree) if one.name.startswith("app/s")])
+    wait_until(
+        lambda: not [one for one in threads.entries(app._tree) if one.name.startswith("app/s")]
+    )
     app.stop()
     assert len(recorder.of((ChildTerminated, ShutdownError), "app/s")) <= 1
     recorder.reports.clear()
@@ -227,7 +236,9 @@ def test_an_exception_amidst_the_last_word_of_a_supervisor(monkeypatch, recorder
 def test_an_exception_at_every_moment_of_a_supervisor(monkeypatch, recorder, launch):
     """The same, at every moment."""
     monkeypatch.setattr(threading, "excepthook", lambda args: None)
-    moments = itertools.takewhile(lambda at: break_supervisor_at(at, monkeypatch, recorder, launch), itertools.count(1))
+    moments = itertools.takewhile(
+        lambda at: break_supervisor_at(at, monkeypatch, recorder, launch), itertools.count(1)
+    )
 
     assert len(list(moments)) > 200
 
@@ -274,8 +285,14 @@ def test_a_thread_that_begins_late(monkeypatch):
     monkeypatch.setattr(threads, "START_LIMIT", 0.0)
     go, lost = threading.Event(), threading.Event()
     begin = threading.Thread._bootstrap
-    monkeypatch.setattr(threading.Thread, "_bootstrap", lambda self: go.wait(HANG) if self.name == "t" else begin(self))
-    late = threads.spawn(pytest.fail, name="t", role=threads.Role.HELPER, purpose="", owner=threads, if_lost=lost.set)
+    monkeypatch.setattr(
+        threading.Thread,
+        "_bootstrap",
+        lambda self: go.wait(HANG) if self.name == "t" else begin(self),
+    )
+    late = threads.spawn(
+        pytest.fail, name="t", role=threads.Role.HELPER, purpose="", owner=threads, if_lost=lost.set
+    )
     assert threads.entries(threads)[0].alive
     go.set()
     assert lost.wait(HANG)
@@ -296,11 +313,18 @@ def test_a_thread_that_ends_without_a_word(launch, recorder, monkeypatch):
     end = ThreadChild._end
     monkeypatch.setattr(threading, "excepthook", lambda args: None)
     monkeypatch.setattr(ThreadChild, "_end", fail)
-    launch(supervisor("app", children=[thread(lambda ctx: ctx.incarnation == 1 or ctx.wait_stop(), id="a")]))
+    launch(
+        supervisor(
+            "app", children=[thread(lambda ctx: ctx.incarnation == 1 or ctx.wait_stop(), id="a")]
+        )
+    )
     report = recorder.wait_for(ChildTerminated, "app/a")
     recorder.wait_for(Progress, "app/a", 2)
 
-    assert (report.reason.kind, report.reason.detail) == (ExitKind.CRASHED, "its thread ended without a word")
+    assert (report.reason.kind, report.reason.detail) == (
+        ExitKind.CRASHED,
+        "its thread ended without a word",
+    )
     assert len(recorder.of(ChildTerminated)) == 1
 
 
@@ -329,12 +353,19 @@ def test_the_spare_thread_has_a_witness_when_it_is_a_child(launch, recorder, mon
     app = launch(supervisor("app", children=[thread(child, id="a")]))
     recorder.wait_for(Progress, "app/a", 3)
 
-    assert [one.reason.detail for one in recorder.of(ChildTerminated)] == [None, "its thread ended without a word"]
+    assert [one.reason.detail for one in recorder.of(ChildTerminated)] == [
+        None,
+        "its thread ended without a word",
+    ]
     assert app.which_children()[0].state is ChildState.RUNNING
 
 
 def spare_threads():
-    return [one.thread for one in threads.entries() if one.role is threads.Role.SPARE and one.thread.is_alive()]
+    return [
+        one.thread
+        for one in threads.entries()
+        if one.role is threads.Role.SPARE and one.thread.is_alive()
+    ]
 
 
 def crash_once(launch, recorder):
@@ -353,7 +384,9 @@ def crash_once(launch, recorder):
 
 
 @pytest.mark.parametrize("error", [Injected, SystemExit], ids=lambda error: error.__name__)
-def test_a_supervisor_that_is_hit_while_it_makes_a_spare_thread_leaves_none(error, launch, recorder, monkeypatch):
+def test_a_supervisor_that_is_hit_while_it_makes_a_spare_thread_leaves_none(
+    error, launch, recorder, monkeypatch
+):
     """The exception comes when the spare runs, and before it is known whose it is."""
     start, spares = threads.launch, queue.SimpleQueue()
 
@@ -372,7 +405,9 @@ def test_a_supervisor_that_is_hit_while_it_makes_a_spare_thread_leaves_none(erro
     assert not spare.is_alive()
 
 
-def test_a_supervisor_that_is_hit_while_it_uses_a_spare_thread_goes_on(launch, recorder, monkeypatch):
+def test_a_supervisor_that_is_hit_while_it_uses_a_spare_thread_goes_on(
+    launch, recorder, monkeypatch
+):
     """The start has failed and is tried again; the spare has ended, and has run nothing."""
     _, orders = crash_once(launch, recorder)
     [spare] = wait_until(spare_threads)
@@ -529,12 +564,21 @@ class Foreign:
 
 
 def foreign(method, error, **options):
-    own = {"breaks": method, "error": error, "ends_when_asked": method not in ("kill", "abandon", "stack")}
+    own = {
+        "breaks": method,
+        "error": error,
+        "ends_when_asked": method not in ("kill", "abandon", "stack"),
+    }
     kind = type("Foreign", (Foreign,), own)
     return ChildSpec(id="x", start=kind, shutdown=0.01, **options)
 
 
-ERRORS = [ZeroDivisionError("broken"), SystemExit("broken"), KeyboardInterrupt("broken"), MemoryError("broken")]
+ERRORS = [
+    ZeroDivisionError("broken"),
+    SystemExit("broken"),
+    KeyboardInterrupt("broken"),
+    MemoryError("broken"),
+]
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
@@ -545,7 +589,9 @@ def test_a_kind_that_raises_when_it_is_stopped(method, error, launch, recorder):
     app.terminate_child("x")
 
     kind = Unstopped if method in ("abandon", "stack") else ShutdownError
-    assert recorder.wait_for(kind, "app/x").reason.exception is (None if method == "stack" else error)
+    assert recorder.wait_for(kind, "app/x").reason.exception is (
+        None if method == "stack" else error
+    )
     assert [(one.id, one.incarnation, one.state.value) for one in app.which_children()] == [
         ("a", 1, "running"),
         ("x", 1, "undefined"),
@@ -573,7 +619,9 @@ def test_a_kind_that_raises_while_it_runs_or_starts(method, error, launch, recor
 def test_a_kind_that_raises_when_it_is_detached(launch, recorder):
     """Its crash is told, and the sibling runs on."""
     error = ZeroDivisionError("broken")
-    app = otpy.start(supervisor("app", children=[foreign("detach", error)]), reports=recorder, log=False)
+    app = otpy.start(
+        supervisor("app", children=[foreign("detach", error)]), reports=recorder, log=False
+    )
     app.detach()
 
     assert recorder.wait_for(ChildTerminated, "app/x").reason.exception is error
@@ -615,12 +663,17 @@ def test_news_that_are_not_a_kinds_own(launch, recorder):
             made.append(self)
 
     sibling = thread(idle, id="a")
-    app = launch(supervisor("app", children=[sibling, ChildSpec(id="x", start=Liar, restart="transient")]))
+    app = launch(
+        supervisor("app", children=[sibling, ChildSpec(id="x", start=Liar, restart="transient")])
+    )
     liar, crash = made[0], ExitReason(ExitKind.CRASHED)
     other = next(iter(core_of(app)._children))
     for lie in (ChildExited(other, crash), StopSupervisor(), "garbage", ChildStarted(other)):
         liar.deliver(lie)
-        assert recorder.wait_for(StrayMessage, "app/x", len(recorder.of(StrayMessage)) or 1).item is not None
+        assert (
+            recorder.wait_for(StrayMessage, "app/x", len(recorder.of(StrayMessage)) or 1).item
+            is not None
+        )
     for reason in (crash, crash, ExitReason(ExitKind.NORMAL)):
         liar.end(reason)
     recorder.wait_for(Progress, "app/x", 2)
@@ -687,7 +740,8 @@ except otpy.StartError as error:
     ran = python("import os, service; print(*service.told, flush=True); os._exit(0)", cwd=tmp_path)
 
     assert (
-        "app/work did not start: killed: TimeoutError('not ready after 0.3 s: it waits for an import lock')" in ran.out
+        "app/work did not start: killed: TimeoutError('not ready after 0.3 s: it waits for an import lock')"
+        in ran.out
     )
 
 
@@ -727,7 +781,14 @@ def test_a_text_that_runs_code_of_its_own(launch):
 def test_a_number_that_runs_code_of_its_own(launch):
     """Seconds and counts are plain."""
     backoff = otpy.Backoff(Number(0.01), Number(0.02), factor=Number(1.5))
-    spec = thread(idle, id="x", shutdown=Number(5), start_timeout=Number(5), heartbeat=Number(60), backoff=backoff)
+    spec = thread(
+        idle,
+        id="x",
+        shutdown=Number(5),
+        start_timeout=Number(5),
+        heartbeat=Number(60),
+        backoff=backoff,
+    )
     app = launch(supervisor("app", children=[spec], period=Number(5)))
     app.terminate_child("x")
     report = app.stop(Number(5))
@@ -761,7 +822,7 @@ def test_a_call_on_a_supervisors_own_thread_is_refused(launch, recorder):
 
 def test_supervisors_are_kept_apart_from_other_threads(launch):
     """Their numbers are noted while they run, and not longer."""
-    from otpy.tree import SUPERVISING
+    from otpy.runtime.tree import SUPERVISING
 
     app = launch(supervisor("app", children=[supervisor("s")]))
     numbers = {core._ident for core in app._tree.directory.values()}

@@ -15,10 +15,13 @@ from pathlib import Path
 import pytest
 
 import otpy
-from otpy import SpecError, descendants, posix, process, supervisor
-from otpy.children import guard, lifeline, program
-from otpy.descendants import Family, Seen
+from otpy import SpecError, process, supervisor
+from otpy.children.program import child as program
+from otpy.children.program import guard as lifeline
+from otpy.children.program import guard_process as guard
 from otpy.reports import ChildTerminated, Progress, ShutdownError, Unstopped
+from otpy.runtime import descendants, posix
+from otpy.runtime.descendants import Family, Seen
 from tests.helpers import HANG, wait_until
 from tests.programs import children, mark, marked, number_in, sh, stat
 from tests.programs import python as python_program
@@ -63,7 +66,9 @@ def test_nothing_is_left_after_a_stop(launch, leave):
     report = app.stop()
 
     assert report.unstopped == ()
-    if "env -i" in leave:  # it is known as a program's, but not as whose: so it ends when the tree has ended
+    if (
+        "env -i" in leave
+    ):  # it is known as a program's, but not as whose: so it ends when the tree has ended
         wait_until(lambda: not marked(number))
     assert marked(number) == set()
 
@@ -136,7 +141,11 @@ def test_a_rest_that_must_not_be_killed_is_named(launch, recorder, tmp_path):
     """``interrupt=False``, and the leader crashes: the rest is asked, then given up."""
     number, pid = mark(), tmp_path / "pid"
     script = f"{DEAF.format(number=number)}; exit 3"
-    app = launch(supervisor("app", children=[sh(script, pid, interrupt=False, shutdown=0.2, restart="temporary")]))
+    app = launch(
+        supervisor(
+            "app", children=[sh(script, pid, interrupt=False, shutdown=0.2, restart="temporary")]
+        )
+    )
     report = recorder.wait_for(Unstopped, "app/x")
     rest = number_in(pid)
 
@@ -190,13 +199,19 @@ def test_where_the_stop_signal_goes_is_checked(value):
 # The stop signal, sent to all at once
 
 
-@pytest.mark.parametrize("script", ["exec sleep 1000", "trap 'exit 143' TERM; touch $1; while :; do sleep 0.01; done"])
+@pytest.mark.parametrize(
+    "script", ["exec sleep 1000", "trap 'exit 143' TERM; touch $1; while :; do sleep 0.01; done"]
+)
 def test_an_end_by_the_stop_signal_in_the_moment_of_a_stop_is_that_stop(
     launch, recorder, monkeypatch, tmp_path, script
 ):
     """A service manager sends it to all at once; the ends of programs may be heard first."""
     monkeypatch.setattr(program, "HOLD", HANG)
-    app = launch(supervisor("app", children=[sh(f"echo $$ >$2; {script}", tmp_path / "up", tmp_path / "pid")]))
+    app = launch(
+        supervisor(
+            "app", children=[sh(f"echo $$ >$2; {script}", tmp_path / "up", tmp_path / "pid")]
+        )
+    )
     pid = number_in(tmp_path / "pid")
     wait_until(lambda: "trap" not in script or (tmp_path / "up").exists())
     os.kill(pid, signal.SIGTERM)
@@ -210,7 +225,10 @@ def test_an_end_by_the_stop_signal_in_the_moment_of_a_stop_is_that_stop(
 def test_without_a_stop_it_is_the_end_that_it_is(launch, recorder, tmp_path):
     """Told a moment later."""
     app = launch(
-        supervisor("app", children=[sh("echo $$ >$1; exec sleep 1000", tmp_path / "pid", restart="temporary")])
+        supervisor(
+            "app",
+            children=[sh("echo $$ >$1; exec sleep 1000", tmp_path / "pid", restart="temporary")],
+        )
     )
     os.kill(number_in(tmp_path / "pid"), signal.SIGTERM)
 
@@ -226,13 +244,19 @@ def test_only_descendants_are_found(tmp_path):
     stranger = subprocess.Popen(["sleep", "1000"])
     family = Family(b"token.1.")
     leader = subprocess.Popen(
-        ["/bin/sh", "-c", "sleep 1000 & echo $! >$0; wait", tmp_path / "pid"], start_new_session=True
+        ["/bin/sh", "-c", "sleep 1000 & echo $! >$0; wait", tmp_path / "pid"],
+        start_new_session=True,
     )
     family.leader = leader.pid
     sibling = subprocess.Popen(["sleep", "1000"], env={"OTPY_MARK": "token.11."})
     below = number_in(tmp_path / "pid")
     found = [one.pid for one in family.living()]
-    everywhere = (family.has(below), family.has(leader.pid), family.has(stranger.pid), family.has(1 << 22))
+    everywhere = (
+        family.has(below),
+        family.has(leader.pid),
+        family.has(stranger.pid),
+        family.has(1 << 22),
+    )
     os.killpg(leader.pid, signal.SIGKILL)
     for one in (stranger, leader, sibling):
         one.kill()
@@ -244,7 +268,13 @@ def test_only_descendants_are_found(tmp_path):
 
 @pytest.mark.parametrize(
     ("newest", "age", "expected"),
-    [(1003, 0, [1001, 1002, 1003]), (5000, 0, "above"), (900, 0, "all"), (1003, 10**9, "all"), (-1, 0, "all")],
+    [
+        (1003, 0, [1001, 1002, 1003]),
+        (5000, 0, "above"),
+        (900, 0, "all"),
+        (1003, 10**9, "all"),
+        (-1, 0, "all"),
+    ],
 )
 def test_numbers_that_began_anew_are_looked_at_as_well(monkeypatch, newest, age, expected):
     """As a rule a descendant has a higher number than its leader, and these are enough."""
@@ -253,9 +283,10 @@ def test_numbers_that_began_anew_are_looked_at_as_well(monkeypatch, newest, age,
     family = Family(b"x", leader=1000, began=descendants.ticks() - age)
     looked = set(family._candidates())
 
-    assert looked == {"above": {pid for pid in (1001, os.getpid(), 4000) if pid > 1000}, "all": {5, 1001, 4000}}.get(
-        expected if isinstance(expected, str) else "", set(expected)
-    ) - {os.getpid()}
+    assert looked == {
+        "above": {pid for pid in (1001, os.getpid(), 4000) if pid > 1000},
+        "all": {5, 1001, 4000},
+    }.get(expected if isinstance(expected, str) else "", set(expected)) - {os.getpid()}
 
 
 ITS_FIRST_THREAD_ENDS = """
@@ -287,7 +318,11 @@ def test_a_process_lives_as_long_as_one_of_its_threads(launch):
 
 SEARCHES = {
     # who looks: by which function it sees a process, and the whole search
-    "a tree": (descendants, "look", lambda leader, token: [one.pid for one in Family(token, leader).living()]),
+    "a tree": (
+        descendants,
+        "look",
+        lambda leader, token: [one.pid for one in Family(token, leader).living()],
+    ),
     "the guard": (guard, "session", lambda _, token: list(guard.left(set(), "pipe:[0]", token))),
 }
 
@@ -329,11 +364,11 @@ FIRST = """
 import os, subprocess, sys, time
 from otpy import process, start, supervisor
 from tests.helpers import wait_until
-from otpy import descendants
+from otpy.runtime import descendants
 assert os.getpid() == 1
 mine = [subprocess.Popen(["sh", "-c", "exit 7"]), subprocess.Popen(["sh", "-c", "exit 8"], start_new_session=True)]
 script = "(sleep 0.01 & sleep 1000 &); setsid sleep 1000 & (setsid sh -c 'sleep 0.01; :' &); sleep 0.05; exit 1"
-from otpy.children import watch
+from otpy.children.program import watch
 watch.SWEEP = 0.005  # it is number 1: it looks by itself
 app = start(supervisor("app", intensity=1000, children=[process("sh", "-c", script, id="sh")]), log=False)
 wait_until(lambda: app.which_children()[0].incarnation >= 6)
@@ -347,7 +382,10 @@ print(*(one.wait() for one in mine), len(list(descendants.pids())))
 
 def can_be_first() -> bool:
     argv = ["unshare", "--pid", "--fork", "--mount-proc", "true"]
-    return bool(shutil.which("unshare")) and not subprocess.run(argv, capture_output=True, check=False).returncode
+    return (
+        bool(shutil.which("unshare"))
+        and not subprocess.run(argv, capture_output=True, check=False).returncode
+    )
 
 
 @pytest.mark.skipif(not can_be_first(), reason="to be process number 1 needs unshare and root")

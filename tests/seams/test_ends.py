@@ -54,7 +54,9 @@ def test_a_system_exit_means_the_same_in_every_kind_of_child(kind, launch, recor
     """As the exit status of the interpreter: None and ints equal to 0; and nothing else
     is asked whether it is 0.
     """
-    children = [BUILDERS[kind](KINDS[kind], code, id=code, restart="temporary") for code in callees.CODES]
+    children = [
+        BUILDERS[kind](KINDS[kind], code, id=code, restart="temporary") for code in callees.CODES
+    ]
     app = launch(supervisor("app", children=children))
     wait_until(lambda: not app.which_children(), "all have ended")
 
@@ -80,7 +82,10 @@ def test_a_system_exit_means_the_same_in_spawned_threads_and_tasks(code):
     assert told.empty() is is_success
     assert set(summary.outcomes.values()) == {Outcome.PASSED if is_success else Outcome.FAILED}
     assert graph.state["results"] == ({"plain": None, "async": None} if is_success else {})
-    assert is_success or [one.exception.code is value for one in summary.failures.values()] == [True, True]
+    assert is_success or [one.exception.code is value for one in summary.failures.values()] == [
+        True,
+        True,
+    ]
 
 
 @pytest.mark.parametrize("code", ["None", "0", "False", "1", "True", "0.0", "text"])
@@ -88,7 +93,9 @@ def test_the_rule_is_that_of_the_interpreter(code):
     """This very interpreter, with the same code."""
     value, is_success = callees.CODES[code]
     ended = subprocess.run(
-        [sys.executable, "-c", f"raise SystemExit({value!r})"], stderr=subprocess.DEVNULL, check=False
+        [sys.executable, "-c", f"raise SystemExit({value!r})"],
+        stderr=subprocess.DEVNULL,
+        check=False,
     )
 
     assert (ended.returncode == 0) is is_success
@@ -193,8 +200,12 @@ def raise_in_asyncio_run(ctx, *kinds):
 
 RAISERS = {
     "thread": lambda *kinds, **options: thread(raise_one, *kinds, id="a", **options),
-    "thread with a loop": lambda *kinds, **options: thread(raise_in_asyncio_run, *kinds, id="a", **options),
-    "coroutine": lambda *kinds, **options: coroutine(raise_in_task_group, *kinds, id="a", **options),
+    "thread with a loop": lambda *kinds, **options: thread(
+        raise_in_asyncio_run, *kinds, id="a", **options
+    ),
+    "coroutine": lambda *kinds, **options: coroutine(
+        raise_in_task_group, *kinds, id="a", **options
+    ),
     "process": lambda *kinds, **options: process(callees.raise_group, *kinds, id="a", **options),
 }
 
@@ -240,7 +251,9 @@ def test_a_group_that_does_not_travel_means_the_same(word, launch, recorder):
         reason = recorder.wait_for(LimitReached, "app").escalation.reason
     else:
         down = otpy.ChildState.UNDEFINED
-        reason = wait_until(lambda: [one.last_exit for one in app.which_children() if one.state is down])[0]
+        reason = wait_until(
+            lambda: [one.last_exit for one in app.which_children() if one.state is down]
+        )[0]
     assert meaning_of(reason.exception) is getattr(otpy, word)
 
 
@@ -327,7 +340,11 @@ def test_the_recipe_for_a_procfile_ends_with_the_first_exit_and_its_status(statu
     """docs/migrating.md: with code 0, too."""
     code = textwrap.dedent(PROCFILE)
     ended = subprocess.run(
-        [sys.executable, "-c", code, f"exit {status}"], capture_output=True, text=True, timeout=HANG, check=False
+        [sys.executable, "-c", code, f"exit {status}"],
+        capture_output=True,
+        text=True,
+        timeout=HANG,
+        check=False,
     )
 
     assert (ended.returncode, ended.stdout, ended.stderr) == (status, "programs/web\n", "")

@@ -19,10 +19,11 @@ from pathlib import Path
 import pytest
 
 import otpy
-from otpy import lint, supervisor, threads
-from otpy.children import logfiles, output
-from otpy.children.logfiles import LogFile
+from otpy import lint, supervisor
+from otpy.children.program import logfiles, output
+from otpy.children.program.logfiles import LogFile
 from otpy.reports import ChildTerminated, OutputLost, Progress
+from otpy.runtime import threads
 from tests.helpers import HANG, wait_until
 from tests.programs import python, sh
 from tests.seams import kit
@@ -57,7 +58,10 @@ def test_only_its_owner_may_read_a_log(log, tmp_path):
     write(log, "1234\n", size=6, backups=1)
     write(log, "5678\n", size=6, backups=1)
 
-    assert [stat.S_IMODE(one.stat().st_mode) for one in sorted(tmp_path.iterdir())] == [0o600, 0o600]
+    assert [stat.S_IMODE(one.stat().st_mode) for one in sorted(tmp_path.iterdir())] == [
+        0o600,
+        0o600,
+    ]
 
 
 def test_no_link_to_a_file_is_followed(log, tmp_path):
@@ -93,7 +97,7 @@ def test_a_link_to_a_device_or_a_descriptor_is_followed(log, tmp_path, capfd, ta
 def test_a_descriptor_may_be_any_file_and_is_never_rotated(tmp_path, name):
     """``otpy run app.py > out``: stdout is a regular file then, reached by a link."""
     source = f"""
-    from otpy.children.logfiles import LogFile
+    from otpy.children.program.logfiles import LogFile
     file = LogFile({name!r})
     for number in range(3):
         file.write(bytearray(b"a line\\n"), 10, 1)
@@ -109,7 +113,7 @@ def test_a_log_never_takes_the_number_of_a_closed_stream(tmp_path):
     """What this process prints later would go into the log; what it reads would come out of it."""
     source = """
     import os, sys
-    from otpy.children.logfiles import LogFile
+    from otpy.children.program.logfiles import LogFile
     os.dup2(1, 9)
     for number in (0, 1):
         os.close(number)
@@ -215,7 +219,9 @@ def test_a_file_that_others_have_emptied_has_room_again(log, tmp_path, looks_eac
     assert [one.name for one in tmp_path.iterdir()] == ["log"]
 
 
-def test_one_that_cannot_be_looked_for_any_more_is_written_to(log, tmp_path, looks_each_time, monkeypatch):
+def test_one_that_cannot_be_looked_for_any_more_is_written_to(
+    log, tmp_path, looks_each_time, monkeypatch
+):
     """As by a process that has given up its rights to the directory."""
     write(log, "one\n")
 
@@ -231,14 +237,14 @@ def test_one_that_cannot_be_looked_for_any_more_is_written_to(log, tmp_path, loo
 
 def test_output_of_a_program_goes_to_the_new_file(launch, recorder, tmp_path):
     """All of it, with a program that goes on writing, and nothing is reported as lost."""
-    script = (
-        "echo first; while ! test -e $1; do sleep 0.01; done; n=0; while :; do n=$((n+1)); echo $n; sleep 0.02; done"
-    )
+    script = "echo first; while ! test -e $1; do sleep 0.01; done; n=0; while :; do n=$((n+1)); echo $n; sleep 0.02; done"
     launch(supervisor("app", children=[sh(script, tmp_path / "go", stdout=tmp_path / "log")]))
     wait_until(lambda: (tmp_path / "log").exists() and (tmp_path / "log").read_text())
     (tmp_path / "log").rename(tmp_path / "old")
     (tmp_path / "go").touch()
-    wait_until(lambda: (tmp_path / "log").exists() and (tmp_path / "log").read_text().count("\n") > 3)
+    wait_until(
+        lambda: (tmp_path / "log").exists() and (tmp_path / "log").read_text().count("\n") > 3
+    )
     both = (tmp_path / "old").read_text() + (tmp_path / "log").read_text()
 
     assert both.split()[:10] == ["first", *map(str, range(1, 10))]
@@ -271,7 +277,8 @@ def test_two_streams_and_two_programs_that_name_one_file_share_its_thread(launch
     code = "import os, sys\nfor n in range(500): os.write(1 + n % 2, b'%s %03d\\n' % (sys.argv[1].encode(), n))"
     options = {"restart": "transient", "significant": True, "log_size": 4000, "log_backups": 9}
     specs = [
-        python(code, id, id=id, stdout=tmp_path / "log", stderr=f"{tmp_path}/./log", **options) for id in ("one", "two")
+        python(code, id, id=id, stdout=tmp_path / "log", stderr=f"{tmp_path}/./log", **options)
+        for id in ("one", "two")
     ]
     most = []
     app = launch(supervisor("app", children=specs, auto_shutdown="all_significant"))
@@ -300,7 +307,9 @@ def test_without_a_thread_it_is_written_all_the_same(tmp_path, monkeypatch):
 
     monkeypatch.setattr(threads, "spawn", refuse)
     lane = output.lane("key", name="x", owner=None, path=str(tmp_path / "log"))
-    handout = output.Handout(lane, output.Journal(lane.file, 1000, 1, print), resume=lambda: None, failed=print)
+    handout = output.Handout(
+        lane, output.Journal(lane.file, 1000, 1, print), resume=lambda: None, failed=print
+    )
     handout.add(b"hello\n")
     at_once = (tmp_path / "log").read_text()
     handout.close()
@@ -351,7 +360,10 @@ def test_a_stuck_file_holds_up_its_own_program_only(launch, recorder, stuck):
 
 def test_restarts_while_a_file_is_stuck_add_no_threads(launch, recorder, stuck):
     """Its one thread waits; each run of the program is told what is not written, and goes."""
-    app = launch(supervisor("app", children=[sh("echo hello; exit 1", stdout=stuck)], intensity=2), flush=BRIEFLY)
+    app = launch(
+        supervisor("app", children=[sh("echo hello; exit 1", stdout=stuck)], intensity=2),
+        flush=BRIEFLY,
+    )
     app.wait(HANG)
 
     assert len(recorder.of(ChildTerminated, "app/x")) == 3
@@ -399,7 +411,10 @@ def test_a_fifo_that_nothing_reads_is_not_waited_for(launch, recorder, tmp_path)
     os.set_blocking(reader, True)
 
     assert "nothing reads" in str(report.reason.exception)
-    assert wait_until(lambda: os.read(reader, 1000)) == b"--- otpy: 5 bytes are missing here ---\nkept\n"
+    assert (
+        wait_until(lambda: os.read(reader, 1000))
+        == b"--- otpy: 5 bytes are missing here ---\nkept\n"
+    )
     os.close(reader)
 
 
@@ -491,7 +506,13 @@ def app(tmp_path):
 def otpy_command(*args, cwd, timeout=HANG, **options):
     """Run ``otpy`` as a process of its own."""
     return subprocess.run(
-        [*OTPY, *args], cwd=cwd, capture_output=True, text=True, timeout=timeout, check=False, **options
+        [*OTPY, *args],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+        **options,
     )
 
 
@@ -531,7 +552,12 @@ def test_the_file_says_how_many_reports_are_missing_in_it(tmp_path, capsys):
     file = LogFile(str(tmp_path / "reports"), makes_directory=False)
     writer, write = ReportFile("reports", file), os.write
     report = otpy.reports.Stalled(path="app/x", incarnation=1, thread="x", reason=None, stack="")
-    calls = iter([lambda fd, data: write(fd, data[:9]), lambda fd, data: (_ for _ in ()).throw(OSError(28, "full"))])
+    calls = iter(
+        [
+            lambda fd, data: write(fd, data[:9]),
+            lambda fd, data: (_ for _ in ()).throw(OSError(28, "full")),
+        ]
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "write", lambda fd, data: next(calls)(fd, data))
         writer.write(report)
@@ -548,14 +574,20 @@ def test_the_file_says_how_many_reports_are_missing_in_it(tmp_path, capsys):
 def test_sigusr2_has_all_files_of_otpy_run_opened_anew(app):
     """Logs of programs and the reports, though nothing looks for them; the signal does not end the command."""
     (app / "slow.py").write_text(
-        "from otpy.children import logfiles\nlogfiles.LOOK_AGAIN = 1000.0\nfrom app import tree\n"
+        "from otpy.children.program import logfiles\nlogfiles.LOOK_AGAIN = 1000.0\nfrom app import tree\n"
     )
     child = subprocess.Popen(
-        [*OTPY, "run", "slow.py", "--reports", "reports"], cwd=app, stderr=subprocess.DEVNULL, start_new_session=True
+        [*OTPY, "run", "slow.py", "--reports", "reports"],
+        cwd=app,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
     )
 
     def are_there():
-        return all((app / name).exists() and (app / name).read_text().count("\n") > 1 for name in ("log", "reports"))
+        return all(
+            (app / name).exists() and (app / name).read_text().count("\n") > 1
+            for name in ("log", "reports")
+        )
 
     try:
         wait_until(are_there)
@@ -602,7 +634,11 @@ def test_what_is_named_and_cannot_be_read_is_a_finding(tmp_path, monkeypatch, na
 
 def test_a_line_with_any_number_of_findings_is_read_once(tmp_path):
     """Not once for each of them, which would take minutes here."""
-    text = "import threading\n" + "threading.Thread();" * 6000 + f"'{'ä' * 4_000_000}'; threading.Thread()\n"
+    text = (
+        "import threading\n"
+        + "threading.Thread();" * 6000
+        + f"'{'ä' * 4_000_000}'; threading.Thread()\n"
+    )
     (tmp_path / "one.py").write_text(text, "utf-8")
     found = lint.check(str(tmp_path / "one.py"), lint.Config(tmp_path))
     assert [one.col for one in (found[0], found[1], found[-1])] == [1, 20, 6000 * 19 + 4_000_005]
@@ -630,7 +666,9 @@ for args in json.loads(sys.argv[2]):
 
 def call_all(directory, calls):
     """Call ``otpy`` in *directory*, and yield each call with its status, stdout and stderr."""
-    ran = kit.python(CALL_ALL, directory, json.dumps(calls), flags=["-P"])  # 3.13.0 errs about a removed sys.path[0]
+    ran = kit.python(
+        CALL_ALL, directory, json.dumps(calls), flags=["-P"]
+    )  # 3.13.0 errs about a removed sys.path[0]
     done = [json.loads(line) for line in ran.out.splitlines()]
     yield from zip(calls, *zip(*done, strict=True), strict=True)
 
@@ -643,13 +681,21 @@ def test_in_a_directory_that_was_removed_each_command_ends_with_one_line(tmp_pat
         assert err.startswith("otpy"), args
 
 
-WRITTEN = [["check", "app"], ["show", "app"], ["tasks", "build.py", "--progress"], ["lint", "."], ["run", "--help"]]
+WRITTEN = [
+    ["check", "app"],
+    ["show", "app"],
+    ["tasks", "build.py", "--progress"],
+    ["lint", "."],
+    ["run", "--help"],
+]
 """By the commands themselves, by rich, and by click."""
 
 
 def test_a_stdout_whose_disk_is_full_is_told_in_one_line(app):
     """The status says that the output is not there; no traceback, and nothing at the end of the interpreter."""
-    (app / "build.py").write_text("import threading\nfrom otpy.taskgraph import task\n@task()\ndef one(): pass\n")
+    (app / "build.py").write_text(
+        "import threading\nfrom otpy.taskgraph import task\n@task()\ndef one(): pass\n"
+    )
     (app / "raw.py").write_text("import threading\nthreading.Thread()\n")
     source = """
     import json, os, sys
@@ -671,7 +717,9 @@ def test_a_stdout_whose_disk_is_full_is_told_in_one_line(app):
 
 def test_whatever_is_nested_deeply_is_refused_in_one_line(tmp_path):
     """A parser's RecursionError or MemoryError is an error of its input."""
-    (tmp_path / "tasks.py").write_text("from otpy.taskgraph import task\n@task()\ndef one(): pass\n")
+    (tmp_path / "tasks.py").write_text(
+        "from otpy.taskgraph import task\n@task()\ndef one(): pass\n"
+    )
     (tmp_path / "deep.json").write_text('{"a": ' + "[" * 100_000 + "]" * 100_000 + "}")
     (tmp_path / "deep.py").write_text("x = " + "-" * 200_000 + "1\n")
     (tmp_path / "deep.toml").write_text("a = " + "[" * 100_000 + "]" * 100_000)
@@ -715,7 +763,9 @@ def pack(): return "new"
     (tmp_path / "wrong.json").write_text('{"results": 3}')
     one = otpy_command("tasks", "build.py::link", "--state-file", "state.json", cwd=tmp_path)
     seeded = otpy_command("tasks", "build.py::link", "--result-compile=mine.o", cwd=tmp_path)
-    (tmp_path / "wrong.py").write_text("from otpy.taskgraph import task\n@task()\ndef one(): pass\n")
+    (tmp_path / "wrong.py").write_text(
+        "from otpy.taskgraph import task\n@task()\ndef one(): pass\n"
+    )
     wrong = otpy_command("tasks", "wrong.py", "--state-file", "wrong.json", cwd=tmp_path)
 
     assert "SEES [('compile', 'given.o'), ('fetch', 3), ('pack', 'old')]" in one.stdout

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 
 from otpy import process, supervisor
-from otpy.children import callee
+from otpy.children.callable import child as callee
 from otpy.reports import Progress
 from tests.callees import obedient
 from tests.helpers import HANG, wait_until
@@ -116,7 +116,11 @@ def test_no_supervisor_waits_for_a_fork(launch, recorder):
     with callee._forks:
         for call in calls:
             call.start()
-        wait_until(lambda: [one.state.value for one in app.which_children(HANG)] == ["stopping", "starting"])
+        wait_until(
+            lambda: (
+                [one.state.value for one in app.which_children(HANG)] == ["stopping", "starting"]
+            )
+        )
     for call in calls:
         call.join(HANG)
 

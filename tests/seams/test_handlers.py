@@ -19,7 +19,17 @@ import unittest.mock
 import pytest
 
 import otpy
-from otpy import adopt, coroutine, dynamic_supervisor, periodic, process, registry, start, supervisor, thread
+from otpy import (
+    adopt,
+    coroutine,
+    dynamic_supervisor,
+    periodic,
+    process,
+    registry,
+    start,
+    supervisor,
+    thread,
+)
 from otpy.aio import AsyncSupervisor
 from otpy.reports import ChildTerminated
 from otpy.taskgraph import TaskGraph
@@ -110,10 +120,19 @@ def subscribe_to_registry(handler):
 
 PLACES = {
     # where a handler is given: (how, how many arguments it gets)
-    "start(reports=)": (lambda handler: start(supervisor("app"), log=False, reports=handler).stop(), 1),
-    "start(on_escalation=)": (lambda handler: start(supervisor("app"), log=False, on_escalation=handler).stop(), 1),
+    "start(reports=)": (
+        lambda handler: start(supervisor("app"), log=False, reports=handler).stop(),
+        1,
+    ),
+    "start(on_escalation=)": (
+        lambda handler: start(supervisor("app"), log=False, on_escalation=handler).stop(),
+        1,
+    ),
     "supervisor(on_escalation=)": (lambda handler: supervisor("app", on_escalation=handler), 1),
-    "dynamic_supervisor(on_escalation=)": (lambda handler: dynamic_supervisor("app", on_escalation=handler), 1),
+    "dynamic_supervisor(on_escalation=)": (
+        lambda handler: dynamic_supervisor("app", on_escalation=handler),
+        1,
+    ),
     "subscribe": (subscribe, 1),
     "aio subscribe": (subscribe_async, 1),
     "registry.subscribe": (subscribe_to_registry, 1),
@@ -138,7 +157,9 @@ def test_a_handler_whose_call_would_run_nothing_is_refused_where_it_is_given(pla
     """
     give, _ = PLACES[place]
 
-    with pytest.raises((otpy.SpecError, TypeError), match=r"calling .* would run nothing|would only make an object"):
+    with pytest.raises(
+        (otpy.SpecError, TypeError), match=r"calling .* would run nothing|would only make an object"
+    ):
         give(handler)
 
 
@@ -146,7 +167,9 @@ def test_a_handler_whose_call_would_run_nothing_is_refused_where_it_is_given(pla
 def test_a_handler_with_a_wrong_signature_is_refused_where_it_is_given(place):
     """As the signature of a target is: not when the page is due."""
     give, count = PLACES[place]
-    right, few, many = (eval(f"lambda {', '.join('abc'[:n])}: None") for n in (count, max(0, count - 1), count + 1))
+    right, few, many = (
+        eval(f"lambda {', '.join('abc'[:n])}: None") for n in (count, max(0, count - 1), count + 1)
+    )
 
     give(right)
     give(lambda *args: None)
@@ -199,7 +222,8 @@ def test_a_callback_of_a_graph_is_checked_with_what_is_passed_on():
     graph = TaskGraph()
     graph.on_done(lambda summary, sink, *, extra: None, 1, extra=2)
     with pytest.raises(
-        otpy.SpecError, match=r"tasks: on_done = .*\(missing a required (keyword-only )?argument: 'extra'\)"
+        otpy.SpecError,
+        match=r"tasks: on_done = .*\(missing a required (keyword-only )?argument: 'extra'\)",
     ):
         graph.on_done(lambda summary, sink, *, extra: None, 1)
     with pytest.raises(otpy.SpecError, match="unexpected keyword argument 'other'"):
@@ -212,7 +236,8 @@ def test_a_queue_whose_put_is_async_is_refused(give):
     give instead.
     """
     with pytest.raises(
-        otpy.SpecError, match=r"for an asyncio\.Queue: lambda report: loop\.call_soon_threadsafe\(queue"
+        otpy.SpecError,
+        match=r"for an asyncio\.Queue: lambda report: loop\.call_soon_threadsafe\(queue",
     ):
         give(asyncio.Queue())
 
@@ -261,7 +286,9 @@ def test_what_cannot_be_looked_at_is_accepted():
     thread(Shy(), id="shy")
 
 
-@pytest.mark.skipif(sys.version_info < (3, 14), reason="annotations are evaluated late from 3.14 on")
+@pytest.mark.skipif(
+    sys.version_info < (3, 14), reason="annotations are evaluated late from 3.14 on"
+)
 def test_an_annotation_that_only_type_checkers_know_does_not_matter():
     """To read a signature must not evaluate names that are imported for type checkers
     alone.
@@ -283,7 +310,9 @@ def lost(log):
     gc.collect()
     out, err = log.readouterr()
     assert "never awaited" not in out + err
-    return [line for line in out.splitlines() if "TypeError" in line and "returned a coroutine" in line]
+    return [
+        line for line in out.splitlines() if "TypeError" in line and "returned a coroutine" in line
+    ]
 
 
 def crash(ctx):
@@ -307,7 +336,9 @@ def returned(place, handler):
         tree = supervisor("app", intensity=0, children=[thread(crash)], on_escalation=handler)
         start(tree, log=False).wait(HANG)
     elif place == "ctx.on_stop":
-        start(supervisor("app", children=[thread(with_on_stop, handler, ready=True)]), log=False).stop()
+        start(
+            supervisor("app", children=[thread(with_on_stop, handler, ready=True)]), log=False
+        ).stop()
     elif place == "registry.subscribe":
         reg = registry.ThreadRegistry()
         reg.subscribe(handler)
@@ -369,7 +400,11 @@ def test_other_things_of_which_nothing_has_run_are_reported_as_well(kind, capsys
         def __await__(self):
             yield
 
-    make = {"generator": a_generator, "async generator": an_async_generator, "awaitable": lambda *args: Later()}[kind]
+    make = {
+        "generator": a_generator,
+        "async generator": an_async_generator,
+        "awaitable": lambda *args: Later(),
+    }[kind]
     returned("start(reports=)", lambda report: make(report))
 
     assert f"returned {'a' if kind == 'generator' else 'an'} {kind}: " in capsys.readouterr().out
@@ -439,18 +474,41 @@ class AsyncTerminate(otpy.Service):
 
 TARGETS = {
     "thread": (lambda: thread(plain_wrapper, id="a", restart="temporary"), "use coroutine()"),
-    "thread of a lambda": (lambda: thread(lambda ctx: a_coroutine(), id="a", restart="temporary"), "use coroutine()"),
-    "periodic": (lambda: periodic(plain_wrapper, id="a", restart="temporary"), "use coroutine(), with a loop"),
-    "adopted run": (lambda: thread(adopt(AsyncRun), id="a", restart="temporary"), "use coroutine()"),
-    "factory": (lambda: thread(adopt(lambda: a_coroutine()), id="a", restart="temporary"), "use coroutine()"),
-    "Service.run": (lambda: thread(AsyncService, id="a", restart="temporary"), "are called, not awaited"),
-    "Service.terminate": (lambda: thread(AsyncTerminate, id="a", restart="temporary"), "are called, not awaited"),
-    "process": (lambda: process(callees.lazy, id="a", restart="temporary"), "call asyncio.run() in a plain function"),
+    "thread of a lambda": (
+        lambda: thread(lambda ctx: a_coroutine(), id="a", restart="temporary"),
+        "use coroutine()",
+    ),
+    "periodic": (
+        lambda: periodic(plain_wrapper, id="a", restart="temporary"),
+        "use coroutine(), with a loop",
+    ),
+    "adopted run": (
+        lambda: thread(adopt(AsyncRun), id="a", restart="temporary"),
+        "use coroutine()",
+    ),
+    "factory": (
+        lambda: thread(adopt(lambda: a_coroutine()), id="a", restart="temporary"),
+        "use coroutine()",
+    ),
+    "Service.run": (
+        lambda: thread(AsyncService, id="a", restart="temporary"),
+        "are called, not awaited",
+    ),
+    "Service.terminate": (
+        lambda: thread(AsyncTerminate, id="a", restart="temporary"),
+        "are called, not awaited",
+    ),
+    "process": (
+        lambda: process(callees.lazy, id="a", restart="temporary"),
+        "call asyncio.run() in a plain function",
+    ),
 }
 
 
 @pytest.mark.parametrize("kind", TARGETS)
-def test_a_target_that_returns_a_coroutine_has_crashed_and_is_told_what_to_use(kind, launch, recorder):
+def test_a_target_that_returns_a_coroutine_has_crashed_and_is_told_what_to_use(
+    kind, launch, recorder
+):
     """It looks like a plain function, and would end at once, as if its work were done."""
     make, advice = TARGETS[kind]
     launch(supervisor("app", children=[make()]))
@@ -466,7 +524,9 @@ def test_an_init_that_returns_a_coroutine_is_a_failed_start():
     """The service would run unprepared."""
     with pytest.raises(otpy.StartError) as caught:
         start(supervisor("app", children=[thread(AsyncInit)]), log=False)
-    assert "returned a coroutine: the methods of a Service are called" in str(caught.value.__cause__)
+    assert "returned a coroutine: the methods of a Service are called" in str(
+        caught.value.__cause__
+    )
 
 
 def test_a_spawned_target_that_returns_a_coroutine_is_reported():
@@ -475,7 +535,9 @@ def test_a_spawned_target_that_returns_a_coroutine_is_reported():
     reg.subscribe(told)
     reg.spawn(plain_wrapper, name="t").join(HANG)
 
-    assert "returned a coroutine: call asyncio.run()" in str(told.get(timeout=HANG).reason.exception)
+    assert "returned a coroutine: call asyncio.run()" in str(
+        told.get(timeout=HANG).reason.exception
+    )
 
 
 def test_a_wrapper_around_an_async_function_is_a_coroutine_child_and_a_task():
@@ -627,9 +689,13 @@ def test_adopt_refuses_what_it_cannot_run_in_a_thread(launch, recorder):
             pass
 
     for factory in (Job, functools.partial(Job, name="job")):
-        with pytest.raises(otpy.SpecError, match=r"no multiprocessing\.Process.*give a function to process\(\)"):
+        with pytest.raises(
+            otpy.SpecError, match=r"no multiprocessing\.Process.*give a function to process\(\)"
+        ):
             adopt(factory)
-    with pytest.raises(otpy.SpecError, match=r"plain methods without arguments \(run: an async function\)"):
+    with pytest.raises(
+        otpy.SpecError, match=r"plain methods without arguments \(run: an async function\)"
+    ):
         adopt(AsyncJob)
     with pytest.raises(otpy.SpecError, match=r"\(run: missing a required argument: 'what'\)"):
         adopt(Picky)
@@ -637,8 +703,12 @@ def test_adopt_refuses_what_it_cannot_run_in_a_thread(launch, recorder):
         adopt(Rude)
     adopt(Rude, stop=lambda rude: rude.stop(0))
 
-    launch(supervisor("app", children=[thread(adopt(lambda: Job()), id="job", restart="temporary")]))
-    assert "no multiprocessing.Process" in str(recorder.wait_for(ChildTerminated, "app/job").reason.exception)
+    launch(
+        supervisor("app", children=[thread(adopt(lambda: Job()), id="job", restart="temporary")])
+    )
+    assert "no multiprocessing.Process" in str(
+        recorder.wait_for(ChildTerminated, "app/job").reason.exception
+    )
 
 
 def test_an_async_callback_of_a_callable_in_a_process_is_refused_there(launch, tmp_path):
@@ -697,7 +767,12 @@ def test_handlers_that_were_right_before_still_are():
         __call__ = keep
 
     box = Box()
-    for handler in (box.keep, box, functools.partial(box.keep, extra=2), lambda report, box=box: box(report)):
+    for handler in (
+        box.keep,
+        box,
+        functools.partial(box.keep, extra=2),
+        lambda report, box=box: box(report),
+    ):
         before = len(box.got)
         with start(supervisor("app", children=[thread(idle)]), log=False, reports=handler):
             wait_until(lambda before=before: len(box.got) > before)

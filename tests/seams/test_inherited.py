@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 import otpy
-from otpy import posix, process, supervisor
+from otpy import process, supervisor
 from otpy.reports import Unstopped
+from otpy.runtime import posix
 from tests.helpers import HANG, wait_until
 from tests.programs import mark, marked, sh
 from tests.seams.kit import python
@@ -32,7 +33,7 @@ def test_descriptors_are_three_or_more_where_the_first_ones_are_closed(tmp_path)
         import os, sys
         for fd in range(3):
             os.close(fd)
-        from otpy import posix
+        from otpy.runtime import posix
         made = [*posix.pipe(), *(one.fileno() for one in posix.socket_pair()), posix.datagram_socket().fileno()]
         made += [posix.open_file(sys.argv[1], os.O_WRONLY | os.O_CREAT), posix.selector().fileno()]
         made += [posix.open_process(os.getpid())]
@@ -172,10 +173,14 @@ def test_what_nohup_ignores_stays_ignored_unless_it_is_the_stop_signal(tmp_path)
         SHOW,
     )
     ignored = {
-        name: int((tmp_path / f"signals-{name}").read_text().partition("SigIgn:")[2], 16) for name in ("usual", "hup")
+        name: int((tmp_path / f"signals-{name}").read_text().partition("SigIgn:")[2], 16)
+        for name in ("usual", "hup")
     }
 
-    assert ignored == {"usual": 1 << (signal.SIGINT - 1) | 1 << (signal.SIGHUP - 1), "hup": 1 << (signal.SIGINT - 1)}
+    assert ignored == {
+        "usual": 1 << (signal.SIGINT - 1) | 1 << (signal.SIGHUP - 1),
+        "hup": 1 << (signal.SIGINT - 1),
+    }
 
 
 @pytest.fixture
@@ -300,7 +305,9 @@ def test_a_start_that_hangs_holds_up_nobody(launch, recorder, hung):
     assert "it is being started: hangs sleep" in recorder.wait_for(Unstopped, "app/x").stack
     assert "go.wait(HANG)" in recorder.of(Unstopped)[0].stack
     go.set()
-    wait_until(lambda: not [thread for thread in threading.enumerate() if thread.name.startswith("app ")])
+    wait_until(
+        lambda: not [thread for thread in threading.enumerate() if thread.name.startswith("app ")]
+    )
     assert marked(number) == set()
 
 
@@ -323,7 +330,11 @@ def test_a_stop_overtakes_a_start(launch, hung):
 
 def test_starts_share_one_thread(launch):
     """One after the other: a thread is made for a start only if another start hangs."""
-    launch(supervisor("app", children=[process("sleep", "1000", id=f"s{index}") for index in range(10)]))
+    launch(
+        supervisor(
+            "app", children=[process("sleep", "1000", id=f"s{index}") for index in range(10)]
+        )
+    )
 
     assert len([thread for thread in threading.enumerate() if thread.name == "app (launcher)"]) == 1
 
@@ -349,11 +360,15 @@ def can_hang() -> bool:
     return (
         os.getuid() == 0
         and Path("/dev/fuse").exists()
-        and not subprocess.run(["unshare", "-m", "true"], capture_output=True, check=False).returncode
+        and not subprocess.run(
+            ["unshare", "-m", "true"], capture_output=True, check=False
+        ).returncode
     )
 
 
-@pytest.mark.skipif(not can_hang(), reason="a file system that hangs needs root, unshare and /dev/fuse")
+@pytest.mark.skipif(
+    not can_hang(), reason="a file system that hangs needs root, unshare and /dev/fuse"
+)
 def test_a_working_directory_that_hangs_holds_up_nobody():
     """What hangs before it is executed is killed when its time is over."""
     ran = python(

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from otpy import threads
+from otpy.runtime import threads
 from tests.seams.kit import python
 
 TOLD = """
@@ -123,7 +123,9 @@ threading.Thread(target=go_on).start()
 """
 
 
-@pytest.mark.skipif(threads.STARTS_NONE_LATE, reason="this Python starts no thread then; see the next test")
+@pytest.mark.skipif(
+    threads.STARTS_NONE_LATE, reason="this Python starts no thread then; see the next test"
+)
 def test_a_tree_lives_on_as_long_as_a_thread_that_is_no_daemon():
     """The main thread has ended, and is seen to have; children are restarted, and executors take work."""
     ran = python(GOES_ON + "last = lambda: print('done', flush=True)\n")
@@ -143,7 +145,9 @@ def test_python_that_starts_no_threads_then_is_named():
 @pytest.mark.skipif(threads.STARTS_NONE_LATE, reason="this Python ends the tree by itself then")
 def test_the_last_thread_may_wait_for_all_others():
     """What waits for that thread is none of those."""
-    ran = python(GOES_ON + "last = lambda: print('late', registry.shutdown_all(20).timeout_names)\n")
+    ran = python(
+        GOES_ON + "last = lambda: print('late', registry.shutdown_all(20).timeout_names)\n"
+    )
 
     assert ran.out == "restarted True True\nstopped\nlate ()\n"
 
@@ -201,7 +205,8 @@ def test_a_supervisor_that_does_not_answer_is_named_and_left():
     ran = python(
         """
         import threading
-        from otpy import ChildSpec, ending, start, supervisor
+        from otpy import ChildSpec, start, supervisor
+        from otpy.runtime import stopping as ending
         from otpy.core.messages import ChildStarted
 
         class Blocks:
@@ -251,7 +256,8 @@ def test_a_thread_that_is_blocked_in_stdout_does_not_abort_the_end():
     ran = python(
         """
         import atexit, os, sys, threading
-        from otpy import at_exit, start, supervisor, thread
+        from otpy.runtime import at_exit
+        from otpy import start, supervisor, thread
 
         atexit.register(lambda: print("atexit", file=sys.stdout and sys.__stderr__, flush=True))
         at_exit.LAST_WORD = 0.5

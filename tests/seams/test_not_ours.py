@@ -20,13 +20,14 @@ from typing import ClassVar
 import pytest
 
 import otpy
-from otpy import Backoff, Killed, coroutine, current, dynamic_supervisor, supervisor, thread, threads
+from otpy import Backoff, Killed, coroutine, current, dynamic_supervisor, supervisor, thread
 from otpy.children import interrupt
+from otpy.children.coroutine.loop import LoopThread
 from otpy.children.thread import EarlierLives
 from otpy.exceptions import show, traceback_of
-from otpy.loops import LoopThread
 from otpy.reports import ChildTerminated, Progress, Unstopped
-from otpy.tree import SUPERVISING
+from otpy.runtime import threads
+from otpy.runtime.tree import SUPERVISING
 from tests.helpers import HANG, wait_until
 from tests.seams.kit import python
 
@@ -58,7 +59,9 @@ def test_a_sibling_that_waited_for_the_same_future_lives_on(launch):
 
     async def healthy(ctx):
         with contextlib.suppress(ConnectionError):
-            asyncio.get_running_loop().call_soon(lambda: lost[0].set_exception(ConnectionError("lost")))
+            asyncio.get_running_loop().call_soon(
+                lambda: lost[0].set_exception(ConnectionError("lost"))
+            )
             await lost[0]
         try:
             while ctx.running:
@@ -95,7 +98,9 @@ def test_the_frames_of_a_sibling_that_raised_the_same_exception_are_not_emptied(
     app = launch(supervisor("app", intensity=10, children=[thread(crash, down, id="a")]))
     recorder.wait_for(Progress, "app/a", 3)
     app.terminate_child("a")
-    app.start_child(thread(crash, down, id="b", restart="temporary"))  # its frames are in the traceback now
+    app.start_child(
+        thread(crash, down, id="b", restart="temporary")
+    )  # its frames are in the traceback now
     recorder.wait_for(ChildTerminated, "app/b")
     tracebacks["b"] = error.__traceback__
     app.restart_child("a")
@@ -182,7 +187,15 @@ def test_frames_of_this_life_and_of_others_are_not_ours():
 
 # Exceptions that run code of their own
 
-READ = ["__cause__", "__context__", "__traceback__", "__notes__", "__suppress_context__", "__str__", "__class__"]
+READ = [
+    "__cause__",
+    "__context__",
+    "__traceback__",
+    "__notes__",
+    "__suppress_context__",
+    "__str__",
+    "__class__",
+]
 RAISED = [SystemExit, KeyboardInterrupt, ZeroDivisionError]
 
 
@@ -312,7 +325,11 @@ def test_arguments_and_states_are_not_released_on_a_supervisors_thread(launch, w
     inner = app.find("app/s")
     for id in "ab":
         inner.start_child(thread(saves, Finalized(), id=id, snapshot=None))
-        wait_until(lambda id=id: [one for one in inner.which_children() if one.id == id and one.incarnation == 2])
+        wait_until(
+            lambda id=id: [
+                one for one in inner.which_children() if one.id == id and one.incarnation == 2
+            ]
+        )
     inner.terminate_child("a")
     inner.delete_child("a")
     with pytest.raises(otpy.AlreadyStarted):
@@ -344,7 +361,7 @@ def test_a_finalizer_that_takes_its_time_delays_nobody(launch):
 
 def test_many_ended_children_are_released_in_batches(launch, monkeypatch):
     """If there is no calm moment, and if the system has no thread for it, later."""
-    monkeypatch.setattr("otpy.remains.FULL", 10)
+    monkeypatch.setattr("otpy.runtime.remains.FULL", 10)
     refused, spawn = [], threads.spawn
 
     def scarce(target, *, name, **options):
@@ -525,7 +542,9 @@ class Loop:
 
 
 @pytest.mark.parametrize("busy", BUSY, ids=lambda busy: busy.__name__)
-def test_an_interrupt_waits_until_the_thread_holds_nothing(busy, owner, launch, recorder, monkeypatch):
+def test_an_interrupt_waits_until_the_thread_holds_nothing(
+    busy, owner, launch, recorder, monkeypatch
+):
     """It comes when the thread has given back what it holds, and then it comes."""
     monkeypatch.setattr("otpy.core.machine.INTERRUPT_GRACE", HANG)
     looks = count_looks(monkeypatch)
@@ -752,7 +771,9 @@ def test_looks_become_rare(monkeypatch):
     reminders, gate = [], interrupt.Gate()
     now = [0.0]
     monkeypatch.setattr(interrupt.time, "monotonic", lambda: now[0])
-    interrupts = interrupt.Interrupts(lambda seconds, look: reminders.append((seconds, look)), lambda look: look())
+    interrupts = interrupt.Interrupts(
+        lambda seconds, look: reminders.append((seconds, look)), lambda look: look()
+    )
     opened, go = threading.Event(), threading.Event()
 
     def body():
@@ -878,7 +899,9 @@ def loops_of(app):
     return [one for one in threads.entries(app._tree) if one.role is threads.Role.LOOP]
 
 
-@pytest.mark.parametrize("ends", ["normally", "for good", "when its wait is called off", "with the supervisor"])
+@pytest.mark.parametrize(
+    "ends", ["normally", "for good", "when its wait is called off", "with the supervisor"]
+)
 def test_the_loop_ends_when_nobody_comes_back(ends, launch, recorder):
     """No loop stays behind that no child will ever use."""
 
@@ -886,9 +909,13 @@ def test_the_loop_ends_when_nobody_comes_back(ends, launch, recorder):
         if ends != "normally":
             raise ConnectionError
 
-    backoff = Backoff(0.05, 0.05, jitter=0) if ends != "with the supervisor" else Backoff(1000, 1000)
+    backoff = (
+        Backoff(0.05, 0.05, jitter=0) if ends != "with the supervisor" else Backoff(1000, 1000)
+    )
     restart = {"normally": "transient", "for good": "temporary"}.get(ends, "permanent")
-    app = launch(supervisor("app", children=[coroutine(child, id="a", restart=restart, backoff=backoff)]))
+    app = launch(
+        supervisor("app", children=[coroutine(child, id="a", restart=restart, backoff=backoff)])
+    )
     if ends == "with the supervisor":
         recorder.wait_for(ChildTerminated, "app/a")
         assert loops_of(app)

@@ -11,7 +11,8 @@ from tests.seams.kit import python
 TRIALS = """
 import asyncio, inspect, linecache, os, signal, socket, sys, threading, time, warnings
 import otpy
-from otpy import StartError, aio, supervisor, thread, threads, tree
+from otpy import StartError, aio, supervisor, thread
+from otpy.runtime import threads, tree
 
 kind, call, stride, first = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 HERE = os.path.dirname(otpy.__file__)

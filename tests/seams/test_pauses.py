@@ -20,12 +20,14 @@ import pytest
 import structlog
 
 import otpy
-from otpy import Backoff, coroutine, debugger, loops, running, start, supervisor, taskgraph, thread
-from otpy.children import probes
+from otpy import Backoff, coroutine, start, supervisor, taskgraph, thread
+from otpy.children.coroutine import loop as loops
+from otpy.children.program import probes
 from otpy.core import messages, pauses
 from otpy.core.messages import Due, StopSupervisor
-from otpy.mailbox import Once
 from otpy.reports import ExitKind, Progress, Stalled
+from otpy.runtime import debugger, running
+from otpy.runtime.mailbox import Once
 from tests import pausing
 from tests.helpers import HANG, ManualClock, Puppet, wait_until
 from tests.machine_talk import Talk, booted, brief, child
@@ -60,7 +62,9 @@ class TestHeartbeats:
         of the heartbeat.
         """
         for late, is_stall in ((least - 0.01, True), (least, False)):
-            told = Clocked(child("a", heartbeat=heartbeat)).reads("a", at=heartbeat + late, set_for=heartbeat, beat=0.0)
+            told = Clocked(child("a", heartbeat=heartbeat)).reads(
+                "a", at=heartbeat + late, set_for=heartbeat, beat=0.0
+            )
 
             assert (told[:2] == STALL) is is_stall
             assert is_stall or told == [f"arm 1 at {2 * heartbeat + late:g}"]
@@ -77,7 +81,9 @@ class TestHeartbeats:
         """As often as there are pauses."""
         talk = Clocked(child("a", heartbeat=4.0))
         for end in (10.0, 20.0, 30.0):
-            assert talk.reads("a", at=end, set_for=end - 5.0, beat=end - 9.0) == [f"arm 1 at {end + 4:g}"]
+            assert talk.reads("a", at=end, set_for=end - 5.0, beat=end - 9.0) == [
+                f"arm 1 at {end + 4:g}"
+            ]
 
     def test_a_pause_is_known_to_all(self):
         """Whichever deadline tells of it; those that are read in time after it do not
@@ -104,7 +110,9 @@ class TestHeartbeats:
             talk = Clocked(child("a", heartbeat=4.0))
             talk.hears(messages.CountChildren(reply="c"), at=looked)
 
-            assert talk.reads("a", at=200.0, set_for=100.0, beat=0.0, allow=100.0) == [f"arm 1 at {200 + left:g}"]
+            assert talk.reads("a", at=200.0, set_for=100.0, beat=0.0, allow=100.0) == [
+                f"arm 1 at {200 + left:g}"
+            ]
 
     def test_under_a_debugger_nobody_stalls(self):
         """Each heartbeat it is looked at again; without the debugger it counts."""
@@ -117,11 +125,17 @@ class TestHeartbeats:
     def test_switched_off_there_is_no_deadline(self):
         """And the one of the start is cleared as for any child."""
         talk = Talk(child("a", heartbeat=4.0, start_timeout=1.0))
-        talk.machine = otpy.core.machine.SupervisorMachine(talk.machine.spec, "app", heartbeats=False)
+        talk.machine = otpy.core.machine.SupervisorMachine(
+            talk.machine.spec, "app", heartbeats=False
+        )
 
         assert talk.begin() == ["start a 1 as 1", "arm 1 at 1"]
         assert talk.up("a") == ["disarm 1", "tell Progress app/a", "up"]
-        assert talk.exit("a") == ["tell ChildTerminated app/a crashed", "start a 2 as 2", "arm 2 at 1"]
+        assert talk.exit("a") == [
+            "tell ChildTerminated app/a crashed",
+            "start a 2 as 2",
+            "arm 2 at 1",
+        ]
 
 
 class TestOtherLimits:
@@ -144,14 +158,22 @@ class TestOtherLimits:
         assert talk.reads("a", at=60.0, set_for=15.0) == ["arm 1 at 65"]
         assert talk.reads("a", at=65.0, set_for=65.0) == ["kill 1", "arm 1 at 65.5"]
         assert talk.reads("a", at=90.0, set_for=65.5) == ["arm 1 at 90.5"]
-        assert talk.reads("a", at=90.5, set_for=90.5) == ["disarm 1", "abandon 1: app/a 1", "end shutdown"]
+        assert talk.reads("a", at=90.5, set_for=90.5) == [
+            "disarm 1",
+            "abandon 1: app/a 1",
+            "end shutdown",
+        ]
 
     def test_the_budget_of_a_stop(self):
         """It is the caller's, who could not run either; a later stop can still shorten
         it.
         """
         talk = Clocked(child("a", shutdown="infinity"))
-        assert talk.hears(StopSupervisor(within=2.0), at=10.0) == ["arm 0 at 11.5", "stop 1", "disarm 1"]
+        assert talk.hears(StopSupervisor(within=2.0), at=10.0) == [
+            "arm 0 at 11.5",
+            "stop 1",
+            "disarm 1",
+        ]
 
         assert talk.hears(Due(messages.SUPERVISOR, at=11.5), at=60.0) == ["arm 0 at 61.5"]
         assert talk.hears(StopSupervisor(within=9.0), at=60.0) == []
@@ -271,7 +293,11 @@ def test_a_call_that_holds_the_interpreter_is_a_pause(launch, recorder):
     """No thread runs while it lasts. Here it is usleep, called without letting go of
     the interpreter's lock.
     """
-    app = launch(supervisor("app", children=[thread(pausing.work, id=f"c{n}", heartbeat=0.6) for n in range(5)]))
+    app = launch(
+        supervisor(
+            "app", children=[thread(pausing.work, id=f"c{n}", heartbeat=0.6) for n in range(5)]
+        )
+    )
     ctypes.PyDLL(None).usleep(900_000)
     time.sleep(0.7)  # long enough for a stall to be found
 
@@ -286,7 +312,9 @@ def test_the_clock_of_a_test_jumps(launch, recorder):
     life = puppet.next()
     for _ in range(3):
         clock.advance(60.0)
-        for _ in range(3):  # the first wakes it, the second may be read with the deadline, the third comes after
+        for _ in range(
+            3
+        ):  # the first wakes it, the second may be read with the deadline, the third comes after
             app.count_children()
         checked_in = threading.Event()
         life.do(lambda done=checked_in: (life.ctx.check_in(), done.set()))
@@ -393,7 +421,11 @@ def test_a_tree_that_could_not_come_up_has_its_timeout_once_more(monkeypatch, pa
     monkeypatch.setattr(running, "PAUSE", pause)
     began = time.monotonic()
     with pytest.raises(otpy.StartError, match=r"app/wait did not start: not up after 0\.1 s"):
-        start(supervisor("app", children=[thread(pausing.hang, HANG, id="wait", ready=True)]), log=False, timeout=0.1)
+        start(
+            supervisor("app", children=[thread(pausing.hang, HANG, id="wait", ready=True)]),
+            log=False,
+            timeout=0.1,
+        )
 
     assert time.monotonic() - began >= 0.1 * times
 
@@ -516,7 +548,11 @@ class TestDebuggers:
 
     def test_debugpy_is_one_if_a_client_is_connected(self, monkeypatch):
         """A program may listen for one as long as it runs."""
-        debugpy, constants, connected = types.ModuleType("debugpy"), types.ModuleType("constants"), [False]
+        debugpy, constants, connected = (
+            types.ModuleType("debugpy"),
+            types.ModuleType("constants"),
+            [False],
+        )
         debugpy.is_client_connected = lambda: connected[0]
         constants.get_global_debugger = object
         monkeypatch.setitem(sys.modules, "debugpy", debugpy)
@@ -535,7 +571,10 @@ class TestDebuggers:
     @pytest.mark.skipif(sys.version_info < (3, 12), reason="sys.monitoring is newer")
     def test_a_tool_has_the_number_of_debuggers(self):
         """Whatever its name is; the number of coverage tools is another one."""
-        for number, is_one in ((sys.monitoring.DEBUGGER_ID, True), (sys.monitoring.PROFILER_ID, False)):
+        for number, is_one in (
+            (sys.monitoring.DEBUGGER_ID, True),
+            (sys.monitoring.PROFILER_ID, False),
+        ):
             if sys.monitoring.get_tool(number) is None:
                 sys.monitoring.use_tool_id(number, "test")
                 try:
@@ -604,7 +643,9 @@ def test_a_clock_that_fails_from_the_beginning_is_refused():
     clock = Moody()
     clock.mood = OSError("no time today")
 
-    with pytest.raises(otpy.SpecError, match=r"app: clock = .*a clock that tells the time .*no time today"):
+    with pytest.raises(
+        otpy.SpecError, match=r"app: clock = .*a clock that tells the time .*no time today"
+    ):
         start(supervisor("app"), clock=clock)
 
 

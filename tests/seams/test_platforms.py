@@ -14,9 +14,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from otpy import descendants, posix, supervisor, threads
-from otpy.children import guard, notify
+from otpy import supervisor
+from otpy.children.program import guard_process as guard
+from otpy.children.program import notify
 from otpy.reports import ChildTerminated
+from otpy.runtime import descendants, posix, threads
 from tests.helpers import wait_until
 from tests.programs import SEND, mark, marked, number_in, sh
 from tests.programs import python as python_program
@@ -140,7 +142,15 @@ sys.addaudithook(refuse_abstract)
 POSIX = tuple(name for name in LACKS if name != "interrupts")
 
 TOGETHER = {
-    "macOS 3.11": ("waitid", "pidfds", "proc", "abstract sockets", "known senders", "epoll", "what only Linux has"),
+    "macOS 3.11": (
+        "waitid",
+        "pidfds",
+        "proc",
+        "abstract sockets",
+        "known senders",
+        "epoll",
+        "what only Linux has",
+    ),
     "another POSIX system": POSIX,
     "PyPy": ("waitid", "pidfds", "interrupts"),
 }
@@ -251,7 +261,7 @@ runpy.run_path({guard.__file__!r}, run_name="__main__")
     number = mark()
     program_text = f"""
         import os, sys
-        from otpy.children import lifeline
+        from otpy.children.program import guard as lifeline
         lifeline._script = lambda: ["-c", {source!r}]
         del os.pidfd_open
         from otpy import process, start, supervisor
@@ -282,7 +292,10 @@ def test_a_guard_takes_what_limit_it_gets(monkeypatch):
 
 def test_a_guard_waits_by_kqueue_where_there_is_one(monkeypatch):
     made: list[object] = []
-    news = [SimpleNamespace(filter="proc")], [SimpleNamespace(filter="proc"), SimpleNamespace(filter="read")]
+    news = (
+        [SimpleNamespace(filter="proc")],
+        [SimpleNamespace(filter="proc"), SimpleNamespace(filter="read")],
+    )
     told = iter(news)
 
     class Queue:
@@ -292,7 +305,12 @@ def test_a_guard_waits_by_kqueue_where_there_is_one(monkeypatch):
             made.append(changes)
             return []
 
-    facts = {"KQ_FILTER_READ": "read", "KQ_FILTER_PROC": "proc", "KQ_EV_ADD": 1, "KQ_NOTE_EXIT": "exit"}
+    facts = {
+        "KQ_FILTER_READ": "read",
+        "KQ_FILTER_PROC": "proc",
+        "KQ_EV_ADD": 1,
+        "KQ_NOTE_EXIT": "exit",
+    }
     for name, value in {**facts, "kqueue": Queue, "kevent": lambda *event: event}.items():
         monkeypatch.setattr(select, name, value, raising=False)
     wait = guard.waiter(123)
@@ -318,7 +336,11 @@ def test_a_guard_told_of_ends_forgets_programs():
 def test_where_senders_are_not_known_letters_are_taken(launch, monkeypatch):
     """There a socket is protected by its directory, which only this user may enter."""
     monkeypatch.delattr(socket, "SO_PASSCRED")
-    app = launch(supervisor("app", children=[python_program(SEND + "tell(b'READY=1')\nsignal.pause()", ready=True)]))
+    app = launch(
+        supervisor(
+            "app", children=[python_program(SEND + "tell(b'READY=1')\nsignal.pause()", ready=True)]
+        )
+    )
 
     assert app.which_children()[0].state.value == "running"
 
@@ -391,7 +413,9 @@ print(run(supervisor("app", children=[thread(job, id="a")]), log=False).reason)
     assert ran.out == "shutdown\n"
 
 
-@pytest.mark.skipif(sys.version_info >= (3, 14), reason="it is older Pythons that pretend to be 3.13t")
+@pytest.mark.skipif(
+    sys.version_info >= (3, 14), reason="it is older Pythons that pretend to be 3.13t"
+)
 def test_free_threaded_3_13_is_refused_by_its_name():
     """It would crash; with the lock, and from 3.14 on, it would not."""
     ran = python(
@@ -403,7 +427,7 @@ for version, has_lock in (((3, 14), False), ((3, 13), True), ((3, 13), False)):
     for name in [name for name in sys.modules if name.split(".")[0] == "otpy"]:
         del sys.modules[name]
     try:
-        import otpy.threads
+        import otpy.runtime.threads
         print("imported")
     except ImportError as error:
         print(str(error)[:50])
@@ -417,7 +441,9 @@ def test_the_page_quotes_what_is_said():
     """Each refusal in docs/platforms.md is in the code, or is tested here."""
     root = Path(__file__).parents[2]
     page = (root / "docs" / "platforms.md").read_text()
-    code = "".join(path.read_text() for path in (root / "otpy").rglob("*.py")).replace('"\n        "', "")
+    code = "".join(path.read_text() for path in (root / "otpy").rglob("*.py")).replace(
+        '"\n        "', ""
+    )
     told = (
         "a POSIX system, such as Linux or macOS",
         "no Python can be started: the program is frozen, and sys.executable is the program itself",

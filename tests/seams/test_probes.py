@@ -13,12 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import otpy
-from otpy import Health, Http, Line, Port, SpecError, supervisor, threads
-from otpy.children import output, patterns, probes
-from otpy.children.output import Scan
-from otpy.children.patterns import Finder
-from otpy.mailbox import Once
+from otpy import Health, Http, Line, Port, SpecError, supervisor
+from otpy.children.program import output, patterns, probes
+from otpy.children.program.output import Scan
+from otpy.children.program.patterns import Finder
 from otpy.reports import ChildTerminated, Progress
+from otpy.runtime import threads
+from otpy.runtime.mailbox import Once
 from tests.helpers import HANG, wait_until
 from tests.programs import python, sh
 from tests.seams import kit
@@ -43,7 +44,9 @@ class Server:
     def serve(self):
         with contextlib.suppress(OSError):
             while True:
-                self.threads.append(threading.Thread(target=self.meet, args=self.socket.accept()[:1]))
+                self.threads.append(
+                    threading.Thread(target=self.meet, args=self.socket.accept()[:1])
+                )
                 self.threads[-1].start()
 
     def meet(self, client):
@@ -170,7 +173,9 @@ def searches():
     return [one for one in threads.entries() if one.purpose == "looks for an address"]
 
 
-def test_a_name_that_is_not_found_in_time_costs_one_thread_however_often_it_is_asked_for(monkeypatch):
+def test_a_name_that_is_not_found_in_time_costs_one_thread_however_often_it_is_asked_for(
+    monkeypatch,
+):
     """The system's search cannot be ended: later attempts wait for the same one."""
     go, find = threading.Event(), socket.getaddrinfo
 
@@ -241,7 +246,9 @@ def test_https_is_well_with_a_certificate_that_is_trusted(tmp_path, monkeypatch,
     answering = threading.Thread(target=answer)
     answering.start()
     with server:
-        assert asked(Http(f"https://localhost:{server.getsockname()[1]}/", timeout=HANG)) is is_trusted
+        assert (
+            asked(Http(f"https://localhost:{server.getsockname()[1]}/", timeout=HANG)) is is_trusted
+        )
         answering.join(HANG)
 
 
@@ -253,7 +260,9 @@ def test_restarts_leave_no_threads_that_still_ask(launch, recorder, serving):
     """A server that drips, a timeout of minutes, and a program that crashes now and then."""
     server = serving(ENDLESS["a header"])
     health = Health(Http(f"http://127.0.0.1:{server.port}/", timeout=300.0), interval=0.01)
-    app = launch(supervisor("app", children=[sh("sleep 0.05; exit 1", health=health)], intensity=10))
+    app = launch(
+        supervisor("app", children=[sh("sleep 0.05; exit 1", health=health)], intensity=10)
+    )
     app.wait(HANG)
 
     assert len(recorder.of(ChildTerminated, "app/x")) == 11
@@ -336,8 +345,12 @@ LEAVES = st.sampled_from(
 
 
 def wider(inner):
-    repeats = st.sampled_from(["*", "+", "?", "*?", "+?", "??", "{0}", "{2}", "{1,2}", "{0,2}?", "{2,}"])
-    groups = st.sampled_from(["(", "(?:", "(?i:", "(?s-i:", "(?P<name>"])  # (?a:\W) is not what re makes of it: it errs
+    repeats = st.sampled_from(
+        ["*", "+", "?", "*?", "+?", "??", "{0}", "{2}", "{1,2}", "{0,2}?", "{2,}"]
+    )
+    groups = st.sampled_from(
+        ["(", "(?:", "(?i:", "(?s-i:", "(?P<name>"]
+    )  # (?a:\W) is not what re makes of it: it errs
     return st.one_of(
         st.lists(inner, max_size=3).map("".join),
         st.lists(inner, min_size=2, max_size=3).map("|".join),
@@ -372,7 +385,11 @@ COMMON = [
     (r".*ready.*", "server is ready.", "server is red"),
     (r"Started in \d+(\.\d+)? s", "Started in 3.25 s", "Started in . s"),
     (r"(\w+\.)*ready", "a.b.ready", "a.b.red"),
-    (r"^\[\d{4}-\d\d-\d\d .{8,15}\] (INFO|DEBUG) +up$", "[2024-01-01 12:00:00] INFO  up", "[2024-01-01] INFO up"),
+    (
+        r"^\[\d{4}-\d\d-\d\d .{8,15}\] (INFO|DEBUG) +up$",
+        "[2024-01-01 12:00:00] INFO  up",
+        "[2024-01-01] INFO up",
+    ),
     (r"(?i)\bready\b", "READY!", "already"),
     (r"(?P<host>\d{1,3}(?:\.\d{1,3}){3}):(?P<port>\d+)", "127.0.0.1:80", "127.0.0:80"),
     ("", "", None),
@@ -436,7 +453,9 @@ def test_a_line_without_end_is_cut_and_costs_no_more_memory():
 def test_a_search_that_takes_its_time_holds_up_its_own_program_only(launch, recorder, monkeypatch):
     """It has a thread of its own: the ends of others are told, and the tree stops."""
     go, is_asked = threading.Event(), threading.Event()
-    monkeypatch.setattr(Finder, "finds_it_in", lambda finder, line: is_asked.set() or not go.wait(HANG))
+    monkeypatch.setattr(
+        Finder, "finds_it_in", lambda finder, line: is_asked.set() or not go.wait(HANG)
+    )
     app = launch(supervisor("app", children=[sh("exit 1", id="other")], intensity=10**6), flush=0.1)
     slow = sh("echo hello; exec sleep 1000", id="slow", ready="hello", restart="temporary")
     starter = threading.Thread(
@@ -461,14 +480,20 @@ def start_child(app, spec):
 def test_no_line_is_looked_at_any_more_when_it_is_ready(launch, recorder, monkeypatch, tmp_path):
     """Neither at stdout nor at stderr; the thread that did is gone, and all output is still taken."""
     looked, finds = [], Finder.finds_it_in
-    monkeypatch.setattr(Finder, "finds_it_in", lambda finder, line: looked.append(line) or finds(finder, line))
+    monkeypatch.setattr(
+        Finder, "finds_it_in", lambda finder, line: looked.append(line) or finds(finder, line)
+    )
     code = """if True:
         import os, sys, time
         os.write(2, b"up\\n")
         while not os.path.exists(sys.argv[1]): time.sleep(0.005)
         for n in range(300): os.write(1 + n % 2, b"x" * 1023 + b"\\n")
         os._exit(3)"""
-    launch(supervisor("app", children=[python(code, tmp_path / "go", ready="^up$", restart="temporary")]))
+    launch(
+        supervisor(
+            "app", children=[python(code, tmp_path / "go", ready="^up$", restart="temporary")]
+        )
+    )
     recorder.wait_for(Progress, "app/x")
     wait_until(lambda: not [one for one in threads.entries() if one.purpose == "hands output on"])
     (tmp_path / "go").touch()

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 import otpy
-from otpy import posix
-from otpy.children import lifeline
+from otpy.children.program import guard as lifeline
+from otpy.runtime import posix
 from tests.helpers import wait_until
 from tests.programs import guards_of, mark, marked
 from tests.seams.kit import python
@@ -110,7 +110,9 @@ def test_in_a_zip_file_the_guard_is_run_by_its_text(tmp_path):
         for path in package.rglob("*.py"):
             file.write(path, path.relative_to(package.parent))
     argv = [sys.executable, "-c", ZIPPED, str(archive), number]
-    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=tmp_path) as parent:
+    with subprocess.Popen(
+        argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=tmp_path
+    ) as parent:
         assert parent.stdout is not None
         assert parent.stdout.readline() == "up\n"
         wait_until(lambda: marked(number))
@@ -134,7 +136,7 @@ def test_a_guard_without_file_and_source_is_none(monkeypatch):
 def importlib_spec(loader: object):
     from importlib.machinery import ModuleSpec
 
-    return ModuleSpec("otpy.children.guard", loader)  # type: ignore[arg-type]
+    return ModuleSpec("otpy.children.program.guard_process", loader)  # type: ignore[arg-type]
 
 
 # The guard

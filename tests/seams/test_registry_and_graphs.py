@@ -17,8 +17,9 @@ import threading
 import pytest
 
 import otpy
-from otpy import Backoff, ExitKind, registry, start, supervisor, taskgraph, threads
+from otpy import Backoff, ExitKind, registry, start, supervisor, taskgraph
 from otpy.registry import ThreadRegistry, ThreadState
+from otpy.runtime import threads
 from otpy.taskgraph import Outcome, TaskGraph
 from tests.helpers import HANG, wait_until
 from tests.seams.kit import python
@@ -103,7 +104,10 @@ def test_an_exception_raised_from_outside_in_the_wrapper_is_one_report(fails):
         reg.subscribe(told.append)
 
         def trace(frame, event, arg):
-            if frame.f_code.co_filename != registry.__file__ or frame.f_code.co_name not in ("run", "_outcome"):
+            if frame.f_code.co_filename != registry.__file__ or frame.f_code.co_name not in (
+                "run",
+                "_outcome",
+            ):
                 return None
             if event == "line":
                 lines.append((frame.f_code.co_name, frame.f_lineno))
@@ -191,7 +195,9 @@ def test_any_number_of_tasks_may_be_stuck(gate):
     def last():
         given_up = ThreadState.UNSTOPPED
         mine = [entry for entry in threads.entries() if entry.name.startswith("tasks/workers/")]
-        wait_until(lambda: sum(entry.state is given_up for entry in mine) >= count, "all are given up")
+        wait_until(
+            lambda: sum(entry.state is given_up for entry in mine) >= count, "all are given up"
+        )
         return "done"
 
     graph = TaskGraph(workers=count + 1)
@@ -405,7 +411,12 @@ def test_results_and_exceptions_may_be_hostile():
     graph.add(nothing, "next", after=["result", "fail", "fail_with_notes"])
     summary = graph.run()
 
-    assert dict(summary.outcomes) == {"result": PASSED, "fail": FAILED, "fail_with_notes": FAILED, "next": PASSED}
+    assert dict(summary.outcomes) == {
+        "result": PASSED,
+        "fail": FAILED,
+        "fail_with_notes": FAILED,
+        "next": PASSED,
+    }
     assert {one.kind for one in summary.failures.values()} == {ExitKind.CRASHED}
     assert "HostileError" in summary.failures["fail"].traceback
     assert "Hostile" in repr(summary)
@@ -504,7 +515,8 @@ def test_an_error_about_a_name_lists_some_names_only():
         graph.add(nothing, f"t{number}", after=["t0"] if number else [])
     graph.add(nothing, "last", after=["t1000"])
     with pytest.raises(
-        otpy.SpecError, match=r"after = 't1000': expected one of the tasks: t0, t1, .*, and 981 more$"
+        otpy.SpecError,
+        match=r"after = 't1000': expected one of the tasks: t0, t1, .*, and 981 more$",
     ) as e:
         graph.run()
 

@@ -12,9 +12,10 @@ import threading
 import pytest
 
 import otpy
-from otpy import SpecError, TreeFailed, supervisor, telemetry, thread
+from otpy import SpecError, TreeFailed, supervisor, thread
 from otpy.cli.run import fields
 from otpy.reports import ChildTerminated, ExitKind, ExitReason, LimitReached, Progress
+from otpy.runtime import telemetry
 from tests.helpers import HANG, wait_until
 from tests.seams.kit import python
 
@@ -53,7 +54,10 @@ def test_run_lets_escalation_handlers_and_reports_finish():
     helper.start()
     with pytest.raises(TreeFailed) as caught:
         otpy.run(
-            supervisor("app", intensity=2, children=[thread(fail)]), on_escalation=page, reports=reports, log=False
+            supervisor("app", intensity=2, children=[thread(fail)]),
+            on_escalation=page,
+            reports=reports,
+            log=False,
         )
     helper.join(HANG)
 
@@ -62,11 +66,15 @@ def test_run_lets_escalation_handlers_and_reports_finish():
     assert (caught.value.report.undelivered, caught.value.report.handlers) == (0, ())
 
 
-@pytest.mark.parametrize("call", [otpy.Supervisor.wait, otpy.Supervisor.stop, otpy.Supervisor.detach])
+@pytest.mark.parametrize(
+    "call", [otpy.Supervisor.wait, otpy.Supervisor.stop, otpy.Supervisor.detach]
+)
 def test_who_waits_for_the_tree_waits_for_its_handlers(call):
     """So all reports are handled when the call returns, as those of a queue are there."""
     slow = Slow()
-    app = otpy.start(supervisor("app", intensity=0, children=[thread(fail)]), reports=slow, log=False)
+    app = otpy.start(
+        supervisor("app", intensity=0, children=[thread(fail)]), reports=slow, log=False
+    )
     assert slow.begun.wait(HANG)
     wait_until(lambda: not app.alive)
     helper = threading.Timer(0.05, slow.gate.set)
@@ -80,7 +88,9 @@ def test_who_waits_for_the_tree_waits_for_its_handlers(call):
 def test_what_has_not_been_handled_is_counted_and_named():
     """By stop, when the time of the handlers is over; what they do later changes its report no more."""
     slow = Slow()
-    app = otpy.start(supervisor("app", intensity=2, children=[thread(fail)]), reports=slow, log=False, flush=0.1)
+    app = otpy.start(
+        supervisor("app", intensity=2, children=[thread(fail)]), reports=slow, log=False, flush=0.1
+    )
     wait_until(lambda: not app.alive)
     report = app.stop()
     slow.gate.set()
@@ -95,7 +105,10 @@ def test_a_stop_with_a_time_limit_does_not_wait_longer_for_handlers():
     """Nor does a wait. The report is that of the moment; there may be more to say later."""
     slow = Slow()
     app = otpy.start(
-        supervisor("app", children=[thread(lambda ctx: ctx.wait_stop(), id="a")]), reports=slow, log=False, flush=LONG
+        supervisor("app", children=[thread(lambda ctx: ctx.wait_stop(), id="a")]),
+        reports=slow,
+        log=False,
+        flush=LONG,
     )
     assert slow.begun.wait(HANG)
     report = app.stop(0.1)
@@ -111,11 +124,17 @@ def test_all_who_wait_for_the_handlers_hear_of_their_end():
     """However many there are; and they get the same report."""
     slow, waiting, reports = Slow(), threading.Barrier(4), []
     app = otpy.start(
-        supervisor("app", children=[thread(lambda ctx: ctx.wait_stop(), id="a")]), reports=slow, log=False, flush=LONG
+        supervisor("app", children=[thread(lambda ctx: ctx.wait_stop(), id="a")]),
+        reports=slow,
+        log=False,
+        flush=LONG,
     )
     assert slow.begun.wait(HANG)
     app.stop(0.0)
-    stoppers = [threading.Thread(target=lambda: (waiting.wait(HANG), reports.append(app.stop()))) for _ in range(3)]
+    stoppers = [
+        threading.Thread(target=lambda: (waiting.wait(HANG), reports.append(app.stop())))
+        for _ in range(3)
+    ]
     for one in stoppers:
         one.start()
     waiting.wait(HANG)
@@ -139,7 +158,10 @@ def test_a_second_signal_ends_the_wait_for_handlers():
     helper = threading.Thread(target=lambda: (slow.begun.wait(HANG), interrupt()))
     helper.start()
     report = otpy.run(
-        supervisor("app", children=[thread(lambda ctx: ctx.wait_stop(), id="a")]), reports=slow, log=False, flush=LONG
+        supervisor("app", children=[thread(lambda ctx: ctx.wait_stop(), id="a")]),
+        reports=slow,
+        log=False,
+        flush=LONG,
     )
     helper.join(HANG)
     slow.gate.set()
@@ -158,9 +180,15 @@ def test_two_handlers_that_stop_their_tree_do_not_wait_for_each_other():
         app.stop()
         ended.wait(HANG)
 
-    tree = supervisor("app", children=[supervisor("s", restart="temporary", intensity=0, children=[thread(fail)])])
+    tree = supervisor(
+        "app", children=[supervisor("s", restart="temporary", intensity=0, children=[thread(fail)])]
+    )
     app = otpy.start(
-        tree, on_escalation=stop, reports=lambda one: isinstance(one, LimitReached) and stop(one), log=False, flush=LONG
+        tree,
+        on_escalation=stop,
+        reports=lambda one: isinstance(one, LimitReached) and stop(one),
+        log=False,
+        flush=LONG,
     )
     up.set()
     ended.wait(HANG)
@@ -170,13 +198,16 @@ def test_two_handlers_that_stop_their_tree_do_not_wait_for_each_other():
 
 @pytest.mark.parametrize("flush", [-1, None, float("nan"), "10"])
 def test_flush_must_be_a_number_of_seconds(flush):
-    with pytest.raises(SpecError, match=r"app: flush = .*: expected a finite number of seconds >= 0"):
+    with pytest.raises(
+        SpecError, match=r"app: flush = .*: expected a finite number of seconds >= 0"
+    ):
         otpy.start(supervisor("app"), flush=flush)
 
 
 LOST = """
 import threading
-from otpy import at_exit, start, supervisor, thread
+from otpy.runtime import at_exit
+from otpy import start, supervisor, thread
 from otpy.reports import LimitReached
 
 def fail(ctx):

@@ -62,7 +62,9 @@ class TestAllSignificant:
 
     def test_one_that_is_held_for_after_it_was_terminated_does_not_count(self):
         """It could not be stopped; nobody waits for it any more."""
-        held = child("t", restart="transient", significant=True, shutdown="brutal_kill", unstopped="hold")
+        held = child(
+            "t", restart="transient", significant=True, shutdown="brutal_kill", unstopped="hold"
+        )
         talk = booted(finished("s"), held, auto_shutdown="all_significant")
         talk.hear(terminate("t"))
         talk.due("t")
@@ -70,7 +72,9 @@ class TestAllSignificant:
         assert talk.states()["t"] == "unstopped"
         assert ENDS in talk.exit("s", NORMAL)
 
-    @pytest.mark.parametrize("stopped", [False, True], ids=["its turn is to come", "it is being stopped"])
+    @pytest.mark.parametrize(
+        "stopped", [False, True], ids=["its turn is to come", "it is being stopped"]
+    )
     def test_a_temporary_bystander_does_not_count(self, stopped):
         """It does not come back, whether it has been asked to stop or not."""
         talk = booted(
@@ -89,7 +93,13 @@ class TestAllSignificant:
 
     def test_a_temporary_bystander_that_has_gone_does_not_count(self):
         """While the group starts."""
-        talk = booted(finished("s"), child("a"), passing("t"), strategy="rest_for_one", auto_shutdown="all_significant")
+        talk = booted(
+            finished("s"),
+            child("a"),
+            passing("t"),
+            strategy="rest_for_one",
+            auto_shutdown="all_significant",
+        )
         talk.exit("a")
         talk.exit("t", SHUTDOWN)
 
@@ -101,7 +111,11 @@ class TestAllSignificant:
         past.
         """
         talk = booted(
-            finished("s"), child("a"), finished("t"), strategy="rest_for_one", auto_shutdown="all_significant"
+            finished("s"),
+            child("a"),
+            finished("t"),
+            strategy="rest_for_one",
+            auto_shutdown="all_significant",
         )
         talk.exit("a")
 
@@ -123,7 +137,11 @@ class TestAllSignificant:
     def test_a_bystander_that_declines_when_it_comes_back_ends_it(self):
         """The same in a group restart."""
         talk = booted(
-            finished("s"), child("a"), finished("t"), strategy="rest_for_one", auto_shutdown="all_significant"
+            finished("s"),
+            child("a"),
+            finished("t"),
+            strategy="rest_for_one",
+            auto_shutdown="all_significant",
         )
         talk.exit("a")
         talk.exit("t", SHUTDOWN)
@@ -156,7 +174,11 @@ class TestAllSignificant:
     def test_a_group_whose_restart_is_cancelled_ends_it(self):
         """Who was to come back with another child does not come any more."""
         talk = booted(
-            finished("s"), child("a"), finished("t"), strategy="rest_for_one", auto_shutdown="all_significant"
+            finished("s"),
+            child("a"),
+            finished("t"),
+            strategy="rest_for_one",
+            auto_shutdown="all_significant",
         )
         talk.exit("a")
         talk.exit("t", SHUTDOWN)
@@ -196,7 +218,9 @@ class TestBystanders:
 
     def test_it_is_gone_while_the_group_waits(self):
         """With a back-off, too."""
-        talk = booted(child("a", backoff=STEADY), child("t", restart="temporary"), strategy="one_for_all")
+        talk = booted(
+            child("a", backoff=STEADY), child("t", restart="temporary"), strategy="one_for_all"
+        )
         talk.exit("a")
         talk.exit("t", SHUTDOWN)
 
@@ -359,7 +383,10 @@ class TestStartCalls:
         """With unstopped="hold" it would be started a second time beside itself; a new
         child is not kept.
         """
-        for option, then in (("hold", ["refuse r: StartError", "start a 2 as 3"]), ("replace", ["start a 2 as 3"])):
+        for option, then in (
+            ("hold", ["refuse r: StartError", "start a 2 as 3"]),
+            ("replace", ["start a 2 as 3"]),
+        ):
             talk = booted(child("a"), strategy="one_for_all")
             talk.hear(start(child("n", shutdown="brutal_kill", unstopped=option)))
             talk.exit("a")
@@ -370,13 +397,20 @@ class TestStartCalls:
         """restart_child: the group brings it back when its thread has ended, and no
         caller waits for that.
         """
-        talk = booted(child("a"), child("b", shutdown="brutal_kill", unstopped="hold"), strategy="one_for_all")
+        talk = booted(
+            child("a"), child("b", shutdown="brutal_kill", unstopped="hold"), strategy="one_for_all"
+        )
         talk.hear(terminate("b", ""))
         talk.exit("b", KILLED)
         talk.hear(restart("b"))
         talk.exit("a")
 
-        assert talk.due("b") == ["disarm 3", "abandon 3: app/b 2", "refuse r: StartError", "start a 2 as 4"]
+        assert talk.due("b") == [
+            "disarm 3",
+            "abandon 3: app/b 2",
+            "refuse r: StartError",
+            "start a 2 as 4",
+        ]
 
 
 class TestRivals:
@@ -409,15 +443,22 @@ def test_a_start_call_outlives_a_group_restart(launch):
             ctx.ready()
             ctx.wait_stop()
 
-    app, answers = launch(otpy.supervisor("app", strategy="one_for_all", children=[a.spec("a")])), []
-    caller = threading.Thread(target=lambda: answers.append(app.start_child(otpy.thread(slow, ready=True))))
+    app, answers = (
+        launch(otpy.supervisor("app", strategy="one_for_all", children=[a.spec("a")])),
+        [],
+    )
+    caller = threading.Thread(
+        target=lambda: answers.append(app.start_child(otpy.thread(slow, ready=True)))
+    )
     caller.start()
     assert begun.acquire(timeout=HANG)
     a.next().crash()
     caller.join(HANG)
     go.set()
 
-    assert [(one.id, one.state, one.incarnation) for one in answers] == [("slow", otpy.ChildState.RUNNING, 2)]
+    assert [(one.id, one.state, one.incarnation) for one in answers] == [
+        ("slow", otpy.ChildState.RUNNING, 2)
+    ]
     assert [one.state for one in app.which_children()] == [otpy.ChildState.RUNNING] * 2
 
 

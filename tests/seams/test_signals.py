@@ -8,14 +8,15 @@ import pytest
 
 import otpy
 from otpy.reports import SignalStop
-from otpy.signals import Signals
+from otpy.runtime.signals import Signals
 from tests.seams.kit import python
 
 PRELUDE = """
     import ctypes, faulthandler, json, os, signal, socket, sys, threading, time, warnings
     import structlog
     import otpy
-    from otpy import running, supervisor, thread
+    from otpy.runtime import running
+    from otpy import supervisor, thread
     from otpy.taskgraph import TaskGraph
     warnings.simplefilter("ignore", DeprecationWarning)
     HANG = 20.0
@@ -128,8 +129,8 @@ def test_a_second_signal_shortens_all_limits_and_a_third_exits_at_once():
     ran = program(
         """
     running.SAME = 0.1
-    otpy.ending.OVERDUE = HANG
-    otpy.supervisors.SupervisorMachine.__init__.__defaults__ = (HANG, None)  # a grace that is long
+    otpy.runtime.stopping.OVERDUE = HANG
+    otpy.runtime.supervisor.SupervisorMachine.__init__.__defaults__ = (HANG, None)  # a grace that is long
     class Stubborn(Exception):
         pass
     def stubborn(ctx):
@@ -524,7 +525,7 @@ class TestForks:
         """Nor does the next one, in another thread."""
         ran = program(
             """
-    otpy.telemetry.FORK = 0.1
+    otpy.runtime.telemetry.FORK = 0.1
     inside, for_ever = threading.Event(), threading.Event()
     def blocked(logger, method, event):
         inside.set()

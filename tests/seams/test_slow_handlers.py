@@ -6,9 +6,10 @@ import gc
 import threading
 
 import otpy
-from otpy import Context, supervisor, thread, threads
+from otpy import Context, supervisor, thread
 from otpy.reports import ChildTerminated, ExitKind, ExitReason
-from otpy.telemetry import Telemetry
+from otpy.runtime import threads
+from otpy.runtime.telemetry import Telemetry
 from tests.helpers import HANG, Puppet, wait_until
 
 CRASH = ChildTerminated(path="app/a", reason=ExitReason(ExitKind.CRASHED, ValueError("boom")))
@@ -23,13 +24,23 @@ def test_an_escalation_handler_that_blocks_delays_no_other():
     gate, own, tree = threading.Event(), threading.Event(), threading.Semaphore(0)
     children = [
         supervisor(
-            "first", intensity=0, restart="temporary", on_escalation=lambda _: gate.wait(HANG), children=[thread(fail)]
+            "first",
+            intensity=0,
+            restart="temporary",
+            on_escalation=lambda _: gate.wait(HANG),
+            children=[thread(fail)],
         ),
         supervisor(
-            "second", intensity=0, restart="temporary", on_escalation=lambda _: own.set(), children=[thread(fail)]
+            "second",
+            intensity=0,
+            restart="temporary",
+            on_escalation=lambda _: own.set(),
+            children=[thread(fail)],
         ),
     ]
-    app = otpy.start(supervisor("app", children=children), log=False, on_escalation=lambda _: tree.release())
+    app = otpy.start(
+        supervisor("app", children=children), log=False, on_escalation=lambda _: tree.release()
+    )
     heard = own.wait(HANG) and tree.acquire(timeout=HANG) and tree.acquire(timeout=HANG)
     gate.set()
     app.stop()
@@ -45,14 +56,18 @@ def test_escalations_reach_a_handler_in_order_and_its_thread_ends():
         gate.wait(HANG)
         heard.append((escalation, threading.current_thread().name))
 
-    tree = supervisor("app", intensity=9, children=[supervisor("s", intensity=0, children=[puppet.spec("x")])])
+    tree = supervisor(
+        "app", intensity=9, children=[supervisor("s", intensity=0, children=[puppet.spec("x")])]
+    )
     app = otpy.start(tree, log=False, on_escalation=handler)
     for number in range(3):
         puppet.next().crash(ValueError(number))
     puppet.next()
     gate.set()
     wait_until(lambda: len(heard) == 3)
-    wait_until(lambda: not [one for one in threads.entries(app._tree) if one.name == "app (on_escalation)"])
+    wait_until(
+        lambda: not [one for one in threads.entries(app._tree) if one.name == "app (on_escalation)"]
+    )
     app.stop()
 
     assert [one.reason.exception.args for one, _ in heard] == [(0,), (1,), (2,)]
@@ -66,7 +81,9 @@ class Scarce:
         self.names = names
         real = threading.Thread.start
         monkeypatch.setattr(
-            threading.Thread, "start", lambda one: self.refuse() if one.name in self.names else real(one)
+            threading.Thread,
+            "start",
+            lambda one: self.refuse() if one.name in self.names else real(one),
         )
 
     def refuse(self):
@@ -88,7 +105,11 @@ def test_a_handler_that_gets_no_thread_is_called_by_the_reserve(monkeypatch):
 
     tree = supervisor(
         "app",
-        children=[supervisor("s", intensity=0, restart="temporary", on_escalation=first, children=[thread(fail)])],
+        children=[
+            supervisor(
+                "s", intensity=0, restart="temporary", on_escalation=first, children=[thread(fail)]
+            )
+        ],
     )
     app = otpy.start(tree, log=False, on_escalation=second, reports=lambda report: None)
     wait_until(lambda: heard)
@@ -117,10 +138,14 @@ def test_a_callback_that_gets_no_thread_is_called_when_there_is_one_again(monkey
         called.set()
         gate.set()
 
-    tree = supervisor("app", children=[thread(child, hang_up, id="a"), thread(child, block, id="b", shutdown=0.2)])
+    tree = supervisor(
+        "app", children=[thread(child, hang_up, id="a"), thread(child, block, id="b", shutdown=0.2)]
+    )
     app = otpy.start(tree, log=False)
     ready.wait(HANG)
-    helper = threading.Thread(target=lambda: wait_until(lambda: scarce.names == ("app/a (on_stop)",)))
+    helper = threading.Thread(
+        target=lambda: wait_until(lambda: scarce.names == ("app/a (on_stop)",))
+    )
     helper.start()
     stopper = threading.Thread(target=app.stop)
     stopper.start()
@@ -174,7 +199,9 @@ def test_where_no_thread_starts_late_a_forgotten_context_frees_its_helper(monkey
     life = puppet.next()
     ctx = Context(life.ctx._birth, lambda message: None)
     ctx.on_stop(print)
-    helper = next(one.thread for one in reversed(threads.entries(app._tree)) if one.name == "app/a (on_stop)")
+    helper = next(
+        one.thread for one in reversed(threads.entries(app._tree)) if one.name == "app/a (on_stop)"
+    )
     del ctx
     gc.collect()
     helper.join(HANG)

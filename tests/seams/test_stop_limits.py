@@ -9,10 +9,12 @@ import attrs
 import pytest
 
 import otpy
-from otpy import ChildSpec, SpecError, StartError, ending, supervisor, thread, threads
-from otpy import tree as trees
-from otpy.mailbox import Reply
+from otpy import ChildSpec, SpecError, StartError, supervisor, thread
 from otpy.reports import ExitKind, Progress
+from otpy.runtime import stopping as ending
+from otpy.runtime import threads
+from otpy.runtime import tree as trees
+from otpy.runtime.mailbox import Reply
 from tests.helpers import HANG, ManualClock, wait_until
 from tests.seams.kit import python
 
@@ -44,7 +46,11 @@ class Stuck:
         self.began, self.gate = threading.Event(), threading.Event()
 
     def hang(self, handle):
-        spec = ChildSpec(id="blocks", start=lambda birth: Blocking(birth, self.began, self.gate), restart="temporary")
+        spec = ChildSpec(
+            id="blocks",
+            start=lambda birth: Blocking(birth, self.began, self.gate),
+            restart="temporary",
+        )
         with pytest.raises(otpy.CallTimeout):
             handle.start_child(spec, timeout=0)
         assert self.began.wait(HANG)
@@ -57,7 +63,9 @@ def stuck(monkeypatch):
     one = Stuck()
     yield one
     one.gate.set()
-    wait_until(lambda: not [entry for entry in threads.entries() if isinstance(entry.owner, trees.Tree)])
+    wait_until(
+        lambda: not [entry for entry in threads.entries() if isinstance(entry.owner, trees.Tree)]
+    )
 
 
 def idle(ctx):
@@ -67,7 +75,9 @@ def idle(ctx):
 def started(**options):
     below = supervisor("below", children=[thread(idle, id="deep")])
     middle = supervisor("middle", children=[thread(idle, id="a"), below])
-    return otpy.start(supervisor("app", children=[middle, thread(idle, id="b")]), log=False, **options)
+    return otpy.start(
+        supervisor("app", children=[middle, thread(idle, id="b")]), log=False, **options
+    )
 
 
 def test_a_supervisor_that_does_not_answer_holds_up_no_stop(stuck):
@@ -166,7 +176,11 @@ def test_a_start_that_is_late_gives_up_a_stuck_supervisor(stuck, monkeypatch):
     blocking = ChildSpec(id="blocks", start=lambda birth: Blocking(birth, stuck.began, stuck.gate))
 
     with pytest.raises(StartError, match="not up after"):
-        otpy.start(supervisor("app", children=[supervisor("sub", children=[blocking])]), log=False, timeout=0.1)
+        otpy.start(
+            supervisor("app", children=[supervisor("sub", children=[blocking])]),
+            log=False,
+            timeout=0.1,
+        )
 
 
 def test_a_stop_waits_for_no_handler_beyond_its_limit():
@@ -206,7 +220,9 @@ def test_many_stuck_threads_need_few_looks_at_all_threads(monkeypatch):
         return look()
 
     gate = threading.Event()
-    tree = supervisor("app", children=[thread(lambda ctx: gate.wait(HANG), id=f"c{n}") for n in range(200)])
+    tree = supervisor(
+        "app", children=[thread(lambda ctx: gate.wait(HANG), id=f"c{n}") for n in range(200)]
+    )
     app = otpy.start(tree, log=False, max_unstopped=1000)
     monkeypatch.setattr(threads, "_Look", counted)
     report = app.stop(0.2)
@@ -287,7 +303,10 @@ class TestAClockThatStandsStill:
 
     def test_a_stop_with_a_limit_ends(self):
         gate = threading.Event()
-        app = otpy.start(supervisor("app", children=[thread(lambda ctx: gate.wait(HANG), id="x")]), clock=ManualClock())
+        app = otpy.start(
+            supervisor("app", children=[thread(lambda ctx: gate.wait(HANG), id="x")]),
+            clock=ManualClock(),
+        )
         report = app.stop(0.1)
         gate.set()
 
@@ -391,7 +410,8 @@ def test_a_handle_refuses_what_is_no_path_and_no_handler(launch, subject):
 STUBBORN = """
     import os, signal, threading, time
     import otpy
-    from otpy import ending, running, supervisor, thread
+    from otpy.runtime import stopping as ending, running
+    from otpy import supervisor, thread
 
     def killer(*numbers):
         def kill(ctx):

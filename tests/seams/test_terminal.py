@@ -12,11 +12,12 @@ import structlog
 from click.testing import CliRunner
 
 import otpy
-from otpy import lint, process, registry, supervisor, telemetry
+from otpy import lint, process, registry, supervisor
 from otpy.cli import run as cli_run
 from otpy.cli.group import otpy as group
 from otpy.exceptions import in_one_line, printable
 from otpy.reports import ChildTerminated, OutputLost, Stalled
+from otpy.runtime import telemetry
 from tests.helpers import wait_until
 from tests.programs import sh
 
@@ -44,7 +45,8 @@ def test_what_a_terminal_would_obey_is_shown_as_text():
 
 
 @pytest.mark.parametrize(
-    "text", ["", "a\n\tb\n", "é日本　語 ", "\U0001f469\u200d\U0001f4bb", "C:\\new\\x1b", "\u05d0\u200f!"]
+    "text",
+    ["", "a\n\tb\n", "é日本　語 ", "\U0001f469\u200d\U0001f4bb", "C:\\new\\x1b", "\u05d0\u200f!"],
 )
 def test_text_of_people_stays_as_it_is(text):
     assert printable(text) == text
@@ -67,7 +69,9 @@ def evil_program():
     return sh(f"printf '%s' '{EVIL}' >&2; exit 3")
 
 
-def test_the_last_words_of_a_program_are_clean_wherever_they_are_shown(launch, recorder, evil_program, capsys):
+def test_the_last_words_of_a_program_are_clean_wherever_they_are_shown(
+    launch, recorder, evil_program, capsys
+):
     """In the traceback, the note and the log; the reason has the bytes."""
     app = launch(supervisor("app", children=[evil_program], intensity=0), log=True)
     reason = recorder.wait_for(ChildTerminated).reason
@@ -84,7 +88,12 @@ def test_the_last_words_of_a_program_are_clean_wherever_they_are_shown(launch, r
 def test_the_log_of_a_program_of_the_users_is_clean(launch, recorder, capsys):
     """Without ``otpy run``: structlog prints ids, details and the names of files as they are given to it."""
     bare = "\x1b[2J\x9b"  # the renderer itself escapes all of a text with a space or a newline
-    launch(supervisor("app", children=[sh("echo x", id=f"a{bare}", stdout=f"/dev/full/{bare}")], intensity=0), log=True)
+    launch(
+        supervisor(
+            "app", children=[sh("echo x", id=f"a{bare}", stdout=f"/dev/full/{bare}")], intensity=0
+        ),
+        log=True,
+    )
     recorder.wait_for(OutputLost)
     telemetry.complain("event", ValueError(EVIL), path=bare)
     said = ""
@@ -102,7 +111,11 @@ def test_the_log_of_a_program_of_the_users_is_clean(launch, recorder, capsys):
 
 def test_the_stack_of_a_program_that_stalls_is_clean(launch, recorder):
     launch(
-        supervisor("app", children=[sh(f"printf '%s\\n' '{EVIL}' >&2; exec sleep 1000", heartbeat=0.3)], intensity=0)
+        supervisor(
+            "app",
+            children=[sh(f"printf '%s\\n' '{EVIL}' >&2; exec sleep 1000", heartbeat=0.3)],
+            intensity=0,
+        )
     )
 
     assert SEEN in recorder.wait_for(Stalled).stack
@@ -116,7 +129,9 @@ def test_a_crash_that_nobody_handles_prints_nothing_that_a_terminal_obeys():
     from otpy import process, run, supervisor
     run(supervisor("app", children=[process("printf", "%s", {EVIL!r}, id="x")], intensity=0))
     """
-    evil = source.replace('process("printf", "%s", ', 'process("sh", "-c", "printf %s \\"$0\\" >&2; exit 3", ')
+    evil = source.replace(
+        'process("printf", "%s", ', 'process("sh", "-c", "printf %s \\"$0\\" >&2; exit 3", '
+    )
     ran = kit.python(evil, expect=1)
 
     assert SEEN in ran.err
@@ -221,7 +236,9 @@ def test_no_command_prints_what_a_terminal_obeys(call, args):
     assert is_clean(text)
     if args[-1] in ("json", "--json"):
         assert "owned" in repr(
-            [json.loads(line) for line in text.splitlines()] if args[0] == "run" else json.loads(text)
+            [json.loads(line) for line in text.splitlines()]
+            if args[0] == "run"
+            else json.loads(text)
         )
 
 
@@ -253,7 +270,9 @@ def test_one_module_prints_for_all_commands():
     """Nothing else in ``otpy.cli`` writes to a stream, so nothing gets there uncleaned."""
     direct = re.compile(r"click\.(secho|echo)|\bprint\(|std(out|err)\.write")
     modules = [
-        one for one in Path(cli_run.__file__).parent.glob("*.py") if one.name not in ("terminal.py", "__init__.py")
+        one
+        for one in Path(cli_run.__file__).parent.glob("*.py")
+        if one.name not in ("terminal.py", "__init__.py")
     ]
     found = {
         one.name
@@ -270,7 +289,11 @@ def test_one_module_prints_for_all_commands():
 
 def test_the_table_of_threads_is_clean(launch):
     """Names, purposes, and the stacks, which have the source lines of whoever wrote them."""
-    launch(supervisor("app", children=[otpy.thread(lambda ctx: ctx.wait_stop(), id=f"a{EVIL}", purpose=EVIL)]))
+    launch(
+        supervisor(
+            "app", children=[otpy.thread(lambda ctx: ctx.wait_stop(), id=f"a{EVIL}", purpose=EVIL)]
+        )
+    )
     wait_until(lambda: SEEN in registry.dump_status())
 
     assert is_clean(registry.dump_status(stacks=True))
@@ -325,7 +348,9 @@ def test_an_environment_is_refused_without_its_values(env):
 
 def test_an_address_is_refused_without_its_password():
     """It would not be sent; it would be shown wherever the spec is."""
-    with pytest.raises(otpy.SpecError, match=r"'http://\*\*\*@localhost/x': expected a URL without a user") as caught:
+    with pytest.raises(
+        otpy.SpecError, match=r"'http://\*\*\*@localhost/x': expected a URL without a user"
+    ) as caught:
         otpy.Http("http://me:hunter1@localhost/x")
     assert "hunter1" not in repr(caught.value.args)
 
@@ -384,5 +409,7 @@ def test_reports_as_json_are_clean_by_their_form(tmp_path, call):
 
     assert is_clean(text)
     assert any(
-        SEEN in json.loads(line)["reason"]["traceback"] for line in text.splitlines() if json.loads(line)["reason"]
+        SEEN in json.loads(line)["reason"]["traceback"]
+        for line in text.splitlines()
+        if json.loads(line)["reason"]
     )

@@ -5,6 +5,7 @@ interrupt loses nothing of it.
 import ast
 import datetime as dt
 import decimal
+import functools
 import inspect
 import json
 import linecache
@@ -21,26 +22,16 @@ import uuid
 import pytest
 
 import otpy
-from otpy import (
-    ExitKind,
-    Fatal,
-    Ignore,
-    ProtocolError,
-    RemoteError,
-    SpecError,
-    mailbox,
-    posix,
-    process,
-    supervisor,
-    supervisors,
-    telemetry,
-    tree,
-)
-from otpy.children import callee, remote, wire
+from otpy import ExitKind, Fatal, Ignore, ProtocolError, RemoteError, SpecError, process, supervisor
+from otpy.children.callable import child as callee
+from otpy.children.callable import far_side as remote
+from otpy.children.callable import wires as wire
 from otpy.core import machine
 from otpy.core.messages import ChildExited
 from otpy.exceptions import RemoteTraceback, is_sealed
 from otpy.reports import CRASHED, ChildTerminated, ExitReason, LimitReached
+from otpy.runtime import mailbox, posix, telemetry, tree
+from otpy.runtime import supervisor as supervisors
 from tests import callees
 from tests.helpers import HANG, wait_until
 from tests.seams import callables
@@ -66,7 +57,9 @@ def told(error, **facts):
     }
     facts = common | {"shown": repr(error), "message": str(error), "story": "its traceback"} | facts
     texts = (facts[name].encode() for name in ("word", "name", "shown", "message", "story"))
-    return wire.raised_by(remote._joined(*texts, facts["packed"]), allow_pickle=facts.get("allow_pickle", False))
+    return wire.raised_by(
+        remote._joined(*texts, facts["packed"]), allow_pickle=facts.get("allow_pickle", False)
+    )
 
 
 # Messages are measured before they are kept
@@ -75,7 +68,10 @@ def told(error, **facts):
 @pytest.mark.parametrize(
     ("head", "said"),
     [
-        (remote.HEAD.pack(remote.STATE, 1 << 60), rf"of {1 << 60} bytes \(max_message_size: {LIMIT}\)"),
+        (
+            remote.HEAD.pack(remote.STATE, 1 << 60),
+            rf"of {1 << 60} bytes \(max_message_size: {LIMIT}\)",
+        ),
         (remote.HEAD.pack(remote.EXIT, LIMIT + 1), "max_message_size"),
         (remote.HEAD.pack(remote.BEAT, 9), "which has 8"),
         (remote.HEAD.pack(remote.UP, 1), "which has 0"),
@@ -111,7 +107,9 @@ def test_rubbish_is_a_protocol_error_or_nothing_and_is_never_opened():
         if chance.random() < 0.5:
             content = remote._joined(*(chance.randbytes(chance.randrange(9)) for _ in range(6)))
         try:
-            for kind, part in heard(*(content[at : at + 7] for at in range(0, len(content), 7)), limit=100):
+            for kind, part in heard(
+                *(content[at : at + 7] for at in range(0, len(content), 7)), limit=100
+            ):
                 assert len(part) <= 100, kind
             sealed = wire.raised_by(content, allow_pickle=False)
         except ProtocolError:
@@ -140,7 +138,9 @@ def test_a_state_that_is_too_large_is_refused_where_it_is_saved():
     """The error names its size and the limit, and what was saved before stays."""
     ctx = context(max_message_size=50_000)
     ctx.check_in("before")
-    with pytest.raises(ValueError, match=r"100009 bytes, pickled: expected at most 50000 \(max_message_size\)"):
+    with pytest.raises(
+        ValueError, match=r"100009 bytes, pickled: expected at most 50000 \(max_message_size\)"
+    ):
         ctx.check_in("x" * 100_000)
 
     assert ctx.state == "before"
@@ -162,7 +162,12 @@ def test_an_exception_that_is_too_large_is_told_in_short(monkeypatch):
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("max_message_size", 10), ("max_message_size", 1e6), ("max_message_size", True), ("allow_pickle", 1)],
+    [
+        ("max_message_size", 10),
+        ("max_message_size", 1e6),
+        ("max_message_size", True),
+        ("allow_pickle", 1),
+    ],
 )
 def test_wrong_limits_are_refused_when_the_spec_is_made(option, value):
     with pytest.raises(SpecError) as refusal:
@@ -190,8 +195,15 @@ HONEST = [
     Ignore(),
     RuntimeError(None, True, 1 << 70, -1.5, float("inf"), "\ud800", b"\xff", 1j),
     RuntimeError([1, (2, {3}, frozenset({4})), {"a": {None: ()}}]),
-    RuntimeError(dt.datetime(2020, 1, 2, 3, 4, 5, 6, dt.UTC), dt.date(2020, 1, 2), dt.time(1), dt.timedelta(-1, 2, 3)),
-    RuntimeError(decimal.Decimal("1.50"), uuid.UUID(int=5), pathlib.Path("a/b"), pathlib.PurePosixPath("c")),
+    RuntimeError(
+        dt.datetime(2020, 1, 2, 3, 4, 5, 6, dt.UTC),
+        dt.date(2020, 1, 2),
+        dt.time(1),
+        dt.timedelta(-1, 2, 3),
+    ),
+    RuntimeError(
+        decimal.Decimal("1.50"), uuid.UUID(int=5), pathlib.Path("a/b"), pathlib.PurePosixPath("c")
+    ),
     RuntimeError(callables.Colour.RED, signal.SIGTERM, ValueError("inner")),
 ]
 
@@ -254,8 +266,20 @@ HOSTILE = {
     # what a child may send for an exception: nothing of it may have an effect
     "a function": ["exception", "os", "system", ["builtins.tuple", "touch hit"], ["builtins.dict"]],
     "eval": ["exception", "builtins", "eval", ["builtins.tuple", "1"], ["builtins.dict"]],
-    "no exception": ["exception", "subprocess", "Popen", ["builtins.tuple", "true"], ["builtins.dict"]],
-    "not imported": ["exception", "turtle", "TurtleGraphicsError", ["builtins.tuple"], ["builtins.dict"]],
+    "no exception": [
+        "exception",
+        "subprocess",
+        "Popen",
+        ["builtins.tuple", "true"],
+        ["builtins.dict"],
+    ],
+    "not imported": [
+        "exception",
+        "turtle",
+        "TurtleGraphicsError",
+        ["builtins.tuple"],
+        ["builtins.dict"],
+    ],
     "a method": ["exception", "os", "path.join", ["builtins.tuple"], ["builtins.dict"]],
     "its class": [
         "exception",
@@ -276,8 +300,20 @@ HOSTILE = {
     "an unknown word": ["builtins.range", 1],
     "no word": [],
     "a word that is a list": [["exception"]],
-    "odd dict": ["exception", "builtins", "ValueError", ["builtins.tuple", ["builtins.dict", 1]], ["builtins.dict"]],
-    "no text": ["exception", "builtins", "ValueError", ["builtins.tuple", ["uuid.UUID", 1]], ["builtins.dict"]],
+    "odd dict": [
+        "exception",
+        "builtins",
+        "ValueError",
+        ["builtins.tuple", ["builtins.dict", 1]],
+        ["builtins.dict"],
+    ],
+    "no text": [
+        "exception",
+        "builtins",
+        "ValueError",
+        ["builtins.tuple", ["uuid.UUID", 1]],
+        ["builtins.dict"],
+    ],
     "an enum's method": ["enum", "signal", "Signals", "__class__"],
     "no enum": ["enum", "os", "system", "x"],
     "a value": ["builtins.list", 1],
@@ -294,7 +330,11 @@ def test_what_is_no_exception_of_this_program_is_told_as_text(said, tmp_path, mo
     opened = told(ValueError("bad luck"), packed=json.dumps(said).encode()).open()
 
     assert type(opened) is RemoteError
-    assert (opened.type_name, opened.message, opened.traceback) == ("ValueError", "bad luck", "its traceback")
+    assert (opened.type_name, opened.message, opened.traceback) == (
+        "ValueError",
+        "bad luck",
+        "its traceback",
+    )
     assert not (tmp_path / "hit").exists()
     assert "turtle" not in sys.modules
 
@@ -326,14 +366,30 @@ def test_nothing_is_hashed_or_converted_by_its_own_code(value):
 
 def test_plain_keys_arrive():
     """Members of enums among them, and what the standard library hashes in Python."""
-    keys = [1, "a", None, b"b", (1, ("c",)), uuid.UUID(int=3), pathlib.Path("p"), decimal.Decimal("1.5")]
-    keys += [dt.date(2026, 1, 1), callables.Colour.RED, signal.SIGINT, frozenset({1, callables.Colour.RED})]
+    keys = [
+        1,
+        "a",
+        None,
+        b"b",
+        (1, ("c",)),
+        uuid.UUID(int=3),
+        pathlib.Path("p"),
+        decimal.Decimal("1.5"),
+    ]
+    keys += [
+        dt.date(2026, 1, 1),
+        callables.Colour.RED,
+        signal.SIGINT,
+        frozenset({1, callables.Colour.RED}),
+    ]
     error = ValueError(dict.fromkeys(keys, 1), set(keys))
 
     assert told(error).open().args == error.args
 
 
-@pytest.mark.parametrize("packed", [b"{", b"\xff", b"[" * 100_000, b'"' + b"x" * remote.LARGEST + b'"'], ids=len)
+@pytest.mark.parametrize(
+    "packed", [b"{", b"\xff", b"[" * 100_000, b'"' + b"x" * remote.LARGEST + b'"'], ids=len
+)
 def test_what_cannot_be_read_is_told_as_text(packed):
     assert type(told(ValueError("bad luck"), packed=packed).open()) is RemoteError
 
@@ -342,7 +398,12 @@ def test_what_is_not_plain_is_told_as_text():
     """So are too many values, and what refers to itself."""
     error = ValueError()
     error.args = (error,)
-    for bad in (ValueError(threading.Lock()), ValueError(object), ValueError([0] * remote.MOST), error):
+    for bad in (
+        ValueError(threading.Lock()),
+        ValueError(object),
+        ValueError([0] * remote.MOST),
+        error,
+    ):
         assert remote._packed(bad, False) == b""
         assert type(told(ValueError("x"), packed=b"").open()) is RemoteError
 
@@ -389,11 +450,17 @@ def test_an_exception_is_opened_once():
 
 
 def test_a_reason_can_be_pickled_and_stays_sealed(monkeypatch):
-    monkeypatch.setattr(wire.SealedException, "_rebuilt", lambda sealed: pytest.fail("it was opened"))
+    monkeypatch.setattr(
+        wire.SealedException, "_rebuilt", lambda sealed: pytest.fail("it was opened")
+    )
     reason = ExitReason(CRASHED, told(ValueError("bad luck")), "detail")
     copy = pickle.loads(pickle.dumps(reason))
     assert is_sealed(copy.raised)
-    assert (str(copy), copy.traceback, copy.detail) == ("crashed: ValueError('bad luck')", "its traceback", "detail")
+    assert (str(copy), copy.traceback, copy.detail) == (
+        "crashed: ValueError('bad luck')",
+        "its traceback",
+        "detail",
+    )
     monkeypatch.undo()
 
     assert repr(copy.exception) == "ValueError('bad luck')"
@@ -416,14 +483,18 @@ def test_neither_a_supervisor_nor_the_log_opens_an_exception(launch, recorder, o
     """A crash, the restart, the escalation through two levels, and what the log writes
     of them use the words.
     """
-    inner = supervisor("inner", intensity=1, children=[process(callables.raise_it, "Burning", "fire")])
+    inner = supervisor(
+        "inner", intensity=1, children=[process(callables.raise_it, "Burning", "fire")]
+    )
     launch(supervisor("app", intensity=0, children=[inner]), log=True)
     limit = recorder.wait_for(LimitReached, "app")
     said = []
 
     def is_logged():
         said.append(capfd.readouterr().out)
-        return "path=app" in "".join(said).partition("limit_reached")[2].partition("limit_reached")[2]
+        return (
+            "path=app" in "".join(said).partition("limit_reached")[2].partition("limit_reached")[2]
+        )
 
     wait_until(is_logged, "the log")
 
@@ -442,7 +513,9 @@ def test_what_a_supervisor_runs_does_not_ask_for_the_exception_of_a_reason(modul
     sent.
     """
     asks = [
-        one.lineno for one in ast.walk(ast.parse(inspect.getsource(module))) if getattr(one, "attr", "") == "exception"
+        one.lineno
+        for one in ast.walk(ast.parse(inspect.getsource(module)))
+        if getattr(one, "attr", "") == "exception"
     ]
 
     assert asks == []
@@ -477,15 +550,20 @@ def test_a_failed_start_in_a_report_has_the_words_as_its_cause():
 def test_the_next_incarnation_gets_the_last_exit_sealed(stage):  # noqa: F811
     """It opens it by the same rules."""
     reason = ExitReason(CRASHED, told(ValueError("bad luck")))
-    last = pickle.loads(otpy.children.callee._pickled_exit(reason))
+    last = pickle.loads(otpy.children.callable.child._pickled_exit(reason))
 
     assert is_sealed(last.raised)
-    assert repr(context(last_exit=pickle.dumps(reason)).last_exit.exception) == "ValueError('bad luck')"
+    assert (
+        repr(context(last_exit=pickle.dumps(reason)).last_exit.exception)
+        == "ValueError('bad luck')"
+    )
 
 
 def test_what_does_not_travel_to_the_next_incarnation_is_told_as_text():
     error = ValueError(threading.Lock())
-    last = pickle.loads(otpy.children.callee._pickled_exit(ExitReason(CRASHED, error, threading.Lock())))
+    last = pickle.loads(
+        otpy.children.callable.child._pickled_exit(ExitReason(CRASHED, error, threading.Lock()))
+    )
 
     assert type(last.exception) is RemoteError
     assert last.exception.type_name == "ValueError"
@@ -537,7 +615,9 @@ class Pipe:
     def states(self):
         """Return the states that have arrived; what is incomplete must not be there."""
         messages = wire.Messages(LIMIT)
-        found = [content for kind, content in messages.cut(bytes(self.bytes)) if kind == remote.STATE]
+        found = [
+            content for kind, content in messages.cut(bytes(self.bytes)) if kind == remote.STATE
+        ]
         assert not messages._begun, "a message was not finished"
         return found
 
@@ -576,13 +656,21 @@ def interrupted(handler):
     """Yield a wire after a call of ``send`` that *handler* has interrupted, for each
     instruction and some sockets.
     """
-    at_step(1 << 30, None, remote.Wire(Pipe()).send, remote.STATE, b"")  # 3.12 sees no instruction of a first call
+    at_step(
+        1 << 30, None, remote.Wire(Pipe()).send, remote.STATE, b""
+    )  # 3.12 sees no instruction of a first call
     for takes in ((), (3,), (20, 5), (HEAD_ONLY,)):
         number = 1
         while True:
             end = Pipe(*takes)
             sender = remote.Wire(end)
-            if not at_step(number, lambda sender=sender: handler(sender), sender.send, remote.STATE, b"interrupted"):
+            if not at_step(
+                number,
+                lambda sender=sender: handler(sender),
+                sender.send,
+                remote.STATE,
+                b"interrupted",
+            ):
                 break
             yield sender, end
             number += 1
@@ -795,6 +883,10 @@ def raise_at_line(number):
     return lambda frame, event, arg: step if frame.f_code.co_filename == callee.__file__ else None
 
 
+def has_a_process_or_ended(child):
+    return (child._body is not None and child._body.pid) or not child.alive
+
+
 @pytest.mark.parametrize("command", [QUICK, SLOW], ids=lambda command: command[0])
 def test_an_exception_at_any_line_of_its_thread_ends_it_and_is_told(command, stage, monkeypatch):  # noqa: F811
     """As another thread may raise one there. No process is left, no descriptor, and no
@@ -819,7 +911,7 @@ def test_an_exception_at_any_line_of_its_thread_ends_it_and_is_told(command, sta
         finally:
             threading.settrace(None)
         if command is SLOW:
-            wait_until(lambda: (scene.child._body is not None and scene.child._body.pid) or not scene.child.alive)  # noqa: B023
+            wait_until(functools.partial(has_a_process_or_ended, scene.child))
             scene.child.kill(1.0)
         reason = end_of(scene)
         raised = type(reason.exception) is Alarm

@@ -10,9 +10,10 @@ import threading
 import pytest
 
 import otpy
-from otpy import coroutine, supervisor, threads
+from otpy import coroutine, supervisor
+from otpy.children.coroutine.workers import MOST
 from otpy.reports import ChildTerminated, Unstopped
-from otpy.workers import MOST
+from otpy.runtime import threads
 from tests.helpers import HANG, wait_until
 from tests.seams.kit import python
 
@@ -21,7 +22,11 @@ class Job:
     """Blocks until it may go on, and says what it has done."""
 
     def __init__(self, story=None):
-        self.begun, self.gate, self.story = threading.Event(), threading.Event(), story if story is not None else []
+        self.begun, self.gate, self.story = (
+            threading.Event(),
+            threading.Event(),
+            story if story is not None else [],
+        )
 
     def __call__(self):
         self.begun.set()
@@ -138,7 +143,9 @@ def test_it_gives_results_and_exceptions_as_ever(launch):
     def workers():
         return sum(one.name == "app (to_thread)" for one in threads.entries())
 
-    starter = threading.Thread(target=lambda: launch(supervisor("app", children=[coroutine(child, ready=True)])))
+    starter = threading.Thread(
+        target=lambda: launch(supervisor("app", children=[coroutine(child, ready=True)]))
+    )
     starter.start()
     wait_until(lambda: workers() == MOST)
     gate.set()
@@ -191,7 +198,7 @@ def test_a_name_that_is_looked_up_is_no_work_of_the_child(launch, monkeypatch):
         gate.wait(HANG)
 
     monkeypatch.setattr(socket, "getaddrinfo", look_up)
-    monkeypatch.setattr("otpy.workers.LOOK_UPS", (look_up,))
+    monkeypatch.setattr("otpy.children.coroutine.workers.LOOK_UPS", (look_up,))
 
     async def child(ctx):
         await asyncio.get_running_loop().getaddrinfo("example.org", 80)
@@ -276,4 +283,7 @@ def test_the_end_of_the_interpreter_crashes_no_child_that_works_in_threads():
         """
     )
 
-    assert ran.out in ("in order\n", "in order\nin order\n")  # poll may be cancelled in the middle of its work
+    assert ran.out in (
+        "in order\n",
+        "in order\nin order\n",
+    )  # poll may be cancelled in the middle of its work

@@ -11,7 +11,17 @@ import tempfile
 import time
 from pathlib import Path
 
-from otpy import ChildSpec, ProcessDied, Supervisor, coroutine, process, run, start, supervisor, thread
+from otpy import (
+    ChildSpec,
+    ProcessDied,
+    Supervisor,
+    coroutine,
+    process,
+    run,
+    start,
+    supervisor,
+    thread,
+)
 from otpy.reports import ChildTerminated, StopReport
 
 HANG = 30.0
@@ -32,7 +42,11 @@ class Heard:
 
     def tree(self, *children: ChildSpec, intensity: int = 3) -> Supervisor:
         """Start a tree of these children."""
-        return start(supervisor("app", children=children, intensity=intensity), reports=self.reports.put, log=False)
+        return start(
+            supervisor("app", children=children, intensity=intensity),
+            reports=self.reports.put,
+            log=False,
+        )
 
     def first(self, kind: type) -> object:
         """Wait for a report of this kind, and return it."""
@@ -91,15 +105,32 @@ def programs() -> None:
         file = Path(directory) / "log"
         app = heard.tree(
             process("sh", "-c", "exit 3", id="exits", restart="temporary"),
-            process(sys.executable, "-S", "-c", SEND_READY, id="notifies", ready=True, shutdown=HANG),
-            process("sh", "-c", "echo hello; exec sleep 1000", id="writes", stdout=file, shutdown=HANG),
-            process("sh", "-c", "trap '' TERM; echo up; sleep 1000", id="stays", ready="up", shutdown=0.1),
+            process(
+                sys.executable, "-S", "-c", SEND_READY, id="notifies", ready=True, shutdown=HANG
+            ),
+            process(
+                "sh", "-c", "echo hello; exec sleep 1000", id="writes", stdout=file, shutdown=HANG
+            ),
+            process(
+                "sh",
+                "-c",
+                "trap '' TERM; echo up; sleep 1000",
+                id="stays",
+                ready="up",
+                shutdown=0.1,
+            ),
         )
         while not file.exists() or not file.read_text():
             time.sleep(0.001)
         report = app.stop()
         ended = heard.first(ChildTerminated)
-        print("programs:", ended.reason.detail.returncode, *report.stopped, "killed:", *report.interrupted)
+        print(
+            "programs:",
+            ended.reason.detail.returncode,
+            *report.stopped,
+            "killed:",
+            *report.interrupted,
+        )
         print("log files:", file.read_text().strip(), oct(file.stat().st_mode & 0o777))
 
 

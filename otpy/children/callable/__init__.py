@@ -1,0 +1,1 @@
+"""Children that are Python callables in processes of their own."""

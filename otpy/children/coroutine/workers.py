@@ -1,0 +1,176 @@
+"""The threads to which coroutine children give what blocks.
+
+They do what ``asyncio.to_thread`` and ``loop.run_in_executor(None, …)`` are given.
+
+Laws:
+1. A piece of work belongs to the child that has given it. The child's end is not
+   reported before the work has ended, or the child's time is over. Work that goes on
+   then is reported, with its stack.
+2. The threads are daemons. Work that never ends does not hold up the interpreter's end,
+   as it does in asyncio's own executor.
+3. A loop has at most MOST threads, as in asyncio; further work waits. An idle thread
+   sleeps until the loop is closed.
+
+To look up the name of a host is no work of a child. It may take long, it holds nothing,
+and it ends by itself.
+
+Who runs what: work is given on the loop's thread, and done on one of these. Any thread
+may cancel its future.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import concurrent.futures
+import contextlib
+import os
+import queue
+import socket
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+
+from otpy.runtime import threads
+from otpy.runtime.threads import Role, ThreadState
+
+MOST = min(32, (os.cpu_count() or 1) + 4)
+"""How many threads there may be for one loop."""
+
+LOOK_UPS = (socket.getaddrinfo, socket.getnameinfo)
+
+
+@attrs.define(eq=False, repr=False)
+class Work:
+    """Something that was given to a thread. As a stray it is what could not be stopped.
+
+    Attributes:
+        call: What is to be done.
+        future: Its outcome.
+        thread: The thread that does it; None: it still waits for one.
+    """
+
+    call: Callable[[], object]
+    future: concurrent.futures.Future[Any] = attrs.field(factory=concurrent.futures.Future)
+    thread: threading.Thread | None = None
+
+    @property
+    def alive(self) -> bool:
+        return not self.future.done()
+
+    def stack(self) -> str:
+        return threads.stack_of(self.thread.ident) if self.alive and self.thread is not None else ""
+
+    def leave(self) -> None:
+        """Note that its thread was given up."""
+        if self.alive and self.thread is not None:
+            threads.mark(self.thread, ThreadState.UNSTOPPED)
+
+    def do(self) -> None:
+        """Do it; on its thread."""
+        if not self.future.set_running_or_notify_cancel():
+            return
+        self.thread, forks = threading.current_thread(), threads.forks
+        result, error = _outcome(self.call)
+        self.thread = None
+        if threads.forks != forks:
+            return  # the work has forked, and ended in the fork: that has no loop to be told
+        if error is None:
+            self.future.set_result(result)
+        else:
+            self.future.set_exception(error)
+
+
+def _outcome(call: Callable[[], object]) -> tuple[object, BaseException | None]:
+    """Return what *call* returns, and what it raises.
+
+    A frame of the traceback must not know the future: the two would be a cycle.
+    """
+    try:
+        return call(), None
+    except BaseException as error:
+        return None, error
+
+
+class Workers:
+    """The threads of one loop. An executor, as far as ``loop.run_in_executor`` needs one.
+
+    Args:
+        name: What each of them is called.
+        note: Called with each piece of work that is somebody's own, where it is given.
+    """
+
+    def __init__(self, name: str, note: Callable[[Work], object]) -> None:
+        self._name, self._note = name, note
+        self._queue: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
+        self._idle: collections.deque[None] = (
+            collections.deque()
+        )  # one for each thread that nothing is meant for
+        self._count = 0
+        self._is_closed = False
+
+    def serve(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Be the default executor of *loop*, unless its children set another one."""
+        usual: Any = loop.run_in_executor
+        use = loop.set_default_executor
+        theirs: list[object] = []
+
+        def run_in_executor(executor: Any, func: Callable[..., Any], *args: Any) -> Any:
+            return usual(self if executor is None and not theirs else executor, func, *args)
+
+        def set_default_executor(executor: Any) -> None:
+            use(executor)
+            theirs.append(executor)
+
+        given: Any = loop  # its class knows no better place
+        given.run_in_executor, given.set_default_executor = run_in_executor, set_default_executor
+
+    def submit(self, func: Callable[..., object], /, *args: Any) -> concurrent.futures.Future[Any]:
+        """Have *func* called on one of the threads.
+
+        Raises:
+            RuntimeError: The loop is closed, or the system has no thread to give and there is none yet.
+        """
+        if self._is_closed:
+            raise RuntimeError("cannot give work to a loop that is closed")
+        work = Work(lambda: func(*args))
+        self._wake_one()
+        if not any(func is one for one in LOOK_UPS):
+            self._note(work)
+        self._queue.put(work)
+        return work.future
+
+    def close(self) -> None:
+        """End the threads, those at work when they have done it."""
+        self._is_closed = True
+        for _ in range(self._count):
+            self._queue.put(None)
+
+    def _wake_one(self) -> None:
+        """See to it that there is a thread for one more piece of work, if there may be."""
+        with contextlib.suppress(IndexError):
+            self._idle.pop()
+            return
+        if self._count < MOST:
+            try:
+                threads.spawn(
+                    self._run,
+                    name=self._name,
+                    role=Role.HELPER,
+                    purpose="does what blocks",
+                    owner=self,
+                )
+            except (RuntimeError, MemoryError):
+                if not self._count:
+                    raise
+            else:
+                self._count += 1
+
+    def _run(self) -> None:
+        forks = threads.forks
+        while threads.forks == forks and (work := self._queue.get()) is not None:
+            work.do()
+            del work  # an idle thread must not keep what was done last alive
+            self._idle.append(None)

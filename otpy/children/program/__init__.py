@@ -1,0 +1,1 @@
+"""Children that are programs: processes that know nothing of otpy."""

@@ -1,0 +1,93 @@
+"""Threads that start programs: no supervisor's thread waits for a file system.
+
+Laws:
+1. Each start has a thread to itself while it lasts: one that hangs delays no other.
+2. At most one thread of a tree is kept for the next start; it sleeps until then. It is
+   kept before the outcome is told: who hears of that may want the next start at once.
+
+Who runs what: ``launch`` and ``close`` are called by supervisors' threads; all the rest
+runs on the launcher's own. The list of idle launchers is shared: to append to it, or to
+pop from it, is one step.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from otpy.runtime import threads
+from otpy.runtime.threads import Role, ThreadState
+
+Job = Callable[[], Callable[[], object]]
+"""Starts something, and returns what tells the outcome, which must not block."""
+
+
+class Launchers:
+    """The launchers of one tree; ``tree.shared(Launchers)``."""
+
+    def __init__(self, tree: Any) -> None:
+        self._tree = tree
+        self._idle: list[Launcher] = []
+        self._is_closed = False
+
+    def launch(self, job: Job) -> threading.Thread:
+        """Have *job* done on a thread of its own, and return that.
+
+        Raises:
+            RuntimeError: The system has no more threads to give.
+        """
+        try:
+            launcher = self._idle.pop()
+        except IndexError:
+            launcher = Launcher(self._tree, self._park)
+        launcher.jobs.put(job)
+        return launcher.thread
+
+    def close(self) -> None:
+        """End the idle ones; the others end when they have done their work."""
+        self._is_closed = True
+        self._dismiss()
+
+    def _park(self, launcher: Launcher) -> None:
+        """Keep *launcher*, or end it.
+
+        The race is with ``close``: each looks at the list after its own step, and
+        whoever takes it out ends it.
+        """
+        if self._idle and not self._is_closed:
+            launcher.jobs.put(None)
+            return
+        self._idle.append(launcher)
+        if self._is_closed:
+            self._dismiss()
+
+    def _dismiss(self) -> None:
+        while self._idle:
+            try:
+                self._idle.pop().jobs.put(None)
+            except IndexError:
+                return
+
+
+class Launcher:
+    """A thread that does one job after the other."""
+
+    def __init__(self, tree: Any, park: Callable[[Launcher], object]) -> None:
+        self.jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._park = park
+        name, purpose = f"{tree.root} (launcher)", "starts programs"
+        self.thread = threads.spawn(
+            self._run, name=name, role=Role.HELPER, purpose=purpose, owner=tree
+        )
+
+    def _run(self) -> None:
+        while (job := self.jobs.get()) is not None:
+            tell = job()
+            threads.mark(
+                self.thread, ThreadState.RUNNING
+            )  # it may have been given up while it hung
+            self._park(self)
+            tell()
+            del job, tell  # an idle launcher must not keep the last program alive

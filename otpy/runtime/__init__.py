@@ -1,0 +1,1 @@
+"""The running system: threads, mailboxes, signals, and the handle of a tree."""

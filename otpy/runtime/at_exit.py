@@ -1,0 +1,327 @@
+"""The end of the interpreter: trees are stopped while their children's tools still work.
+
+When the main thread has ended, Python does four things:
+1. It calls what was registered with ``threading._register_atexit``, newest first.
+   Executors refuse work from then on, and join their threads.
+2. It joins all threads that are no daemons.
+3. It calls what was registered with ``atexit``, newest first. multiprocessing joins and
+   ends its processes, logging is shut down, the program closes what is its own.
+4. It cuts off daemon threads, and takes the modules apart.
+From 3 on no thread can be started; in Python 3.12.0 to 3.12.2, from 1 on.
+
+Laws:
+1. Trees are stopped before 1, whatever the order of imports and registrations.
+2. Threads that are no daemons keep trees alive, as they keep the program alive. The
+   threads of executors do not: they rest only when the children that use them have
+   ended.
+3. The handlers of a tree then have the rest of their ``flush`` seconds. What they have
+   not done is counted, and logged in one line. Complaints that were only counted are
+   logged likewise.
+4. No wait is without a limit. A supervisor that does not answer is named and left.
+   Ctrl-C shortens all limits to zero.
+5. A thread that is left, blocked in stdin, stdout or stderr, aborts no interpreter.
+
+Theory of operation. ``threading._shutdown`` does 1 and 2, and is wrapped here. To
+register for 1 would not do: a child may import an executor, which is newer then, at any
+time. There are two cases.
+
+- Executors alone keep the program alive, or nothing does. The main thread stops the
+  trees. Then 1 to 4 follow.
+- Other threads go on. They may wait for the end of the main thread, so that must not
+  wait for them here. A thread that is no daemon is started, the *steward*. The callbacks
+  of executors are taken out of the list of 1, and 1 and 2 follow. The steward waits for
+  the other threads, stops the trees, and calls the callbacks of executors.
+
+A callback of 1 counts as an executor's if its module keeps a record of threads, as
+``concurrent.futures`` and its copies do. Every other one is called at its usual time:
+the threads that the steward waits for may end by it.
+
+``atexit`` is the second line. It serves trees that were started meanwhile, and a Python
+where no steward can be started.
+
+Who runs what: ``_end`` runs on the main thread or on the steward's, or first on the one
+and then on the other. User code does not run here, but for the callbacks of executors.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import math
+import select
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from otpy.runtime import telemetry, threads
+from otpy.runtime.mailbox import Bell, Reply
+from otpy.runtime.stopping import Wait, await_end, never, wait_plainly
+from otpy.runtime.threads import Role
+from otpy.runtime.tree import SETTLE, Tree, ask_all
+
+LAST_WORD = 2.0
+"""How many seconds one line may take, if the log or stderr is blocked."""
+
+
+def watch() -> None:
+    """Be there when the interpreter ends; called when a tree is started."""
+    global _is_watching  # noqa: PLW0603
+    if not _is_watching:
+        _is_watching = True
+        atexit.register(_end)
+        if (usual := getattr(threading, "_shutdown", None)) is not None:
+            threading._shutdown = lambda: _shut_down(usual)  # type: ignore[attr-defined]
+
+
+_is_watching = False
+_held: list[Callable[[], object]] = []
+"""The callbacks of executors that the steward calls; they are not in the list any more."""
+
+
+def _shut_down(usual: Callable[[], object]) -> None:
+    """Be ``threading._shutdown``; on the main thread."""
+    try:
+        if any(_others()):
+            _leave_it_to_a_steward()
+        else:
+            _end()
+    except BaseException as error:  # whatever it is, the interpreter ends as usual
+        telemetry.complain("end_failed", error)
+    usual()
+
+
+def _others() -> Iterator[threading.Thread]:
+    """Yield the threads in which the program goes on."""
+    ours = {threading.main_thread(), threading.current_thread()}
+    ours.update(thread for _, record in _executors() for thread in record)
+    yield from (
+        thread for thread in threading.enumerate() if not thread.daemon and thread not in ours
+    )
+
+
+def _executors() -> Iterator[tuple[Callable[[], object], list[threading.Thread]]]:
+    """Yield the callbacks of executors, newest first, each with the threads on record."""
+    for callback in [*_held, *reversed(getattr(threading, "_threading_atexits", []))]:
+        names: Mapping[str, object] = getattr(_function_of(callback), "__globals__", {})
+        records = [
+            list(one) for one in list(names.values()) if isinstance(one, weakref.WeakKeyDictionary)
+        ]
+        of_threads = [
+            record for record in records if all(isinstance(one, threading.Thread) for one in record)
+        ]
+        if of_threads:
+            yield callback, [thread for record in of_threads for thread in record]
+
+
+def _function_of(callback: Any) -> Any:
+    """Return what was registered.
+
+    A partial holds it; from Python 3.13 on, a cell of a lambda.
+    """
+    cells = [cell.cell_contents for cell in getattr(callback, "__closure__", None) or ()]
+    return next(filter(callable, cells), getattr(callback, "func", callback))
+
+
+def _leave_it_to_a_steward() -> None:
+    """Start the steward. Where that is impossible, all is left as it was, to ``atexit``."""
+    _held.extend(callback for callback, _ in _executors())
+    callbacks: list[Any] = getattr(threading, "_threading_atexits", [])
+    entry = threads.enlist(
+        _be_steward,
+        name="otpy (end)",
+        role=Role.HELPER,
+        purpose="ends trees",
+        owner=None,
+        daemon=False,
+    )
+    # The steward waits for all other threads. One of these may call shutdown_all, which
+    # waits for every thread on record: the steward must not be one.
+    threads.forget(entry.thread)
+    before = list(callbacks)
+    callbacks[:] = [one for one in before if one not in _held]
+    try:
+        threads.launch(entry)
+    except RuntimeError as error:
+        callbacks[:] = before
+        _held.clear()
+        telemetry.complain(
+            "no_new_threads", error, why=NO_NEW_THREADS if threads.STARTS_NONE_LATE else str(error)
+        )
+
+
+NO_NEW_THREADS = (
+    "Python 3.12.0 to 3.12.2 starts no thread once the main thread has ended, so nothing can be restarted: "
+    "upgrade it, or let the main thread wait"
+)
+
+
+def _be_steward() -> None:
+    while others := list(_others()):
+        for thread in others:
+            thread.join()
+    _end()
+    for callback in _held:
+        with contextlib.suppress(BaseException):  # the next one must be called all the same
+            callback()
+
+
+def _end() -> None:
+    """Stop all trees, let the handlers finish, say what was lost."""
+    with _listening() as wait:
+        stopped = _stop_all(wait)
+        _flush(wait)
+    for tree in stopped:
+        threads.settle(tree, {Role.HELPER}, SETTLE)
+    _keep_streams()
+    if counts := telemetry.take_counts():
+        _say("told_before", again=counts)
+
+
+@contextlib.contextmanager
+def _listening() -> Iterator[Wait]:
+    """Yield how to wait: at a bell, where that is possible.
+
+    Else a signal that comes just before the wait for a lock would be heard too late.
+    """
+    bell = Bell()
+    try:
+        bell.open()
+    except (OSError, ValueError):  # no descriptors are left, or this is not the main thread
+        bell.close()
+        yield wait_plainly
+        return
+    try:
+        yield bell.wait
+    finally:
+        bell.close()
+
+
+def _stop_all(wait: Wait) -> list[Tree]:
+    asked: dict[Tree, Reply] = {}
+    for within in (None, 0.0):
+        try:
+            asked |= ask_all(within)
+            until = math.inf if within is None else time.monotonic() + within
+            for tree in asked:
+                _await_end(tree, until, wait)
+        except KeyboardInterrupt:
+            continue
+        break
+    return list(asked)
+
+
+def _await_end(tree: Tree, until: float, wait: Wait) -> None:
+    """Wait for the end of *tree*, as long as its supervisors answer."""
+    report = await_end(tree.directory[tree.root], lambda: until, wait)
+    if report.unanswered:
+        stacks = [one.stack for one in report.unstopped if one.path in report.unanswered]
+        _say(
+            "no_answer",
+            path=tree.root,
+            supervisors=list(report.unanswered),
+            stack="\n".join(stacks),
+        )
+
+
+def _flush(wait: Wait) -> None:
+    """Let the handlers finish, of all trees; count and log what they have not done."""
+    owners = dict.fromkeys(entry.owner for entry in threads.entries() if entry.role is Role.HANDLER)
+    trees = [tree for tree in owners if isinstance(tree, Tree)]
+    for tree in trees:
+        if not tree.is_closed:  # it has been left
+            tree.close()
+    for tree in trees:
+        try:
+            tree.await_handlers(never, wait)
+        except KeyboardInterrupt:
+            for one in trees:
+                one.hurry()
+    for tree in trees:
+        names = [one.name for one in tree.busy(Role.HANDLER)]
+        if names and (lost := tree.telemetry.give_up()):
+            _say("undelivered", path=tree.root, count=lost, handlers=names)
+
+
+# The last words. The log or stderr may be blocked: a thread writes each, for LAST_WORD.
+
+
+def _say(event: str, **fields: object) -> None:
+    """Log one line; if that is not possible, write it to stderr."""
+    if not _within(lambda: telemetry.write("error", event, **fields)):
+        text = f"otpy: {event} {fields}\n"
+        if _within(lambda: telemetry.mutter(text)) is None:
+            telemetry.mutter_at_once(text)
+
+
+def _within(job: Callable[[], object]) -> bool | None:
+    """Return whether *job* was done in time, without raising; None: it got no thread."""
+    done: list[bool] = []
+
+    def do() -> None:
+        with contextlib.suppress(BaseException):
+            job()
+            done.append(True)
+
+    try:
+        thread = threads.spawn(
+            do, name="otpy (last words)", role=Role.HELPER, purpose="says last words", owner=None
+        )
+    except (RuntimeError, MemoryError):
+        return None
+    thread.join(LAST_WORD)
+    return bool(done)
+
+
+def _is_ready(stream: Any, seconds: float) -> bool:
+    """Whether the file of *stream* can be written to in time; True if that is unknown."""
+    try:
+        return bool(select.select([], [stream.fileno()], [], seconds)[1])
+    except (OSError, ValueError, AttributeError):
+        return True
+
+
+# Threads that are left. Python aborts if it must lock a buffer that such a thread has
+# locked. It locks stdout and stderr to flush them, and each stream to destroy it.
+
+
+def _keep_streams() -> None:
+    """See to it that the interpreter locks no stream that a thread that is left may hold.
+
+    The entry of a thread is held by its outermost frame. That frame is never cleared once
+    the thread was cut off, so what the entry holds is never destroyed.
+    """
+    here = threading.current_thread()
+    left = [
+        entry for entry in threads.entries() if entry.thread.daemon and entry.thread is not here
+    ]
+    if not left:
+        return
+    streams = [getattr(sys, f"{mark}{name}{mark}", None) for name in STREAMS for mark in ("", "__")]
+    for entry in left:
+        entry.keeps = [*(entry.keeps or ()), *streams]
+    for name in STREAMS[1:]:
+        stream = getattr(sys, name, None)
+        if stream is not None and _is_blocked(stream):
+            setattr(sys, name, _another(stream))
+
+
+STREAMS = ("stdin", "stdout", "stderr")
+
+
+def _is_blocked(stream: Any) -> bool:
+    """Whether *stream* cannot be flushed, or, without a thread to try it, its file is full."""
+    is_flushed = _within(stream.flush)
+    return not is_flushed if is_flushed is not None else not _is_ready(stream, LAST_WORD)
+
+
+def _another(stream: Any) -> Any:
+    """Return a stream to the same file, with a lock of its own; None: there is no file."""
+    try:
+        return open(
+            stream.fileno(), "w", encoding=stream.encoding, errors=stream.errors, closefd=False
+        )
+    except (OSError, ValueError, AttributeError):
+        return None
