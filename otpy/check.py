@@ -38,6 +38,7 @@ from otpy import (
     SupervisorSpec,
 )
 from otpy.specs import INFINITY
+from otpy.values import Value, report, value
 
 MANY = 10
 """So many children of a root are many."""
@@ -54,8 +55,8 @@ class Level(enum.Enum):
     NOTE = "note"
 
 
-@attrs.frozen(kw_only=True)
-class Finding:
+@report
+class Finding(Value):
     """Something to look at before the tree is started.
 
     Attributes:
@@ -91,8 +92,8 @@ def check(tree: SupervisorSpec) -> tuple[Finding, ...]:
     )
 
 
-@attrs.frozen(kw_only=True)
-class Place:
+@value(kw_only=True)
+class Place(Value):
     """A spec where it stands: with its path, and the place of its supervisor, None for the root."""
 
     path: str

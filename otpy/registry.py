@@ -53,7 +53,7 @@ from otpy.runtime.telemetry import handler_of
 from otpy.runtime.threads import Entry, Role, ThreadState
 from otpy.runtime.tree import Tree, ask_all
 from otpy.specs import is_number
-from otpy.values import Value
+from otpy.values import Value, report, running
 
 __all__ = [
     "CrashBridge",
@@ -78,7 +78,7 @@ TREES_SHARE = 0.9
 """The part of the budget of ``shutdown_all`` in which trees must end, so that what they give up is known in time."""
 
 
-@attrs.frozen(kw_only=True, repr=False, eq=False)
+@report
 class TrackedThread(Value):
     """A thread that lives, as it was when somebody looked.
 
@@ -103,7 +103,7 @@ class TrackedThread(Value):
     state: ThreadState
 
 
-@attrs.frozen(kw_only=True, repr=False, eq=False)
+@report
 class ShutdownStats(Value):
     """What became of the threads. ``total == joined + timeout``, and the orphaned are some of ``timeout``.
 
@@ -481,7 +481,7 @@ def _stacks(found: Sequence[TrackedThread]) -> dict[threading.Thread, str]:
 # Shutdown
 
 
-@attrs.define(eq=False, repr=False)
+@running
 class _Shutdown:
     """One call of ``shutdown_all``.
 

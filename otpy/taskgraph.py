@@ -76,6 +76,7 @@ from otpy.core.restarts import Delays
 from otpy.exceptions import meaning_of, means_success, show
 from otpy.runtime.telemetry import complain
 from otpy.specs import is_number
+from otpy.values import Value, report, running, value
 
 __all__ = [
     "Description",
@@ -200,8 +201,8 @@ def _to_tuple(value: Any) -> Any:
     )
 
 
-@attrs.frozen(kw_only=True)
-class Task:
+@value(kw_only=True)
+class Task(Value):
     """A function and when to run it.
 
     Attributes:
@@ -296,8 +297,8 @@ def _mark_of(value: object) -> object:
 # What a run tells
 
 
-@attrs.frozen(kw_only=True)
-class TaskFailure:
+@report
+class TaskFailure(Value):
     """Why a task failed, the last time that it was tried.
 
     Attributes:
@@ -315,8 +316,8 @@ class TaskFailure:
     attempts: int
 
 
-@attrs.frozen(kw_only=True)
-class Meta:
+@report
+class Meta(Value):
     """What a run is about to do; for ``on_start``.
 
     Attributes:
@@ -330,8 +331,8 @@ class Meta:
     started_at: float
 
 
-@attrs.frozen(kw_only=True)
-class Summary:
+@report
+class Summary(Value):
     """What came of a run.
 
     Attributes:
@@ -387,8 +388,8 @@ class Summary:
         return self.text
 
 
-@attrs.frozen(kw_only=True)
-class Description:
+@report
+class Description(Value):
     """The shape of a graph. Names are in the order of declaration.
 
     Attributes:
@@ -676,10 +677,10 @@ OPTIONS: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def _check_options(**options: Any) -> None:
-    for option, value in options.items():
+    for option, given in options.items():
         is_right, expected = OPTIONS[option]
-        if not is_right(value):
-            raise SpecError("tasks", option, value, expected)
+        if not is_right(given):
+            raise SpecError("tasks", option, given, expected)
 
 
 def _call_with(
@@ -736,7 +737,7 @@ def _longest_path(levels: tuple[list[int], ...], before: list[tuple[int, ...]]) 
     return path[::-1]
 
 
-@attrs.frozen(kw_only=True, eq=False)
+@running(frozen=True, kw_only=True)
 class _Plan:
     """What a run is made from; the graph may change meanwhile. Tasks are known by their places."""
 
@@ -785,7 +786,7 @@ class _Plan:
         )
 
 
-@attrs.frozen(kw_only=True, repr=False, eq=False)
+@value(kw_only=True)
 class _RunSpec(SupervisorSpec):
     """The tree of a run: what is in it is not the user's, and ``otpy check`` does not look there."""
 
@@ -797,7 +798,7 @@ class _RunSpec(SupervisorSpec):
 # A run
 
 
-@attrs.define(eq=False)
+@running
 class _Attempt:
     """One try of a task. The token is a lock that nobody gives back."""
 
@@ -808,7 +809,7 @@ class _Attempt:
     token: threading.Lock = attrs.field(factory=threading.Lock)
 
 
-@attrs.define(eq=False)
+@running
 class _Seat:
     """What a worker's thread leaves behind when it dies.
 

@@ -1463,6 +1463,7 @@ def test_it_uses_the_public_api_and_nothing_of_the_running_system():
         "otpy.exceptions",
         "otpy.specs",
         "otpy.runtime.telemetry",
+        "otpy.values",
     }
 
     assert set(re.findall(r"^(?:from|import) (otpy[\w.]*)", text, re.MULTILINE)) == {"otpy", *words}

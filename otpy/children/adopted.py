@@ -7,8 +7,6 @@ import sys
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
-import attrs
-
 from otpy.arguments import (
     USE_COROUTINE,
     check_call,
@@ -20,7 +18,7 @@ from otpy.arguments import (
 from otpy.children.thread import Service, name_of
 from otpy.exceptions import SpecError, show
 from otpy.runtime.context import Context
-from otpy.values import Value
+from otpy.values import Value, value
 
 PATH = "<adopt>"
 """Where an error is: its place in a tree is not known yet."""
@@ -106,7 +104,7 @@ def _is_process(made: type) -> bool:
     return processes is not None and issubclass(made, processes.BaseProcess)
 
 
-@attrs.frozen(repr=False, eq=False)
+@value
 class Adopted(Value):
     """A target that makes an object, runs it, and has it stopped."""
 

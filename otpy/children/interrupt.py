@@ -58,6 +58,7 @@ import attrs
 from otpy.exceptions import Killed
 from otpy.runtime.mailbox import Once
 from otpy.runtime.posix import has_real_threads
+from otpy.values import running
 
 WRAPPERS: set[CodeType] = set()
 """The functions of ours that call a child's target; ``self`` is the child there. User code is what they call."""
@@ -164,7 +165,7 @@ SHARE, AT_MOST = 0.1, 0.1
 """The share of its time that a supervisor spends on looking for moments, if a wait of AT_MOST seconds is enough."""
 
 
-@attrs.define(eq=False, repr=False)
+@running
 class Wait:
     """How long a thread is looked at already.
 
@@ -179,7 +180,7 @@ class Wait:
     pause: float = SHORTLY
 
 
-@attrs.define(eq=False, repr=False)
+@running
 class Interrupts:
     """The interrupts of one supervisor's children that wait for their moment. Threads are looked at together."""
 

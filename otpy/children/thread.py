@@ -35,7 +35,7 @@ from otpy.runtime import threads
 from otpy.runtime.context import Context
 from otpy.runtime.threads import ThreadState
 from otpy.specs import ChildSpec, Common, check_common
-from otpy.values import Value
+from otpy.values import Value, running, value
 
 
 class Service:
@@ -132,7 +132,7 @@ def path_of(id: str, builder: str) -> str:
     return id if isinstance(id, str) and id else f"<{builder}>"
 
 
-@attrs.frozen(repr=False, eq=False)
+@value
 class ThreadStart(Value):
     """Makes a thread child; the ``start`` of its spec."""
 
@@ -150,7 +150,7 @@ class ThreadStart(Value):
 NO_ASYNC_METHODS = "the methods of a Service are called, not awaited"
 
 
-@attrs.frozen(repr=False, eq=False)
+@value
 class ServiceStart(ThreadStart):
     """The same for a subclass of ``Service``."""
 
@@ -173,7 +173,7 @@ def _terminate(service: Any, reason: ExitReason) -> None:
     check_result(service.terminate, service.terminate(reason), NO_ASYNC_METHODS)
 
 
-@attrs.define(eq=False, repr=False)
+@running
 class ThreadChild:
     """One incarnation: a thread that runs *life* and then says why it ended. Meets ``Child``."""
 

@@ -33,7 +33,7 @@ from otpy.core.slots import (
 from otpy.core.strategy import restart_group
 from otpy.reports import Escalation, ExitKind, ExitReason
 from otpy.specs import AutoShutdown, Budget, SupervisorSpec
-from otpy.values import Word
+from otpy.values import Word, running
 
 ASKED_TO_STOP = ExitReason(ExitKind.SHUTDOWN)
 DETACHED = ExitReason(ExitKind.SHUTDOWN, detail="detached")
@@ -57,7 +57,7 @@ STAYS = frozenset({RUNNING, ENDED, RESTARTING})
 """The states in which a significant child keeps its supervisor up, whatever comes next."""
 
 
-@attrs.define(eq=False)
+@running
 class Ending:
     """What is known while the supervisor ends.
 

@@ -10,11 +10,9 @@ import collections
 import random
 from typing import Literal
 
-import attrs
-
 from otpy.reports import ExitKind, ExitReason
 from otpy.specs import INFINITY, Backoff, Restart
-from otpy.values import Word
+from otpy.values import Value, Word, value
 
 
 class Fate(Word):
@@ -25,8 +23,8 @@ class Fate(Word):
     FORGET = "forget the spec"
 
 
-@attrs.frozen
-class Verdict:
+@value
+class Verdict(Value):
     """A row of the restart table.
 
     Attributes:

@@ -71,6 +71,7 @@ from otpy.specs import (
     SupervisorSpec,
     check_common,
 )
+from otpy.values import message, running
 
 
 def supervisor(
@@ -148,7 +149,7 @@ def dynamic_supervisor(
     )
 
 
-@attrs.frozen(eq=False)
+@message
 class _Reminder(Message):
     """A note of a kind of child: no news, and nothing for the machine.
 
@@ -235,7 +236,7 @@ class StopTimers:
         return ref
 
 
-@attrs.define(eq=False, repr=False)
+@running
 class SupervisorThread:
     """The thread that obeys one machine. Meets ``Child``.
 

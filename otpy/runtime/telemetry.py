@@ -46,6 +46,7 @@ from otpy.reports import Cause, Escalation, Report, stamp
 from otpy.runtime import threads
 from otpy.runtime.mailbox import Door
 from otpy.runtime.threads import Role
+from otpy.values import running
 
 EVENTS = {
     # report: (log level, event)
@@ -166,7 +167,7 @@ MANY = 1000
 """So many kinds of complaints are remembered."""
 
 
-@attrs.define(eq=False)
+@running
 class _Told:
     """A complaint that has been told.
 
@@ -437,7 +438,7 @@ class Outlet:
         self._helpers.work_off()
 
 
-@attrs.define(eq=False)
+@running
 class Line:
     """What a handler is still to be called with; there is one while a helper thread works it off.
 
@@ -456,7 +457,7 @@ class Line:
         return len(self.values) + self.is_calling
 
 
-@attrs.frozen(eq=False, repr=False)
+@running(frozen=True)
 class _Subscription:
     prefix: str
     handler: ReportHandler

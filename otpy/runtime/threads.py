@@ -36,6 +36,7 @@ from typing import Any
 import attrs
 
 from otpy.runtime.mailbox import Once, bounded
+from otpy.values import running
 
 if sys.version_info < (3, 14) and not getattr(sys, "_is_gil_enabled", lambda: True)():
     raise ImportError(
@@ -231,7 +232,7 @@ class _Begun:
         self._lock = threading.Lock()
 
 
-@attrs.define(eq=False, repr=False)
+@running
 class Entry:
     """A living thread of ours, or one that is about to start.
 

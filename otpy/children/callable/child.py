@@ -88,6 +88,7 @@ from otpy.runtime import descendants, posix, threads
 from otpy.runtime.descendants import Family, Seen
 from otpy.runtime.threads import Role, ThreadState
 from otpy.specs import ChildSpec, Common, check_common
+from otpy.values import Value, running, value
 
 CHUNK = 1 << 16
 """How many bytes are read at a time."""
@@ -156,8 +157,8 @@ def _check_pickling(path: str, field: str, value: object, expected: str) -> None
         raise SpecError(path, field, value, f"{expected} ({show(error)})") from error
 
 
-@attrs.frozen
-class ProcessStart:
+@value
+class ProcessStart(Value):
     """Makes a child in a process of its own; the ``start`` of its spec."""
 
     function: Callable[..., object]
@@ -169,8 +170,8 @@ class ProcessStart:
         return CalleeChild(birth, self)
 
 
-@attrs.frozen
-class Saved:
+@value
+class Saved(Value):
     """What a child has saved, as it came; nobody but its replacement looks into it."""
 
     pickled: bytes = attrs.field(repr=lambda pickled: f"<{len(pickled)} bytes>")
@@ -461,7 +462,7 @@ AGAIN = 0.005
 LEFT = ExitReason(KILLED, detail="processes that it had started could not be ended")
 
 
-@attrs.frozen(eq=False)
+@running(frozen=True)
 class Left:
     """Processes of a callable that could not be ended; a stray of the tree."""
 
@@ -617,7 +618,7 @@ def _died(code: int | None, stack: str) -> ProcessDied:
     return error
 
 
-@attrs.define(eq=False, repr=False)
+@running
 class CalleeChild:
     """One incarnation: a process, and a thread that starts it, listens to it and buries it. Meets ``Child``.
 
