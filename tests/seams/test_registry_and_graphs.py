@@ -104,9 +104,13 @@ def test_an_exception_raised_from_outside_in_the_wrapper_is_one_report(fails):
         reg.subscribe(told.append)
 
         def trace(frame, event, arg):
-            if frame.f_code.co_filename != registry.__file__ or frame.f_code.co_name not in (
-                "run",
-                "_outcome",
+            if (
+                frame.f_code.co_filename != registry.spawned.__file__
+                or frame.f_code.co_name
+                not in (
+                    "run",
+                    "_outcome",
+                )
             ):
                 return None
             if event == "line":
