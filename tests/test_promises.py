@@ -510,7 +510,7 @@ NUMBERS = [
     (
         "tasks.md",
         "after 0.1 s interrupted, and after another 0.5 s given up",
-        "taskgraph.FAREWELL",
+        "taskgraph.run.FAREWELL",
         0.1,
     ),
     (
