@@ -23,7 +23,7 @@ __all__ = ["Value", "Word", "message", "report", "running", "value"]
 
 T = TypeVar("T")
 
-_define: Callable[..., Any] = attrs.define
+_define: Callable[..., Decorator] = attrs.define
 
 
 class Word(enum.Enum):

@@ -510,7 +510,7 @@ NUMBERS = [
     (
         "tasks.md",
         "after 0.1 s interrupted, and after another 0.5 s given up",
-        "taskgraph.FAREWELL",
+        "taskgraph.run.FAREWELL",
         0.1,
     ),
     (
@@ -646,7 +646,7 @@ NUMBERS = [
     ("cli.md", "the whole stop takes at most 25 seconds", "cli.run.BEFORE_THE_KILL", 25.0),
     ("cli.md", "Signals within one second are one request", "runtime.running.SAME", 1.0),
     ("lint.md", "it must be a regular one of at most 10 MB", "lint.LARGEST", 10_000_000),
-    ("registry.md", "Trees get nine tenths of the budget", "registry.TREES_SHARE", 0.9),
+    ("registry.md", "Trees get nine tenths of the budget", "registry.shutdown.TREES_SHARE", 0.9),
     ("reference.md", "At most 100 supervisors may be nested", "specs.MAX_DEPTH", 100),
     (
         "reference.md",
