@@ -1467,7 +1467,6 @@ def test_it_uses_the_public_api_and_nothing_of_the_running_system():
         "otpy.specs",
         "otpy.values",
         "otpy.runtime.telemetry",
-        "otpy.values",
     }
     looks = {"threads.forks", "threads.stack_of"}
     text = "".join(path.read_text() for path in Path(taskgraph.__file__).parent.glob("*.py"))
