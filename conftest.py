@@ -1,4 +1,4 @@
-"""Runs the Python code of README.md and docs/*.md, block by block, each document in a namespace of its own."""
+"""Runs the Python code of README.md and docs/, block by block, each page in its own namespace."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def close_document(namespace: dict[str, Any]) -> None:
 
 pytest_collect_file = Sybil(
     parsers=[PythonCodeBlockParser()],
-    patterns=["README.md", "docs/*.md"],
+    patterns=["README.md", "docs/*.md", "docs/*/*.md"],
     setup=open_document,
     teardown=close_document,
 ).pytest()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import attrs
 import pytest
@@ -12,10 +11,10 @@ import otpy
 from otpy import abc, reports
 from otpy.runtime.running import Options
 from otpy.specs import Common
+from tests import pages
+from tests.pages import DOCS, PAGES, ROOT
 
-ROOT = Path(__file__).parent.parent
-DOCS = sorted((ROOT / "docs").glob("*.md"))
-REFERENCE = (ROOT / "docs" / "reference.md").read_text("utf-8")
+REFERENCE = pages.read("reference.md")
 
 REPORTS = [
     one
@@ -79,7 +78,9 @@ def test_the_reference_has_the_ports(name):
     assert f"`{name}`" in REFERENCE
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", *DOCS], ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *PAGES], ids=lambda page: page.name
+)
 def test_links_lead_somewhere(page):
     """Links between the documents, and to headings in them."""
     for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text("utf-8")):
@@ -98,11 +99,23 @@ def anchors(page):
 
 
 def test_the_index_has_every_page():
-    index = (ROOT / "docs" / "index.md").read_text("utf-8")
+    """By its folder and name."""
+    index = pages.read("index.md")
+    names = {page.relative_to(DOCS).as_posix() for page in PAGES} - {"index.md"}
 
-    assert [
-        page.name for page in DOCS if f"({page.name})" not in index and page.name != "index.md"
-    ] == []
+    assert {name for name in names if f"({name})" not in index} == set()
+
+
+def test_the_pages_stand_in_the_four_folders():
+    """Those that say what kind of reader they are for; the index, the glossary and the changelog are for all."""
+    folders = {page.parent.name for page in PAGES if page.parent != DOCS}
+
+    assert folders - {"api"} == {"tutorial", "how-to", "reference", "explanation"}
+    assert {page.name for page in PAGES if page.parent == DOCS} == {
+        "index.md",
+        "glossary.md",
+        "changelog.md",
+    }
 
 
 def test_the_commands_come_first():
