@@ -6,6 +6,7 @@ import threading
 import time
 from typing import Any
 
+import structlog
 from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser
 
@@ -22,8 +23,9 @@ def open_document(namespace: dict[str, Any]) -> None:
 
 
 def close_document(namespace: dict[str, Any]) -> None:
-    """Assert that no thread of ours outlives the document."""
+    """Undo what it has configured, and assert that no thread of ours outlives the document."""
     threading.excepthook = namespace["__hook__"]
+    structlog.reset_defaults()
     deadline = time.monotonic() + HANG
     left = [entry for entry in threads.entries() if entry not in namespace["__before__"]]
     for entry in left:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 import re
 
 import attrs
@@ -104,6 +106,26 @@ def test_the_index_has_every_page():
     names = {page.relative_to(DOCS).as_posix() for page in PAGES} - {"index.md"}
 
     assert {name for name in names if f"({name})" not in index} == set()
+
+
+def test_the_reference_made_from_docstrings_has_every_public_name():
+    """Once; modules have pages of their own."""
+    text = "".join(page.read_text("utf-8") for page in PAGES if page.parent.name == "api")
+    names = re.findall(r"^\.\. auto(?:function|class|exception):: otpy\.(\w+)$", text, re.MULTILINE)
+    modules = re.findall(r"^\.\. automodule:: otpy\.(\w+)$", text, re.MULTILINE)
+
+    assert sorted(names + modules) == sorted({*otpy.__all__, "taskgraph"})
+
+
+def test_the_path_of_a_crash_leads_through_the_code():
+    """Each step of "How to read the code" names a file, and a function or method in it."""
+    text = pages.read("reading.md").partition("## The path of one crash")[2]
+    steps = re.findall(r"^\| \d+ \| `([\w/]+\.py)` \| `([\w.]+)` \|", text, re.MULTILINE)
+
+    assert len(steps) == 14
+    for path, name in steps:
+        module = importlib.import_module(f"otpy.{path.removesuffix('.py').replace('/', '.')}")
+        assert pkgutil.resolve_name(f"{module.__name__}:{name}").__module__ == module.__name__
 
 
 def test_the_pages_stand_in_the_four_folders():
