@@ -63,7 +63,7 @@ class ExitReason(Value):
             supervisor's thread, uses this.
         exception: The exception object. One that comes from another process is made
             when this is asked for the first time, on the thread that asks
-            (docs/processes.md, "What is trusted").
+            (docs/how-to/processes.md, "What is trusted").
         detail: What there is besides: the ``Escalation`` of a supervisor that gave up, how a program has ended, or a
             line for people.
     """

@@ -279,7 +279,7 @@ class Backoff(Value):
     *maximum*; once the child has been up for *reset_after* it is calm again. Only time spent up counts for that, not
     waiting, nor starting. The intensity window knows nothing of all this, so choose the two together: with the default
     limit, 3 restarts in 5 seconds, a child that fails at once with ``Backoff(0.1, 30)`` makes its supervisor give up
-    after 1.5 seconds (docs/health.md has the rule).
+    after 1.5 seconds (docs/how-to/health.md has the rule).
 
     Attributes:
         initial: Seconds, > 0.

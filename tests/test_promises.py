@@ -37,14 +37,11 @@ from otpy.runtime import stopping as ending
 from otpy.runtime import telemetry, threads
 from otpy.runtime.running import Launch, Options
 from otpy.specs import ChildSpec, Common, Restart, Strategy
-from tests import callees, test_layers
+from tests import callees, pages, test_layers
 from tests.helpers import ManualClock, wait_until
+from tests.pages import read as page
 
 ROOT = Path(__file__).parent.parent
-
-
-def page(name: str) -> str:
-    return (ROOT / name if name == "README.md" else ROOT / "docs" / name).read_text("utf-8")
 
 
 def section(text: str, heading: str) -> str:
@@ -149,7 +146,7 @@ def test_no_thread_of_an_idle_tree_waits_with_a_time_limit(launch, recorder):
     } <= limits().keys()
 
 
-# docs/health.md
+# docs/how-to/health.md
 
 ORDINALS = {"fourth": 4, "eleventh": 11}
 SECONDS = {"s": 1, "minutes": 60}
@@ -190,7 +187,7 @@ def test_the_table_of_waits_and_limits_is_right(row):
         assert (intensity, period) == (supervisor("app").intensity, supervisor("app").period)
 
 
-# docs/reference.md
+# docs/reference/reference.md
 
 REFERENCE = page("reference.md")
 
@@ -526,14 +523,14 @@ NUMBERS = [
         64 << 20,
     ),
     (
-        "howto.md",
+        "recipes.md",
         "and after another half second it gives the thread up",
         "core.lives.INTERRUPT_GRACE",
         0.5,
     ),
-    ("howto.md", "Signals within one second are one request", "runtime.running.SAME", 1.0),
+    ("recipes.md", "Signals within one second are one request", "runtime.running.SAME", 1.0),
     (
-        "howto.md",
+        "recipes.md",
         "`flush` seconds for all handlers together, 10 by default",
         "runtime.tree.FLUSH",
         10.0,
@@ -792,7 +789,7 @@ def test_the_page_of_the_command_line_shows_an_error(here):
     assert (done.exit_code, done.stderr) == (2, shown("cli.md", "otpy run:"))
 
 
-# docs/otp.md
+# docs/explanation/otp.md
 
 OTP = page("otp.md")
 
@@ -856,7 +853,7 @@ def test_the_table_of_strategies_is_that_of_the_code():
     }
 
 
-# docs/registry.md
+# docs/how-to/registry.md
 
 
 def test_the_calls_of_the_registry_have_the_parameters_that_its_page_names():
@@ -893,7 +890,7 @@ def test_the_page_of_the_registry_has_the_attributes_of_values(value):
     )
 
 
-# docs/design.md
+# docs/explanation/design.md
 
 
 def test_the_floors_of_the_page_are_those_of_the_code():
@@ -923,9 +920,7 @@ OTHERS = {
 
 PAGES = [
     "README.md",
-    *sorted(
-        {path.name for path in (ROOT / "docs").glob("*.md")} - {"changelog.md", "benchmarks.md"}
-    ),
+    *sorted({path.name for path in pages.PAGES} - {"changelog.md", "benchmarks.md"}),
 ]
 
 
@@ -952,7 +947,7 @@ def test_the_names_in_the_sentences_of_the_pages_are_those_of_the_code(name, wor
     assert names - words - OTHERS == set()
 
 
-# docs/tasks.md and docs/lint.md
+# docs/how-to/tasks.md and docs/how-to/lint.md
 
 
 def options_of(name):

@@ -279,7 +279,7 @@ class Slot:
 
 
 def diagram() -> str:
-    """Return MOVES as a Mermaid diagram, for docs/design.md."""
+    """Return MOVES as a Mermaid diagram, for docs/explanation/design.md."""
     order = list(State)
     names = {state: state.name.lower() for state in order}
     moves = sorted(MOVES, key=lambda move: (order.index(move[0]), order.index(move[1])))
