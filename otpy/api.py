@@ -61,7 +61,7 @@ if TYPE_CHECKING:
     from otpy import aio
     from otpy.children.coroutine.child import coroutine
     from otpy.children.processes import process, programs
-    from otpy.children.program.child import ProgramExit
+    from otpy.children.program.exit import ProgramExit
     from otpy.children.program.json_reports import json_reports
     from otpy.children.program.logfiles import reopen_logs
     from otpy.children.program.probes import Health, Http, Line, Notify, Port
@@ -140,7 +140,7 @@ LATER = {
     "json_reports": "children.program.json_reports",
     **dict.fromkeys(("Health", "Http", "Line", "Notify", "Port"), "children.program.probes"),
     **dict.fromkeys(("process", "programs"), "children.processes"),
-    "ProgramExit": "children.program.child",
+    "ProgramExit": "children.program.exit",
     "reopen_logs": "children.program.logfiles",
 }
 """Where those names are that only programs with coroutines or processes need: these modules are slow to import."""

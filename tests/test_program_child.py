@@ -23,10 +23,8 @@ from otpy import (
     registry,
     supervisor,
 )
-from otpy.children.program import child as program
-from otpy.children.program import guard as lifeline
-from otpy.children.program import guard_process as guard
-from otpy.children.program import probes
+from otpy.children.program import guard, guard_process, probes, run
+from otpy.children.program.attendance import Attendance
 from otpy.children.program.probes import Health, Port
 from otpy.core.messages import ChildExited, ChildStarted
 from otpy.reports import ChildTerminated, Progress, ShutdownError, StartError
@@ -208,14 +206,13 @@ def test_its_number_is_used_under_the_lock_and_not_after_it_was_reaped(monkeypat
     scene = Stage(process("sleep", "1000"))
     assert isinstance(scene.hear(), ChildStarted)
     child, used = scene.child, []
-    reap, signal_group = posix.reap, program.signal_group
+    lock = child._run.leader._lock
+    reap, signal_group = posix.reap, run.signal_group
+    monkeypatch.setattr(posix, "reap", lambda pid: (used.append(lock.locked()), reap(pid))[1])
     monkeypatch.setattr(
-        posix, "reap", lambda pid: (used.append(child._lock.locked()), reap(pid))[1]
-    )
-    monkeypatch.setattr(
-        program,
+        run,
         "signal_group",
-        lambda *args: (used.append(child._lock.locked()), signal_group(*args))[1],
+        lambda *args: (used.append(lock.locked()), signal_group(*args))[1],
     )
     child.stop()
     while not isinstance(scene.hear(), ChildExited):
@@ -508,7 +505,7 @@ def orphans_after(count, last_line):
         )  # in its first moment it has no arguments yet
         parent.kill()
         parent.wait()
-        wait_until(lambda: guards.isdisjoint(marked(guard.__file__)), "the guard's end")
+        wait_until(lambda: guards.isdisjoint(marked(guard_process.__file__)), "the guard's end")
     return marked(number)
 
 
@@ -539,7 +536,7 @@ def test_a_guard_that_dies_is_replaced(launch):
 def test_the_next_guard_is_told_of_all_that_run(launch, tmp_path):
     """What the one before knew must not be lost with it."""
     told = queue.SimpleQueue()
-    line = lifeline.Lifeline(None, "test", print)
+    line = guard.Guard(None, "test", print)
     line.wait()
     line.add(12345678)
     line.add(12345679)
@@ -553,10 +550,10 @@ def test_the_next_guard_is_told_of_all_that_run(launch, tmp_path):
 
 def test_a_fork_has_no_mark():
     """It would be killed as a program, when the process that it comes from has died."""
-    line = lifeline.Lifeline(None, "test", print)
+    line = guard.Guard(None, "test", print)
     line.wait()
     mark = line.mark
-    lifeline._after_fork()
+    guard.after_fork()
 
     assert line.mark == -1
     with pytest.raises(OSError, match="Bad file descriptor"):
@@ -583,7 +580,7 @@ def test_a_guard_that_cannot_be_replaced_costs_no_program_its_end(launch, record
     def refuse(*args):
         raise OSError(errno.EMFILE, "too many open files")
 
-    monkeypatch.setattr(lifeline.Lifeline, "_be_guarded", refuse)
+    monkeypatch.setattr(guard.Keeper, "be_guarded", refuse)
     for pid in wait_until(lambda: guards_of(os.getpid())):
         os.kill(pid, signal.SIGKILL)
     app.start_child(sh("exit 3", restart="temporary"))
@@ -613,13 +610,13 @@ def test_a_detached_program_runs_on(launch):
 
 def test_a_program_is_let_go_before_the_watch_has_seen_it(launch, monkeypatch):
     """It is in the account all the same, or nobody could end it."""
-    number, gate, attend = mark(), threading.Event(), program.Program._attend
+    number, gate, attend = mark(), threading.Event(), Attendance.attend
 
-    def late(self):
+    def late(self, parts):
         gate.wait(HANG)
-        attend(self)
+        attend(self, parts)
 
-    monkeypatch.setattr(program.Program, "_attend", late)
+    monkeypatch.setattr(Attendance, "attend", late)
     app = launch(supervisor("app", children=[process("sleep", number, id="x")]))
 
     assert app.detach().detached == ("app/x",)

@@ -124,7 +124,7 @@ def test_mail_that_is_seen_together_with_the_end_is_no_failure():
     scene = Stage(sh("exit 3", heartbeat=1000.0))
     while not isinstance(scene.hear(), ChildExited):
         pass
-    scene.child._read_mail()
+    scene.child._attendance.read_mail()
     close(scene.tree)
 
 
@@ -215,9 +215,9 @@ def test_misses_count_in_a_row_only():
     scene = Stage(sh("exec sleep 1000", health=health))
     assert isinstance(scene.hear(), ChildStarted)
     for is_well in (False, True, False):
-        scene.child._note_health(is_well)
+        scene.child._run.vitals.note_health(is_well)
     beat, until = scene.child.pulse()
-    scene.child._note_health(False)
+    scene.child._run.vitals.note_health(False)
     later = scene.child.pulse()
     scene.child.kill(0.0)
     while not isinstance(scene.hear(), ChildExited):

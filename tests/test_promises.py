@@ -27,7 +27,8 @@ from click.testing import CliRunner
 import otpy
 from otpy import coroutine, lint, process, registry, reports, supervisor, taskgraph, thread
 from otpy.children.callable.child import CalleeOptions, describe
-from otpy.children.processes import ProgramOptions, _program
+from otpy.children.program import child as program
+from otpy.children.program.options import ProgramOptions
 from otpy.cli.group import otpy as command
 from otpy.core import lives
 from otpy.core.restarts import ACCEPTABLE, VERDICTS, Delays, Fate, Final, Verdict, Window
@@ -211,7 +212,7 @@ def of_children() -> dict[str, Any]:
 def of_processes() -> dict[str, Any]:
     return (
         of_children()
-        | of_parameters(_program)
+        | of_parameters(program.describe)
         | of_parameters(describe)
         | {"shutdown": otpy.process("x").shutdown}
     )
@@ -587,7 +588,7 @@ NUMBERS = [
     (
         "programs.md",
         "otpy waits up to half a second until the last of its output is in the file",
-        "children.program.child.LINGER",
+        "children.program.attendance.LINGER",
         0.5,
     ),
     (
@@ -599,13 +600,13 @@ NUMBERS = [
     (
         "programs.md",
         "When `shutdown` seconds are over (10 by default)",
-        "children.processes.SHUTDOWN",
+        "children.program.options.SHUTDOWN",
         10.0,
     ),
     (
         "programs.md",
         "with 128 plus its number as its exit code, is judged 0.2 s later",
-        "children.program.child.HOLD",
+        "children.program.attendance.HOLD",
         0.2,
     ),
     (

@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable
 
 from otpy.arguments import check_handler
-from otpy.children.program.child import ProgramExit
+from otpy.children.program.exit import ProgramExit
 from otpy.reports import ChildTerminated, Report, ShutdownError, StartError
 
 ENDS = (ChildTerminated, StartError, ShutdownError)

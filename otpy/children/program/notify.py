@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from otpy.children.program.guard import Lifeline
+from otpy.children.program.guard import Guard
 from otpy.runtime import posix
 from otpy.runtime.descendants import Family
 from otpy.runtime.posix import Socket
@@ -53,7 +53,7 @@ class Mailroom:
         self.directory, self.is_closed = "", False
         self._lock = threading.Lock()
 
-    def open(self, lifeline: Lifeline) -> Mailbox:
+    def open(self, guard: Guard) -> Mailbox:
         """Make a socket; called by threads that start programs.
 
         Raises:
@@ -62,7 +62,7 @@ class Mailroom:
         with self._lock:
             if not Path(self.directory).is_dir() or not self.directory:  # some systems clean up
                 self.directory = _make_directory()
-                lifeline.add_litter(self.directory)
+                guard.add_litter(self.directory)
             return Mailbox(f"{self.directory}/{secrets.token_hex(8)}", self)
 
     def close(self) -> None:
