@@ -612,7 +612,7 @@ NUMBERS = [
     (
         "programs.md",
         "cost one while they are written, and a second longer",
-        "children.program.output.IDLE",
+        "children.program.lanes.IDLE",
         1.0,
     ),
     (

@@ -76,7 +76,7 @@ def process(target: Any, /, *args: Any, id: str | None = None, **options: Any) -
             process at that time. ``OTPY_MARK`` is added, by which its descendants are
             found.
         stdout: "discard"; "inherit": the stdout of the parent process; a path: that file
-            is appended to, see docs/programs.md; or a callable: it is called with each
+            is appended to, see docs/how-to/programs.md; or a callable: it is called with each
             line, without the line's end, on a thread of its own. It may block: then the
             program has to wait.
         stderr: The same. The last 64 KiB are in the exit reason anyway.

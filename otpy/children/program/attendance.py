@@ -8,7 +8,7 @@ Laws:
    the leader had; and where ``interrupt=False`` forbids force, it has ``shutdown`` seconds
    in any case. So a replacement finds its port free.
 3. A ChildExited says: the leader is reaped, nothing of the rest runs, all output is read
-   and in the log. What could not be ended is reported as ``Unstopped``, by name. The
+   and in the log. A process that could not be ended is reported as ``Unstopped``. The
    report does not wait for callables of the user's, and no longer than LINGER for a log
    file that takes nothing.
 4. A leader that ends of its stop signal, which we have not sent, may be a moment ahead of
@@ -34,6 +34,7 @@ from otpy.children.program.run import Run
 from otpy.reports import KILLED, ExitReason, Unstopped
 from otpy.runtime import descendants
 from otpy.specs import Budget
+from otpy.values import running
 
 LINGER = 0.5
 """Seconds that an exit waits at most: until what was killed is gone, then until its logs
@@ -45,14 +46,15 @@ HOLD = 0.2
 LEFT = ExitReason(KILLED, detail="processes that it had started could not be ended")
 
 
-@attrs.define(eq=False, repr=False)
+@running
 class Attendance:
     """The attendance of one run.
 
     Attributes:
         run: The run.
         let_go: Called when the run is over: the watch counts it no longer.
-        rest: What the leader has left; None: it runs, or that was not looked for yet.
+        rest: The processes that the leader has left; None: it runs, or the watch has not
+            looked for them yet.
     """
 
     run: Run

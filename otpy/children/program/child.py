@@ -7,7 +7,8 @@ Laws:
 2. No method of ``Program`` waits. The supervisor's thread calls them; ``stop`` is also
    called by the thread that ends what was detached.
 
-Who owns what:
+The owners:
+
 * a ``Program`` (here) belongs to the supervisor's thread;
 * a ``Making`` (making.py) belongs to a launcher, which starts the program with it;
 * an ``Attendance`` (attendance.py) belongs to the watch, which does all that follows;
@@ -38,6 +39,7 @@ from otpy.children.thread import path_of
 from otpy.runtime import descendants, threads
 from otpy.runtime.threads import ThreadState
 from otpy.specs import ChildSpec, CommonButReady, check_common
+from otpy.values import Value, value
 
 UNBUFFERED = (
     "no line matched: most programs keep what they write into a pipe in a buffer "
@@ -101,8 +103,8 @@ def describe(
     return attrs.evolve(spec, heartbeat=min(beats))
 
 
-@attrs.frozen
-class ProgramStart:
+@value
+class ProgramStart(Value):
     """Makes a program child; the ``start`` of its spec."""
 
     command: Command

@@ -9,13 +9,14 @@ import attrs
 from otpy.exceptions import ProcessDied, printable
 from otpy.reports import CRASHED, KILLED, NORMAL, SHUTDOWN, ExitReason
 from otpy.runtime.posix import signal_name
+from otpy.values import Value, value
 
 QUOTED = 4096
 """How many bytes of stderr are shown with a crash; the reason has more."""
 
 
-@attrs.frozen
-class ProgramExit:
+@value
+class ProgramExit(Value):
     """How a program has ended; the ``detail`` of its ``ExitReason``.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""The guard of a tree, as this process sees it: what programs inherit, and what it is told.
+"""The guard of a tree, as the process that runs the tree sees it.
 
 The guard itself is a process (guard_process.py) that kills the programs of the tree when
 this process dies. The keeper is the thread that starts it and replaces it.
@@ -13,7 +13,7 @@ Laws:
 3. Where no guard can run (no Python can be started here), that is reported once, and
    programs run without.
 
-Who owns what: a ``Keeper`` belongs to its own thread. A ``Guard`` is used by launchers,
+Threads: a ``Keeper`` belongs to its own thread. A ``Guard`` is used by launchers,
 by the watch and by the keeper. Its lock guards the line and the number of the process that
 runs now, and is held for a few system calls that do not block.
 """

@@ -7,7 +7,7 @@ Laws:
    from then on it belongs to the watch. If a step fails, the launcher undoes all steps
    before, and reports the failure.
 3. A program inherits its three streams, the mark of the guard, and nothing else of this
-   process. What systemd has told this process is not meant for it.
+   process. The variables that systemd has set for this process are not meant for it.
 """
 
 from __future__ import annotations
@@ -22,20 +22,11 @@ import attrs
 from otpy.children.program import probes
 from otpy.children.program.attendance import Attendance
 from otpy.children.program.exit import ProgramExit
+from otpy.children.program.lanes import Handout, Lane, Sink, lane
 from otpy.children.program.logfiles import full
 from otpy.children.program.notify import Mailroom
 from otpy.children.program.options import Output
-from otpy.children.program.output import (
-    Called,
-    Handout,
-    Journal,
-    Lane,
-    Lines,
-    Scan,
-    Sink,
-    Stream,
-    lane,
-)
+from otpy.children.program.output import Called, Journal, Lines, Scan, Stream
 from otpy.children.program.parts import Parts
 from otpy.children.program.probes import Asking, Line, Notify
 from otpy.children.program.run import Run
@@ -43,6 +34,7 @@ from otpy.reports import CRASHED, SHUTDOWN, ExitReason, OutputLost
 from otpy.runtime import posix, threads
 from otpy.runtime.posix import NoPython
 from otpy.runtime.threads import Role
+from otpy.values import running
 
 STANDARD = {1: "/dev/stdout", 2: "/dev/stderr"}
 """What "inherit" means: streams of this process, which have one writer, as files have."""
@@ -51,14 +43,14 @@ LONGEST = 1e12
 """The longest heartbeat that a program is told, in seconds; 64 bits hold its microseconds."""
 
 SYSTEMD = (b"NOTIFY_SOCKET", b"WATCHDOG_USEC", b"WATCHDOG_PID")
-"""What systemd has told this process, and does not mean for its children."""
+"""The variables that systemd sets for this process, and not for its children."""
 
 
 class _NotWanted(Exception):
     """Raised when a stop has overtaken the start."""
 
 
-@attrs.define(eq=False, repr=False)
+@running
 class Making:
     """The making of one run; the job of a launcher.
 

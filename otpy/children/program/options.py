@@ -24,6 +24,7 @@ from otpy.arguments import check_handler
 from otpy.children.program.probes import Health, Line, Notify, Probe
 from otpy.exceptions import SpecError
 from otpy.specs import CommonButReady
+from otpy.values import Value, value
 
 SHUTDOWN = 10.0
 """Seconds that a program may take to stop when asked, if its spec says nothing else."""
@@ -53,8 +54,8 @@ def _names_only(env: tuple[tuple[str, str], ...] | None) -> str:
     return "None" if env is None else f"<{', '.join(name for name, _ in env)}>"
 
 
-@attrs.frozen(kw_only=True)
-class Command:
+@value(kw_only=True)
+class Command(Value):
     """A program as it was described: its arguments, and all options of its own, checked.
 
     Attributes:
@@ -64,8 +65,8 @@ class Command:
         stdout, stderr: "discard", "inherit", a path, or a callable that takes a line.
         err_dir: The directory of its log of stderr; None: it has no such log.
         log_size, log_backups: See ``LogFile.write``.
-        stop_signal, stop_to: What it gets when it is asked to stop, and which of its
-            processes get it: "group" or "leader".
+        stop_signal, stop_to: The signal that asks it to stop, and which of its processes
+            get it: "group" or "leader".
         success_codes: The exit codes of a normal end.
         probe: When it counts as started; None: at once.
         health: How it is asked whether it is well.
@@ -122,16 +123,16 @@ def env_of(path: str, env: Any) -> tuple[tuple[str, str], ...] | None:
     if not isinstance(env, Mapping):
         raise SpecError(path, "env", Hidden(env), "a dict of str to str, or None")
     pairs = []
-    for name, value in env.items():
+    for name, content in env.items():
         if not isinstance(name, str) or not name or "=" in name or not is_sayable(name):
             # what follows a "=" may be a secret
             shown = name.partition("=")[0] if isinstance(name, str) else name
             expected = 'names that are non-empty, without "=", NUL and lone surrogates'
             raise SpecError(path, "env", shown, expected)
         try:
-            pairs.append((name, text_of(path, f"env[{name!r}]", value, "a str")))
+            pairs.append((name, text_of(path, f"env[{name!r}]", content, "a str")))
         except SpecError as error:
-            raise SpecError(path, error.field, Hidden(value), error.expected) from None
+            raise SpecError(path, error.field, Hidden(content), error.expected) from None
     return tuple(pairs)
 
 

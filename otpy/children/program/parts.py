@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import attrs
 
+from otpy.children.program.lanes import Handout
 from otpy.children.program.notify import Mailbox
-from otpy.children.program.output import Handout, Stream
+from otpy.children.program.output import Stream
 from otpy.runtime import posix
 from otpy.runtime.descendants import Family
+from otpy.values import running
 
 
-@attrs.define(eq=False, repr=False)
+@running
 class Parts:
     """The parts of a run. A launcher makes them, and owns them until the watch takes over.
 

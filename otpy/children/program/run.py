@@ -1,4 +1,4 @@
-"""One run of a program: what the threads that deal with it share.
+"""One run of a program: the objects that its threads share.
 
 Four threads deal with a run: that of the supervisor (``Program``, child.py), a launcher
 (``Making``, making.py), the watch (``Attendance``, attendance.py), and one for each probe
@@ -25,8 +25,9 @@ import attrs
 
 from otpy.abc import Birth, Deliver
 from otpy.children.program.exit import ProgramExit
+from otpy.children.program.lanes import Handout
 from otpy.children.program.options import Command
-from otpy.children.program.output import Handout, Tail
+from otpy.children.program.output import Tail
 from otpy.children.program.watch import Watch
 from otpy.core.messages import ChildExited, ChildStarted
 from otpy.reports import ExitReason
@@ -35,6 +36,7 @@ from otpy.runtime.descendants import Seen
 from otpy.runtime.mailbox import Once
 from otpy.runtime.posix import signal_group
 from otpy.runtime.threads import ThreadState
+from otpy.values import running
 
 
 class Leader:
@@ -86,8 +88,8 @@ class Leader:
         """Kill its group.
 
         Args:
-            launcher: The thread that starts it. What that thread is about to make the
-                program is killed as well: it may hang in a file system.
+            launcher: The thread that starts it. A process that this thread is about to make
+                the program is killed as well: it may hang in a file system.
         """
         with self._lock:
             self.is_asked = self.is_killed = True
@@ -291,12 +293,12 @@ class Helpers:
             let_go()
 
 
-@attrs.define(eq=False, repr=False)
+@running
 class Run:
     """All that is shared. The fields themselves do not change once the run has begun.
 
     Attributes:
-        birth, command: What it is made from.
+        birth, command: As of ``Program``.
         watch: The watch of the tree; set by ``Program.start``.
         leader, vitals, helpers: See there.
         tail: The last of its stderr. The watch writes it, the supervisor's thread reads it.
