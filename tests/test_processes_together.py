@@ -1,4 +1,7 @@
-"""Many processes, much output, and others who meddle: the large cases, with children of all kinds beside them."""
+"""The large cases: many processes, much output, and code that reaps all children.
+
+Children of all kinds run beside them.
+"""
 
 import os
 import signal

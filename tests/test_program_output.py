@@ -19,7 +19,6 @@ from otpy import (
     ProcessDied,
     ProgramExit,
     json_reports,
-    process,
     registry,
     supervisor,
     thread,
@@ -28,20 +27,22 @@ from otpy.children.program import output
 from otpy.children.program.lanes import BACKLOG, Handout, lane
 from otpy.children.program.logfiles import LogFile
 from otpy.children.program.output import Journal, Lines, Tail
-from otpy.reports import ChildTerminated, OutputLost, Progress, ShutdownError
+from otpy.reports import ChildTerminated, OutputLost, ShutdownError
 from tests.helpers import HANG, wait_until
-from tests.programs import python, sh
+from tests.programs import once, python, sh
 
-MEGABYTES = "import os\nfor _ in range(48): os.write(2, b'x' * 65535 + b'\\n')\nos.write(2, b'the end')\nos._exit(1)"
-
-
-def alone(spec, **options):
-    return supervisor("app", children=[spec], **{"intensity": 0, **options})
+MEGABYTES = """
+import os
+for _ in range(48):
+    os.write(2, b"x" * 65535 + b"\\n")
+os.write(2, b"the end")
+os._exit(1)
+"""
 
 
 def test_a_flood_leaves_the_last_64_KiB(launch, recorder, tmp_path):
     """Of three megabytes the reason keeps 64 KiB, and the files no more than allowed."""
-    launch(alone(python(MEGABYTES, err_dir=tmp_path, log_size=1_000_000, log_backups=2)))
+    launch(once(python(MEGABYTES, err_dir=tmp_path, log_size=1_000_000, log_backups=2)))
     stderr = recorder.wait_for(ChildTerminated).reason.detail.stderr
     logs = sorted((tmp_path / "app").iterdir())
 
@@ -56,7 +57,7 @@ def test_each_run_has_its_own_stderr_and_the_log_has_all(launch, recorder, tmp_p
     run only.
     """
     app = launch(
-        alone(sh("echo this is $$ >&2; exit 1", err_dir=tmp_path / "made" / "here"), intensity=2)
+        once(sh("echo this is $$ >&2; exit 1", err_dir=tmp_path / "made" / "here"), intensity=2)
     )
     app.wait(HANG)
     said = [one.reason.detail.stderr.decode() for one in recorder.of(ChildTerminated)]
@@ -72,7 +73,7 @@ def test_each_run_has_its_own_stderr_and_the_log_has_all(launch, recorder, tmp_p
 
 def test_the_log_can_be_read_while_the_program_runs(launch, tmp_path):
     """Output is written to the log as it comes."""
-    launch(alone(sh("echo hello >&2; exec sleep 1000", err_dir="logs", cwd=tmp_path)))
+    launch(once(sh("echo hello >&2; exec sleep 1000", err_dir="logs", cwd=tmp_path)))
     log = tmp_path / "logs" / "app" / "x.stderr.log"
 
     wait_until(lambda: log.exists() and log.read_text().endswith("hello\n"))
@@ -82,7 +83,7 @@ def test_the_log_can_be_read_while_the_program_runs(launch, tmp_path):
 def test_output_to_a_file(launch, recorder, tmp_path, where):
     """Output is appended to the file, whose path begins at the program's directory."""
     (tmp_path / "out").write_text("before\n")
-    app = launch(alone(sh("echo out; echo err >&2", cwd=tmp_path, **{where: "out"})))
+    app = launch(once(sh("echo out; echo err >&2", cwd=tmp_path, **{where: "out"})))
     app.wait(HANG)
 
     assert (tmp_path / "out").read_text() == f"before\n{where[3:]}\n"
@@ -98,9 +99,7 @@ def test_what_cannot_be_written_is_told_once_and_ends_nothing(launch, recorder, 
         {"stderr": "/dev/full"} if where == "full" else {"err_dir": tmp_path / "file" / "below"}
     )
     launch(
-        alone(
-            sh("for n in 1 2 3; do echo $n >&2; sleep 0.01; done; exit 1", **options), intensity=1
-        )
+        once(sh("for n in 1 2 3; do echo $n >&2; sleep 0.01; done; exit 1", **options), intensity=1)
     )
     first = recorder.wait_for(OutputLost, "app/x")
     end = recorder.wait_for(ChildTerminated, "app/x", count=2)
@@ -241,7 +240,7 @@ def test_a_callable_gets_each_line(launch, capsys):
         raise ValueError(line)
 
     launch(
-        alone(
+        once(
             sh("echo one; echo two; echo three >&2; echo four >&2", stdout=out.put, stderr=grumble)
         )
     )
@@ -305,7 +304,7 @@ def test_inherited_output_is_ours(launch, recorder, capfd):
     """With "inherit" output goes to the streams of this process, and stderr to the
     reason, too.
     """
-    app = launch(alone(sh("echo out; echo err >&2; exit 1", stdout="inherit", stderr="inherit")))
+    app = launch(once(sh("echo out; echo err >&2; exit 1", stdout="inherit", stderr="inherit")))
     app.wait(HANG)
     app.stop()
 
@@ -336,7 +335,7 @@ def test_a_crash_as_json(launch, recorder):
 def test_one_that_hangs_as_json(launch):
     """A program that has stalled is reported with its signal and its last words."""
     told = queue.SimpleQueue()
-    spec = alone(sh("echo stuck >&2; sleep 1000", ready="stuck", heartbeat=0.1))
+    spec = once(sh("echo stuck >&2; sleep 1000", ready="stuck", heartbeat=0.1))
     launch(spec, reports=json_reports(lambda name, text: told.put(json.loads(text))))
     fields = told.get(timeout=HANG)
 
@@ -349,7 +348,7 @@ def test_one_that_was_not_ready_in_time_as_json(launch):
     told = queue.SimpleQueue()
     with pytest.raises(otpy.StartError, match="not ready after"):
         launch(
-            alone(sh("sleep 1000", ready="never", start_timeout=0.1)),
+            once(sh("sleep 1000", ready="never", start_timeout=0.1)),
             reports=json_reports(lambda name, text: told.put(json.loads(text))),
         )
 
@@ -362,7 +361,7 @@ def crash(ctx):
 
 def test_json_is_printed_by_default(launch, capsys):
     """Without a handler the JSON text is printed."""
-    app = launch(alone(sh("exit 3")), reports=json_reports())
+    app = launch(once(sh("exit 3")), reports=json_reports())
     app.wait(HANG)
     app.stop()
 
@@ -380,7 +379,7 @@ def test_a_json_handler_that_raises_or_blocks_harms_nothing(launch, recorder, tm
 
     listened_to = tmp_path / "listened to"
     app = launch(
-        alone(sh('until test -e "$1"; do sleep 0.01; done; exit 1', listened_to), intensity=3)
+        once(sh('until test -e "$1"; do sleep 0.01; done; exit 1', listened_to), intensity=3)
     )
     app.subscribe(json_reports(fail))
     listened_to.touch()
@@ -402,102 +401,6 @@ def test_a_failure_reads_like_its_exit():
 
     assert str(died) == repr(died) == str(ProgramExit(-11, b"a\n")) == "killed by SIGSEGV"
     assert str(ExitReason(ExitKind.CRASHED, died)) == "crashed: killed by SIGSEGV"
-
-
-def test_programs_makes_a_supervisor_of_a_dict(launch, recorder, tmp_path):
-    """Each command is a child with the common options, in the order of the dict."""
-    commands = {"web": ["/bin/sh", "-c", "pwd >&2; exec sleep 1000"], "job": ["sleep", "1000"]}
-    tree = otpy.programs(
-        tmp_path, commands, err_dir="logs", restart="transient", supervision={"intensity": 9}
-    )
-    launch(tree)
-
-    assert [child.id for child in tree.children] == ["web", "job"]
-    assert (tree.id, tree.intensity) == ("programs", 9)
-    assert tree.children[0].restart is otpy.Restart.TRANSIENT
-    log = tmp_path / "logs" / "programs" / "web.stderr.log"
-    wait_until(lambda: log.exists() and log.read_text().endswith(f"\n{tmp_path}\n"))
-    assert recorder.wait_for(Progress, "programs/job")
-
-
-def listener(line):
-    return None
-
-
-GOOD = {
-    "args": ("node", "service.js"),
-    "cwd": ".",
-    "env": {"A": "b"},
-    "stdout": listener,
-    "err_dir": "logs",
-    "stop_signal": "SIGINT",
-    "success_codes": [0, 3],
-    "ready": "listening",
-    "health": otpy.Health(otpy.Port(80)),
-}
-
-
-def test_specs_of_equal_parts_are_equal():
-    """Specs with equal options are equal, and others are not."""
-    options = {name: value for name, value in GOOD.items() if name != "args"}
-
-    assert process(*GOOD["args"], **options) == process(*GOOD["args"], **options)
-    assert process(*GOOD["args"], **options) != process("node", "other.js", **options)
-    assert process("/usr/bin/node").id == "node"
-
-
-BAD = [
-    # argv, options, field
-    ([""], {}, "target"),
-    ([3], {}, "target"),
-    (["a", 3], {}, "args[0]"),
-    (["a", "b\0"], {}, "args[0]"),
-    (["a"], {"cwd": 3}, "cwd"),
-    (["a"], {"env": ["A=b"]}, "env"),
-    (["a"], {"env": {"A": 1}}, "env['A']"),
-    (["a"], {"env": {"A=": "1"}}, "env"),
-    (["a"], {"stdout": 3}, "stdout"),
-    (["a"], {"stderr": lambda: None}, "stderr"),
-    (["a"], {"err_dir": 3}, "err_dir"),
-    (["a"], {"log_size": 0}, "log_size"),
-    (["a"], {"log_backups": -1}, "log_backups"),
-    (["a"], {"stop_signal": "TERM"}, "stop_signal"),
-    (["a"], {"stop_signal": 1000}, "stop_signal"),
-    (["a"], {"success_codes": 0}, "success_codes"),
-    (["a"], {"success_codes": [256]}, "success_codes"),
-    (["a"], {"ready": 80}, "ready"),
-    (["a"], {"health": otpy.Port(80)}, "health"),
-    (["a"], {"shutdown": -1}, "shutdown"),
-    (["a"], {"id": "a/b"}, "id"),
-    (["a"], {"id": "a\0b", "err_dir": "/tmp"}, "id"),
-    (["a"], {"id": "\ud800", "err_dir": "/tmp"}, "id"),
-    (["a"], {"stdout": "\ud800"}, "stdout"),
-    (["a"], {"env": {"\ud800": ""}}, "env"),
-]
-
-
-@pytest.mark.parametrize(("argv", "options", "field"), BAD)
-def test_what_is_wrong_is_refused_before_anything_starts(argv, options, field):
-    """The SpecError names the field."""
-    with pytest.raises(otpy.SpecError) as caught:
-        process(*argv, **options)
-
-    assert caught.value.field == field
-
-
-@pytest.mark.parametrize(
-    "commands", [["a"], {"a": "sleep 3"}, {"a": []}, {"a": None}, {"a": ["b", 1]}]
-)
-def test_a_dict_of_programs_is_checked(commands):
-    """Each command must be a list: the program and its arguments."""
-    with pytest.raises(otpy.SpecError):
-        otpy.programs("/", commands)
-
-
-def test_an_unknown_option_is_refused():
-    """An unknown option is a TypeError, as for any Python function."""
-    with pytest.raises(TypeError, match="unexpected keyword argument 'shell'"):
-        process("a", shell=True)
 
 
 def test_output_that_a_detached_program_loses_is_told(launch, recorder):

@@ -1,4 +1,4 @@
-"""Probes that meet a server which never comes to an end, and patterns that meet a line which takes them for ever."""
+"""Probes of servers that never come to an end, and patterns that ``re`` never finds."""
 
 from __future__ import annotations
 
@@ -70,7 +70,10 @@ class Server:
 
 @pytest.fixture
 def serving():
-    """Make a server: ``serving(answer)``, where ``answer(server, client)`` is called when a request has come."""
+    """Make a server: ``serving(answer)``.
+
+    It calls ``answer(server, client)`` when a request has come.
+    """
     servers = []
 
     def make(answer):

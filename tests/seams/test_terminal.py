@@ -1,4 +1,7 @@
-"""Text from children, files and command lines is data: no terminal obeys it, and no secret is shown unasked."""
+"""Text from children, files and command lines is data: no terminal obeys it.
+
+And no secret is shown unasked.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,7 @@ OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud80
 
 
 def is_clean(text):
-    """Whether there is nothing in *text* that a terminal obeys, but newlines and tabs."""
+    """Whether a terminal obeys nothing in *text* but newlines and tabs."""
     return OBEYED.search(text) is None
 
 
@@ -184,7 +187,7 @@ def setup_state(state):
 
 @pytest.fixture
 def call(tmp_path, monkeypatch):
-    """Call the command line in this process; return its status and what it wrote to both streams."""
+    """Call the command line in this process; return its status, and both of its outputs."""
     import sys
 
     (tmp_path / "app.py").write_text(APP, "utf-8")

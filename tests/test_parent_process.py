@@ -1,4 +1,7 @@
-"""Whole programs: signals, exit status, the end of the interpreter, forks. Each runs in a process of its own."""
+"""The process that runs a tree: signals, exit status, the end of the interpreter, forks.
+
+Each of these processes is a fresh interpreter.
+"""
 
 import os
 import signal
