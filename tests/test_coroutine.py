@@ -15,8 +15,10 @@ import pytest
 
 import otpy
 from otpy import ExitKind, SpecError, coroutine, current, dynamic_supervisor, supervisor, thread
-from otpy.children.coroutine import child as coroutines
-from otpy.children.coroutine import loop as loops
+from otpy.children.coroutine import blockage, loop, orders
+from otpy.children.coroutine.child import CoroutineChild
+from otpy.children.coroutine.loop import LoopThread
+from otpy.children.coroutine.orders import Home
 from otpy.reports import ChildTerminated, Progress, ShutdownError, Stalled, StartError, Unstopped
 from otpy.runtime import threads
 from otpy.runtime.mailbox import Mailbox
@@ -158,19 +160,19 @@ def test_a_thousand_children_cost_one_thread(launch):
 
 def test_the_orders_of_a_turn_go_together(launch, monkeypatch):
     """Each order alone would cost a system call: a thousand starts wake the loop a few times."""
-    rung, ring = [], loops.LoopThread._ring
+    rung, ring = [], Home._ring
 
     def note(self):
-        rung.append(bool(self._orders) and not self._is_rung)
+        rung.append(bool(self.host.orders) and not self.host.is_rung)
         ring(self)
 
-    monkeypatch.setattr(loops.LoopThread, "_ring", note)
+    monkeypatch.setattr(Home, "_ring", note)
     launch(
         supervisor("app", children=[coroutine(wait, id=str(number)) for number in range(1000)]),
         reports=None,
     )
 
-    assert 0 < sum(rung) <= 2 * 1000 // loops.BATCH + 5
+    assert 0 < sum(rung) <= 2 * 1000 // orders.BATCH + 5
 
 
 def test_each_supervisor_has_its_own(launch, stages):
@@ -246,7 +248,7 @@ def test_no_loop_can_be_made(launch, monkeypatch):
         made.append(selector)
         raise OSError("no descriptors")
 
-    monkeypatch.setattr(loops.asyncio, "SelectorEventLoop", fail)
+    monkeypatch.setattr(loop.asyncio, "SelectorEventLoop", fail)
     with pytest.raises(otpy.StartError) as caught:
         launch(supervisor("app", intensity=0, children=[coroutine(wait, ready=True)]))
 
@@ -266,7 +268,7 @@ def test_no_thread_can_be_started(launch, monkeypatch):
             super().__init__(selector)
             made.append(self)
 
-    monkeypatch.setattr(loops.asyncio, "SelectorEventLoop", Recorded)
+    monkeypatch.setattr(loop.asyncio, "SelectorEventLoop", Recorded)
     app = launch(dynamic_supervisor("app"))
     monkeypatch.setattr(threads, "spawn", refuse)
     with pytest.raises(otpy.StartError, match="can't start"):
@@ -533,9 +535,9 @@ def test_it_is_cancelled_before_its_first_step(launch, recorder, stages):
 
     async def start_and_cancel():
         app._tree.directory["app"].mailbox.put(start_child("a"))
-        home = wait_until(lambda: len(members(app)) > 1 and members(app)[1]._home)
-        [begin] = wait_until(lambda: list(home._orders))
-        home._orders.clear()
+        home = wait_until(lambda: len(members(app)) > 1 and members(app)[1]._home).host
+        [begin] = wait_until(lambda: list(home.orders))
+        home.orders.clear()
         begin()
         members(app)[1]._task.cancel()
         done.set()
@@ -999,8 +1001,9 @@ def test_nothing_is_left_of_many_trees(launch):
         kinds = (
             asyncio.Task,
             asyncio.BaseEventLoop,
-            loops.LoopThread,
-            otpy.children.coroutine.child.CoroutineChild,
+            LoopThread,
+            Home,
+            CoroutineChild,
         )
         return sum(
             isinstance(one, kinds) or inspect.isasyncgen(one) or inspect.iscoroutine(one)
@@ -1187,7 +1190,7 @@ def test_an_async_generator_left_open_is_closed(launch):
 
 def test_an_async_generator_that_does_not_end_is_left(launch, monkeypatch, capsys):
     """The loop is closed all the same, and that is logged."""
-    monkeypatch.setattr(loops, "CLEAN_UP", 0.01)
+    monkeypatch.setattr(loop, "CLEAN_UP", 0.01)
     up, kept = threading.Event(), []
 
     async def numbers():
@@ -1213,9 +1216,9 @@ def test_an_async_generator_that_does_not_end_is_left(launch, monkeypatch, capsy
 def test_a_second_order_to_end_does_not_interrupt_the_clean_up(launch, monkeypatch, capsys):
     """A loop may be told twice that nobody comes back; its clean-up, which follows the first time, goes to its end."""
     homes, steps, up = [], [], threading.Event()
-    begin = loops.LoopThread.begin
+    begin = Home.begin
     monkeypatch.setattr(
-        loops.LoopThread, "begin", lambda home, spawn: (homes.append(home), begin(home, spawn))[1]
+        Home, "begin", lambda home, spawn: (homes.append(home), begin(home, spawn))[1]
     )
 
     async def linger():
@@ -1223,7 +1226,7 @@ def test_a_second_order_to_end_does_not_interrupt_the_clean_up(launch, monkeypat
             up.set()
             await asyncio.Event().wait()
         finally:
-            homes[0]._halt()
+            homes[0].host.halt()
             for step in range(5):
                 await asyncio.sleep(0)
                 steps.append(step)
@@ -1321,8 +1324,8 @@ def homes(app):
 
 def tick(app, clock, blocked=0):
     """Move the clock, not while a healthy loop works, and return when the supervisor has seen what is due."""
-    wait_until(lambda: sum(home._busy_since is not None for home in homes(app)) <= blocked)
-    clock.advance(loops.LOOP_PATIENCE)
+    wait_until(lambda: sum(home.blockage.busy_since is not None for home in homes(app)) <= blocked)
+    clock.advance(blockage.BLOCKED_AFTER)
     for _ in range(
         3
     ):  # the first wakes it, the second may be read together with the deadline, the third comes after
@@ -1496,7 +1499,7 @@ def test_a_child_that_comes_too_late_never_runs_there(launch, recorder, stages, 
 
 def test_who_outlives_its_loop_has_an_end(launch, stages, gate, swallows, monkeypatch):
     """It swallows also the cancellation that comes when a blocked loop wakes up; then the loop is closed under it."""
-    monkeypatch.setattr(loops, "CLEAN_UP", 0.01)
+    monkeypatch.setattr(loop, "CLEAN_UP", 0.01)
     children = [
         coroutine(swallows, id="a", shutdown=0.0, unstopped="hold"),
         coroutine(stages[0], id="b"),
@@ -1505,8 +1508,8 @@ def test_who_outlives_its_loop_has_an_end(launch, stages, gate, swallows, monkey
     swallows.wait()
     life, [child, _] = stages[0].next(), members(app)
     app.terminate_child("a")
-    monkeypatch.setattr(loops, "LOOP_PATIENCE", 0.1)
-    members(app)[0]._home._watch(0.0)
+    monkeypatch.setattr(blockage, "BLOCKED_AFTER", 0.1)
+    members(app)[0]._home.blockage.watch(0.0)
     block(life, gate)
     stages[0].next()
     assert app.which_children()[0].state.value == "unstopped"
@@ -1534,7 +1537,7 @@ def test_a_busy_loop_is_not_blocked(launch, recorder, stages, clock):
 
         life.do(turn)
         assert turned.wait(HANG)
-        wait_until(lambda: members(app)[0]._home._busy_since is None)
+        wait_until(lambda: members(app)[0]._home.blockage.busy_since is None)
         tick(app, clock)
 
     assert recorder.of(Stalled) == []
@@ -1562,7 +1565,7 @@ def test_a_busy_loop_wakes_its_supervisor_twice_in_its_patience(launch, stages, 
 
         life.do(turn)
         assert turned.wait(HANG)
-        wait_until(lambda: members(app)[0]._home._busy_since is None)
+        wait_until(lambda: members(app)[0]._home.blockage.busy_since is None)
 
     let_time_pass(app, clock, lambda: not core.timers, blocked=0)
     monkeypatch.setattr(Mailbox, "put", note)
@@ -1607,7 +1610,7 @@ def test_a_loop_whose_last_stray_leaves_when_the_next_child_comes_is_no_stray(
     swallows.wait()
     app.terminate_child("a")
     [entry] = loop_threads(app)
-    is_empty, settle = threading.Event(), loops.LoopThread._settle
+    is_empty, settle = threading.Event(), LoopThread.settle
 
     def late(home):
         is_empty.set()
@@ -1615,7 +1618,7 @@ def test_a_loop_whose_last_stray_leaves_when_the_next_child_comes_is_no_stray(
         settle(home)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loops.LoopThread, "_settle", late)
+        patch.setattr(LoopThread, "settle", late)
         swallows.let_go()
         assert is_empty.wait(HANG)
         app.start_child(coroutine(stages[0], id="b"))
@@ -1631,11 +1634,11 @@ def test_a_loop_whose_last_child_leaves_when_it_is_detached_is_no_stray(
     """The supervisor has not read yet that the child has ended."""
     has_left, leave, detach = (
         threading.Event(),
-        loops.LoopThread.leave,
-        coroutines.CoroutineChild.detach,
+        LoopThread.leave,
+        CoroutineChild.detach,
     )
     monkeypatch.setattr(
-        loops.LoopThread,
+        LoopThread,
         "leave",
         lambda home, *args, **options: (leave(home, *args, **options), has_left.set()),
     )
@@ -1647,7 +1650,7 @@ def test_a_loop_whose_last_child_leaves_when_it_is_detached_is_no_stray(
         assert has_left.wait(HANG)
         detach(child)
 
-    monkeypatch.setattr(coroutines.CoroutineChild, "detach", late)
+    monkeypatch.setattr(CoroutineChild, "detach", late)
     core.detach()
     core.done.wait(HANG, "app")
 
@@ -1657,17 +1660,17 @@ def test_a_loop_whose_last_child_leaves_when_it_is_detached_is_no_stray(
 
 def test_a_loop_that_breaks_at_once_leaves_nobody_in_the_air(launch, monkeypatch):
     """Not even the child for which it was made."""
-    begin = loops.LoopThread.begin
+    begin = Home.begin
 
     def begin_and_break(home, spawn):
         begin(home, spawn)
-        home._thread.join(HANG)
+        home.members.thread.join(HANG)
 
     def break_down(home):
         raise RuntimeError("the loop is broken")
 
-    monkeypatch.setattr(loops.LoopThread, "begin", begin_and_break)
-    monkeypatch.setattr(loops.LoopThread, "_run", break_down)
+    monkeypatch.setattr(Home, "begin", begin_and_break)
+    monkeypatch.setattr(LoopThread, "_run_until_stopped", break_down)
     with pytest.raises(otpy.StartError, match="the loop is broken"):
         launch(supervisor("app", children=[coroutine(wait, ready=True)]), timeout=HANG)
 
