@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any, TypeVar, Unpack
 
 from otpy.abc import Puttable, ReportHandler
-from otpy.children.coroutine.child import as_awaited_here
+from otpy.children.coroutine.context import as_awaited_here
 from otpy.reports import ChildInfo, Counts, ExitReason, Snapshot, StopReport
 from otpy.runtime import running, threads
 from otpy.runtime.handle import Supervisor

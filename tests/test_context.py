@@ -10,7 +10,7 @@ import structlog
 import otpy
 from otpy import Context, ExitKind, NotFound, Service, Shutdown, supervisor, thread
 from otpy.children.callable.far_side import Facts, RemoteContext
-from otpy.children.coroutine.child import AsyncContext
+from otpy.children.coroutine.context import AsyncContext
 from otpy.reports import ChildTerminated, ShutdownError, StartError
 from tests.helpers import HANG, Puppet, wait_until
 

@@ -557,13 +557,13 @@ NUMBERS = [
     (
         "async.md",
         "They have half a second; what still runs then is logged as `tasks_left`",
-        "children.coroutine.loop.CLEAN_UP",
+        "children.coroutine.cancelling.CLEAN_UP",
         0.5,
     ),
     (
         "async.md",
         "does not come back to its selector for five seconds is blocked",
-        "children.coroutine.loop.LOOP_PATIENCE",
+        "children.coroutine.blockage.BLOCKED_AFTER",
         5.0,
     ),
     (
@@ -649,7 +649,7 @@ NUMBERS = [
     (
         "reference.md",
         "does not come back to its selector within 5 s is blocked",
-        "children.coroutine.loop.LOOP_PATIENCE",
+        "children.coroutine.blockage.BLOCKED_AFTER",
         5.0,
     ),
     (
@@ -675,7 +675,12 @@ NUMBERS = [
     ),
     ("design.md", "a fork waits, for a second at most", "runtime.telemetry.FORK", 1.0),
     ("design.md", "The same complaint is told once in a minute", "runtime.telemetry.QUIET", 60.0),
-    ("design.md", "to look at it five seconds later", "children.coroutine.loop.LOOP_PATIENCE", 5.0),
+    (
+        "design.md",
+        "to look at it five seconds later",
+        "children.coroutine.blockage.BLOCKED_AFTER",
+        5.0,
+    ),
     (
         "otp.md",
         "later than it was set for, by a second, or for a heartbeat by a quarter",
