@@ -4,8 +4,8 @@ Laws:
 1. An attempt is accounted for once. The thread that takes its token decides what became
    of it: the worker that has finished it, or the scheduler whose timeout is over. What
    the other one reports changes nothing.
-2. What a worker has taken is in its seat, whatever happens to its thread. So the task of
-   a dead worker is known.
+2. The attempt that a worker has taken is in its seat, whatever happens to its thread.
+   So the task of a dead worker is known.
 
 Each field of a ``Seat`` has one thread that writes it; the class says which.
 """
@@ -52,8 +52,8 @@ class Seat:
     Attributes:
         ctx, number: The worker. Its number is that in its name.
         held: The attempt that it has taken last. Written by the worker's thread.
-        error: What the thread died of. Written by the worker's thread.
-        text: The traceback of that. Written by the worker's thread.
+        error: The exception that the thread died of. Written by the worker's thread.
+        text: The traceback of *error*. Written by the worker's thread.
         cancel: Cancels the coroutine that the worker runs. Written by the worker's
             thread; called by a helper thread.
         is_dismissed: Whether it has lost a token. Written by the scheduler's thread.
@@ -105,7 +105,7 @@ class Finished(News):
 
     Attributes:
         error: The exception of the task; None: it has passed.
-        text: The traceback of that.
+        text: The traceback of *error*.
     """
 
     attempt: Attempt

@@ -1,7 +1,7 @@
 """Tasks: a function, and when to run it.
 
-A ``Task`` that exists is valid: each field is checked when it is made, and an error names
-path, field, value and what would be right.
+A ``Task`` that exists is valid: each field is checked when it is made, and an error
+names path, field, value and what would be right.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Rule:
 
     Attributes:
         is_right: Whether a value is right.
-        expected: What would be right, for the error.
+        expected: The values that are right, in words for the error.
     """
 
     is_right: Callable[[Any], bool]
@@ -192,7 +192,8 @@ def marked(module: types.ModuleType) -> tuple[Task, ...]:
     """Return the tasks that ``@task`` has marked in *module*, in their order there."""
     found: dict[int, Task] = {}
     for value in list(vars(module).values()):
-        # a stand-in for an object that does not exist now, such as a web request, raises
+        # a stand-in for an object that does not exist now, such as a web request,
+        # raises
         with contextlib.suppress(Exception):
             mark = getattr(value, MARK, None)
             if isinstance(mark, Task):
