@@ -175,9 +175,9 @@ class ThreadRegistry:
     def shutdown_all(self, timeout: float = 10.0) -> ShutdownStats:
         """Ask all threads to stop, and wait for their ends.
 
-        From now on ``spawn`` is refused. All are asked before any is waited for. The default registry also asks the trees
-        that run, each of which stops in order, and waits for these first. It asks the
-        threads that trees have let go, too.
+        From now on ``spawn`` is refused. All are asked before any is waited for. The
+        default registry also asks the trees that run, each of which stops in order, and
+        waits for these first. It asks the threads that trees have let go, too.
 
         It does not wait for threads that their supervisor has given up, nor for those
         that wait for this very call: the calling thread, the tree that this thread
