@@ -24,7 +24,7 @@ from otpy.exceptions import meaning_of
 from otpy.runtime import threads
 from otpy.taskgraph.blueprint import Blueprint
 from otpy.taskgraph.task import Task
-from otpy.values import running, value
+from otpy.values import Value, message, running
 
 
 @running
@@ -68,13 +68,13 @@ class Seat:
     is_dismissed: bool = False
 
 
-class News:
+class News(Value):
     """Base of all messages to the scheduler."""
 
     __slots__ = ()
 
 
-@value
+@message
 class Seated(News):
     """A worker has come.
 
@@ -85,7 +85,7 @@ class Seated(News):
     former: Seat | None
 
 
-@value
+@message
 class Begun(News):
     """A worker begins an attempt.
 
@@ -99,7 +99,7 @@ class Begun(News):
     at: float
 
 
-@value
+@message
 class Finished(News):
     """A worker has finished an attempt, and has its token.
 
@@ -113,21 +113,21 @@ class Finished(News):
     text: str
 
 
-@value
+@message
 class Asked(News):
     """A worker was asked to stop."""
 
     seat: Seat
 
 
-@value
+@message
 class Gone(News):
     """A worker has ended."""
 
     seat: Seat
 
 
-@value
+@message
 class StopRun(News):
     """The tree of the run was asked to stop."""
 

@@ -16,13 +16,13 @@ import attrs
 from otpy.arguments import check_call, check_function, is_async
 from otpy.exceptions import SpecError, show
 from otpy.specs import Backoff, is_number, plain
-from otpy.values import Value, report, running
+from otpy.values import Value, report, value
 
 F = TypeVar("F", bound=Callable[..., object])
 
 
-@running(frozen=True)
-class Rule:
+@value
+class Rule(Value):
     """Which values a field may have.
 
     Attributes:
@@ -191,11 +191,11 @@ def task(**options: Unpack[Options]) -> Callable[[F], F]:
 def marked(module: types.ModuleType) -> tuple[Task, ...]:
     """Return the tasks that ``@task`` has marked in *module*, in their order there."""
     found: dict[int, Task] = {}
-    for value in list(vars(module).values()):
+    for thing in list(vars(module).values()):
         # a stand-in for an object that does not exist now, such as a web request,
         # raises
         with contextlib.suppress(Exception):
-            mark = getattr(value, MARK, None)
+            mark = getattr(thing, MARK, None)
             if isinstance(mark, Task):
                 found[id(mark)] = mark
     return tuple(found.values())

@@ -32,9 +32,13 @@ DEATHS = [
 
 
 class TestCrashes:
+    """Crashes of spawned threads."""
+
     @pytest.mark.parametrize("error", DEATHS, ids=repr)
     def test_exactly_one_report(self, reg, error, monkeypatch):
-        """To the log and to each sink; Python's own hook is not called in addition."""
+        """The log and each sink get one report of each death; Python's own hook gets
+        none.
+        """
         hooked, first, second = [], queue.SimpleQueue(), []
         monkeypatch.setattr(threading, "excepthook", hooked.append)
         reg.subscribe(first)
@@ -61,6 +65,7 @@ class TestCrashes:
 
     @pytest.mark.parametrize("error", [SystemExit(), SystemExit(0), SystemExit(False)], ids=repr)
     def test_a_normal_end_is_not_reported(self, reg, error):
+        """A return and a SystemExit with code 0 or None are no crash."""
         box = queue.SimpleQueue()
         reg.subscribe(box)
         with structlog.testing.capture_logs() as logs:
@@ -70,7 +75,7 @@ class TestCrashes:
         assert (box.empty(), logs) == (True, [])
 
     def test_sinks_are_called_in_the_dying_thread(self, reg):
-        """Which is not over before."""
+        """The thread is still active while its sinks are called."""
         seen = queue.SimpleQueue()
         reg.subscribe(
             lambda report: seen.put((threading.current_thread().name, names(reg.active())))
@@ -80,7 +85,10 @@ class TestCrashes:
         assert seen.get_nowait() == ("t", ["t"])
 
     def test_a_sink_that_raises_is_logged(self, reg):
-        """The next one gets its report all the same; SystemExit, too."""
+        """The exception of a sink, a SystemExit too, is logged.
+
+        The next sink gets its report.
+        """
         box = queue.SimpleQueue()
 
         def bad(report):
@@ -95,7 +103,8 @@ class TestCrashes:
         assert [one["event"] for one in logs] == ["child_terminated", "handler_failed"]
         assert "bad sink" in logs[1]["exception"]
 
-    def test_a_broken_log_does_not_matter(self, reg, monkeypatch, capsys):
+    def test_a_broken_log_keeps_no_report_from_the_sinks(self, reg, monkeypatch, capsys):
+        """The sinks get the report even if the log raises."""
         box = queue.SimpleQueue()
         reg.subscribe(box)
         monkeypatch.setattr(telemetry, "logger", raiser(OSError("disk full")))
@@ -104,7 +113,9 @@ class TestCrashes:
         assert box.get_nowait().path == "t"
 
     def test_unsubscribe(self, reg):
-        """One subscription each; a queue is the same queue again."""
+        """Each call of ``unsubscribe`` ends one subscription of an equal sink, and
+        refuses a sink that has none.
+        """
         box, got = queue.Queue(), []
         for sink in (box, box, got.append):
             reg.subscribe(sink)
@@ -121,7 +132,9 @@ class TestCrashes:
                 reg.unsubscribe(sink)
 
     def test_many_unsubscribe_at_once(self, reg):
-        """Each takes one away."""
+        """Of many calls at once each ends another subscription; the surplus ones are
+        refused.
+        """
         box = queue.Queue()
         for _ in range(8):
             reg.subscribe(box)
@@ -131,7 +144,10 @@ class TestCrashes:
         assert sum(isinstance(one, otpy.NotFound) for one in results) == 4
 
     def test_two_unsubscribe_one_at_once(self, reg):
-        """The one who comes second finds none: here that is while the first one compares."""
+        """Of two calls for one subscription, one is refused.
+
+        Here the second call comes while the first one compares sinks.
+        """
 
         class Sink:
             was_compared = True  # inspect.signature compares it, too
@@ -154,13 +170,15 @@ class TestCrashes:
             reg.unsubscribe(sink)
 
     @pytest.mark.parametrize("sink", [None, 7, "print"])
-    def test_what_cannot_be_a_sink_is_refused(self, reg, sink):
+    def test_an_object_that_cannot_be_a_sink_is_refused(self, reg, sink):
+        """A sink is a callable that takes a report, or has ``put``."""
         with pytest.raises(
             otpy.SpecError, match=r"<registry>: sink = .*: expected a callable that takes a report"
         ):
             reg.subscribe(sink)
 
     def test_a_private_crash_is_private(self, reg, whole):
+        """The default registry does not report the crashes of a private one."""
         box = queue.SimpleQueue()
         whole.subscribe(box)
         reg.spawn(raiser(ValueError()), name="t").join(HANG)
@@ -168,7 +186,9 @@ class TestCrashes:
         assert box.empty()
 
     def test_nothing_is_kept_alive(self, reg):
-        """Neither the arguments nor the exception nor what it has seen, without the help of the collector."""
+        """A crash keeps neither the arguments nor the exception nor its frames, without
+        the help of the garbage collector.
+        """
         alive = []
 
         class Thing:
@@ -188,7 +208,7 @@ class TestCrashes:
 
 
 class TestBridge:
-    """Crashes of threads that were started elsewhere."""
+    """Crashes of threads that otpy has not started."""
 
     @pytest.fixture
     def box(self, hook):
@@ -204,13 +224,18 @@ class TestBridge:
         one.join(HANG)
 
     def test_without_it_nothing_is_reported(self, box, capsys):
+        """Without a bridge the interpreter prints the crash, and the sinks get no
+        report.
+        """
         self.crash(ValueError("boom"))
 
         assert box.empty()
         assert "ValueError: boom" in capsys.readouterr().err
 
     def test_a_crash_is_reported_once(self, box, capsys):
-        """To the log and to the sinks; the interpreter does not print it once more."""
+        """The log and the sinks get one report; the interpreter does not print the
+        traceback.
+        """
         error = ValueError("boom")
         with structlog.testing.capture_logs() as logs, registry.report_crashes_elsewhere():
             self.crash(error)
@@ -226,6 +251,7 @@ class TestBridge:
         assert threading.excepthook is threading.__excepthook__
 
     def test_a_spawned_thread_is_not_reported_twice(self, box, reg):
+        """The bridge does not report threads that a registry has spawned."""
         with registry.report_crashes_elsewhere():
             registry.spawn(raiser(ValueError()), name="ours").join(HANG)
             reg.spawn(raiser(ValueError()), name="private").join(HANG)
@@ -234,6 +260,9 @@ class TestBridge:
         assert box.empty()
 
     def test_the_hook_that_was_there_is_called_too(self, box, monkeypatch):
+        """A hook of the user gets the crash as well, and is back when the bridge is
+        closed.
+        """
         hooked = []
         monkeypatch.setattr(threading, "excepthook", lambda args: hooked.append(args.exc_value))
         before, error = threading.excepthook, ValueError()
@@ -245,8 +274,10 @@ class TestBridge:
         assert threading.excepthook is before
 
     @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 0, 2), (1, 2, 0)])
-    def test_installed_more_than_once(self, box, capsys, order):
-        """One report, as long as one of them is open; in whatever order they are closed."""
+    def test_several_bridges_report_a_crash_once(self, box, capsys, order):
+        """There is one report as long as one bridge is open, whatever the order of the
+        closes.
+        """
         bridges = [registry.report_crashes_elsewhere() for _ in range(3)]
         for number in order:
             self.crash(ValueError())
@@ -261,8 +292,8 @@ class TestBridge:
         assert box.empty()
         assert capsys.readouterr().err.count("ValueError: boom") == 1
 
-    def test_somebody_elses_hook_on_top(self, box, capsys):
-        """It stays; below it, an open bridge reports and a closed one passes on."""
+    def test_a_foreign_hook_on_top_stays(self, box, capsys):
+        """Below a foreign hook, an open bridge reports, and a closed one passes on."""
         bridge = registry.report_crashes_elsewhere()
         hooked, below = [], threading.excepthook
 
@@ -287,23 +318,25 @@ class TestBridge:
         assert capsys.readouterr().err.count("ValueError: boom") == 1
 
     def test_system_exit_is_no_crash(self, box, capsys):
-        """As for the interpreter."""
+        """The bridge ignores SystemExit, as the interpreter does."""
         with registry.report_crashes_elsewhere():
             self.crash(SystemExit(3))
 
         assert box.empty()
         assert capsys.readouterr().err == ""
 
-    def test_what_is_not_known(self, box):
-        """The thread, or the exception object."""
+    def test_a_crash_without_a_thread_or_an_exception_is_reported(self, box):
+        """The report has a name and a text even if the hook gets neither thread nor
+        exception.
+        """
         with registry.report_crashes_elsewhere():
             threading.excepthook(threading.ExceptHookArgs((ValueError, None, None, None)))
         report = box.get_nowait()
 
         assert (report.path, str(report.reason)) == ("<unknown thread>", "crashed: ValueError")
 
-    def test_a_sink_that_raises(self, box, hook):
-        """It is logged, and the next crash is reported as well."""
+    def test_a_sink_that_raises_does_not_end_the_bridge(self, box, hook):
+        """The exception of a sink is logged, and the next crash is reported as well."""
         bad = raiser(SystemExit("bad sink"))
         registry.subscribe(lambda report: bad())
         bad_sink = list(registry.default()._sinks.values())[-1]
@@ -320,7 +353,7 @@ class TestBridge:
         assert [box.get_nowait().path for _ in range(2)] == ["elsewhere"] * 2
 
     def test_nothing_is_kept_alive(self, hook):
-        """Neither the exception nor the thread."""
+        """The bridge keeps neither the exception nor the thread."""
         alive = []
 
         class Telltale(Exception):

@@ -11,7 +11,9 @@ import pytest
 
 
 def program(body, timeout=60):
-    """Run *body* in a process of its own; return (exit status, lines of stdout, stderr)."""
+    """Run *body* in a process of its own; return (exit status, lines of stdout,
+    stderr).
+    """
     prelude = """
     import os, signal, sys, threading, time, warnings
     import otpy
@@ -32,8 +34,12 @@ def program(body, timeout=60):
 
 
 class TestPrograms:
+    """Programs in processes of their own."""
+
     def test_the_end_of_a_main_function(self):
-        """Trees and threads end, nothing is left, and the default registry is closed for ever."""
+        """``shutdown_all`` at the end of ``main`` ends trees and threads, and closes
+        the registry for ever.
+        """
         status, out, err = program(
             """
             def work():
@@ -73,7 +79,10 @@ class TestPrograms:
         ]
 
     def test_a_signal_handler_may_shut_down(self):
-        """At any moment: also when the main thread is just about to wait, or to spawn."""
+        """A handler may call ``shutdown_all`` at any moment.
+
+        The main thread may be just about to wait, or to spawn.
+        """
         status, out, err = program(
             """
             import random
@@ -103,7 +112,11 @@ class TestPrograms:
 
     @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
     def test_a_fork(self):
-        """The copy knows none of the threads, and can spawn, under the same names; a lock that was held is not."""
+        """A fork knows none of the threads.
+
+        It can spawn threads under their names, even if another thread held the lock at
+        the fork.
+        """
         status, out, err = program(
             """
             warnings.simplefilter("ignore", DeprecationWarning)
@@ -140,7 +153,11 @@ class TestPrograms:
 
     @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
     def test_a_spawned_thread_that_forks(self):
-        """The copy inherits the flag; its copy of the thread is the main thread there, and its end hurts nobody."""
+        """A fork inherits the flag.
+
+        The thread that has forked is the main thread there, and its crash is reported
+        there.
+        """
         status, out, err = program(
             """
             warnings.simplefilter("ignore", DeprecationWarning)

@@ -21,8 +21,10 @@ from tests.registry.kit import SOON, by_name, names, raiser, side_by_side
 
 
 class TestShutdown:
+    """``shutdown_all`` of a private registry."""
+
     def test_all_are_asked_before_any_is_waited_for(self, reg):
-        """None of them ends before all have heard of it."""
+        """All threads see the request before the call waits for any of them."""
         together = threading.Barrier(5)
 
         def obey():
@@ -46,7 +48,9 @@ class TestShutdown:
         assert 0.5 <= stats.duration < 2.0
 
     def test_the_numbers_are_true(self, reg, gate):
-        """Joined, timed out, and of these orphaned: a daemon is cut off by the interpreter, others are waited for."""
+        """Ended threads are joined, others have timed out, and of these only daemons
+        are orphaned.
+        """
         reg.spawn(reg.wait_shutdown, name="obeys")
         reg.spawn(gate.wait, name="stuck")
         with pytest.warns(RuntimeWarning):
@@ -63,6 +67,7 @@ class TestShutdown:
         assert by_name(reg.shutdown_all(HANG))[1:] == ((), ())
 
     def test_no_budget_at_all(self, reg, gate):
+        """With a budget of 0 the call returns at once, and names the threads that run."""
         reg.spawn(gate.wait, name="t")
         stats = reg.shutdown_all(0)
 
@@ -70,6 +75,7 @@ class TestShutdown:
         assert stats.duration < SOON
 
     def test_afterwards_nothing_is_spawned(self, reg):
+        """After the call ``spawn`` is refused, and ``wait_shutdown`` returns at once."""
         assert reg.shutdown_requested is False
         reg.shutdown_all()
 
@@ -79,7 +85,7 @@ class TestShutdown:
         assert reg.wait_shutdown() is True
 
     def test_it_is_idempotent(self, reg, gate):
-        """A second call waits again, with its own budget, and says what it saw."""
+        """A second call waits again, with a budget of its own, and returns what it saw."""
         reg.spawn(gate.wait, name="t")
 
         assert [by_name(reg.shutdown_all(0.05))[1] for _ in range(2)] == [("t",), ("t",)]
@@ -96,8 +102,8 @@ class TestShutdown:
             orphaned_names=(),
         )
 
-    def test_many_at_once(self, reg):
-        """All of them wait, and see the same."""
+    def test_many_calls_at_once(self, reg):
+        """All calls wait, and return the same names."""
         all_wait = threading.Event()
         reg.spawn(all_wait.wait, name="t")
         opener = threading.Thread(
@@ -110,8 +116,8 @@ class TestShutdown:
         assert results == [(("t",), (), ())] * 8
         assert reg._calls == []
 
-    def test_from_a_tracked_thread(self, reg):
-        """It skips itself, and waits for the others."""
+    def test_a_tracked_thread_may_call(self, reg):
+        """The call skips the calling thread, and waits for the others."""
         box = queue.SimpleQueue()
         reg.spawn(reg.wait_shutdown, name="other")
         reg.spawn(lambda: box.put(reg.shutdown_all(HANG)), name="caller").join(HANG)
@@ -120,8 +126,8 @@ class TestShutdown:
         assert by_name(stats) == (("other",), (), ())
         assert stats.duration < SOON
 
-    def test_from_outside_while_a_tracked_thread_is_at_it(self, reg, monkeypatch):
-        """That one is waited for."""
+    def test_a_call_from_outside_waits_for_a_tracked_caller(self, reg, monkeypatch):
+        """A thread that waits in a call of its own is waited for like others."""
         waited_for, join_all = [], threads.join_all
         monkeypatch.setattr(
             threads,
@@ -143,8 +149,10 @@ class TestShutdown:
         assert sorted(names(those) for those in waited_for) == [["other"], ["other", "caller"]]
         assert by_name(box.get(timeout=HANG)) == (("other",), (), ())
 
-    def test_tracked_threads_that_call_it_at_once_do_not_wait_for_each_other(self, reg):
-        """Whoever came first waits for the later ones; none waits until its budget is over."""
+    def test_tracked_threads_that_call_at_once_do_not_wait_for_each_other(self, reg):
+        """The earlier call waits for the later ones; no call waits until its budget is
+        over.
+        """
         together, box = threading.Barrier(4), queue.SimpleQueue()
 
         def call():
@@ -160,8 +168,8 @@ class TestShutdown:
         assert [by_name(stats)[2] for stats in results] == [()] * 4
         assert reg._calls == []
 
-    def test_whoever_spawns_while_all_is_shut_down_is_refused_or_waited_for(self):
-        """None slips through."""
+    def test_a_spawn_during_the_shutdown_is_refused_or_waited_for(self):
+        """However many threads spawn meanwhile, no spawned thread is overlooked."""
         for _ in range(20):
             reg, numbers, started = ThreadRegistry(), itertools.count(), []
 
@@ -181,8 +189,8 @@ class TestShutdown:
             assert stats.total == stats.joined == len(started)
             assert not [one for one in started if one.is_alive()]
 
-    def test_whoever_has_been_let_in_is_waited_for(self, reg, monkeypatch):
-        """The door is closed behind one who is just in it, not before."""
+    def test_a_spawn_that_was_admitted_is_waited_for(self, reg, monkeypatch):
+        """The door closes after a spawn that is under way, not before."""
         enlist, inside, shut = threads.enlist, threading.Event(), threading.Event()
 
         def slow_enlist(*args, **options):
@@ -200,8 +208,8 @@ class TestShutdown:
 
         assert by_name(stats) == (("t",), (), ())
 
-    def test_whoever_comes_after_the_look_is_refused(self, reg, monkeypatch):
-        """Nobody gets in between the look and the flag."""
+    def test_a_spawn_after_the_look_is_refused(self, reg, monkeypatch):
+        """No spawn comes between the look at the threads and the flag."""
         look, results, spawners = Shutdown.look, queue.SimpleQueue(), []
 
         def spawn_late():
@@ -223,7 +231,7 @@ class TestShutdown:
         spawners[0].join(HANG)
 
     def test_all_that_ran_are_counted(self, reg, monkeypatch):
-        """Also those that end in the moment in which they are asked."""
+        """A thread that ends in the moment of the request is counted, too."""
         look, spawned = Shutdown.look, reg.spawn(reg.wait_shutdown, name="t")
 
         def slow_look(call, entries):
@@ -235,7 +243,7 @@ class TestShutdown:
         assert by_name(reg.shutdown_all(HANG)) == (("t",), (), ())
 
     def test_of_two_tracked_callers_only_the_later_one_skips_the_other(self, reg, gate):
-        """In whatever order they get to look at each other."""
+        """The order of the list decides, in whatever order the two look at each other."""
         for name in "ab":
             reg.spawn(gate.wait, name=name)
         first, second, outsider = (Shutdown(reg._calls, HANG) for _ in range(3))
@@ -247,8 +255,11 @@ class TestShutdown:
 
         assert (first.earlier, second.earlier, outsider.earlier) == ([], [first], [])
 
-    def test_whoever_sees_a_call_knows_who_its_caller_is(self, reg, monkeypatch):
-        """Otherwise two could wait for each other."""
+    def test_a_call_in_the_list_has_its_caller(self, reg, monkeypatch):
+        """A call knows its caller before other calls can see it.
+
+        Otherwise two calls could wait for each other.
+        """
         look, visible = Shutdown.look, []
 
         def look_and_note(call, entries):
@@ -260,8 +271,11 @@ class TestShutdown:
 
         assert visible == [False]
 
-    def test_one_that_the_caller_itself_is_about_to_start_is_not(self, reg):
-        """A signal handler amidst a spawn: nothing starts before it returns."""
+    def test_a_thread_that_the_caller_is_about_to_start_is_not_waited_for(self, reg):
+        """A signal handler may call in the middle of ``spawn``.
+
+        The thread does not start before the handler returns.
+        """
         role = threads.Role.SPAWNED
         entry = threads.enlist(
             lambda: None, name="t", role=role, purpose="", owner=reg, daemon=False
@@ -273,7 +287,7 @@ class TestShutdown:
         assert stats.duration < SOON
 
     def test_a_thread_that_is_about_to_start_is_waited_for(self, reg, monkeypatch):
-        """It was let in before; that it does not run yet makes no difference."""
+        """A thread that was admitted and does not run yet is waited for."""
         start, starting, go_on, box = (
             threading.Thread.start,
             threading.Event(),
@@ -304,7 +318,7 @@ class TestShutdown:
 
     @pytest.mark.parametrize("timeout", [-1, float("nan"), float("inf"), None, "1", True])
     def test_a_bad_budget_is_refused(self, reg, timeout):
-        """And nothing is shut down."""
+        """A wrong *timeout* raises SpecError, and nothing is shut down."""
         with pytest.raises(
             otpy.SpecError, match=r"<registry>: timeout = .*: expected a finite number"
         ):
@@ -312,12 +326,15 @@ class TestShutdown:
         assert reg.shutdown_requested is False
 
     def test_a_budget_beyond_all_clocks(self, reg):
+        """A budget that no clock can hold means to wait until all have ended."""
         reg.spawn(reg.wait_shutdown, name="t")
 
         assert by_name(reg.shutdown_all(1e300)) == (("t",), (), ())
 
     def test_wait_shutdown(self, reg):
-        """Returns whether it has been called; wakes all."""
+        """It returns whether ``shutdown_all`` has been called; the call wakes all
+        waiters.
+        """
         assert reg.wait_shutdown(0) is reg.wait_shutdown(0.001) is False
         box = queue.SimpleQueue()
         for number, timeout in enumerate((None, HANG, float("inf"), 1e300)):
@@ -330,11 +347,12 @@ class TestShutdown:
 
     @pytest.mark.parametrize("timeout", [-1, float("nan"), float("-inf"), "1", True])
     def test_a_bad_wait_is_refused(self, reg, timeout):
+        """A wrong *timeout* of ``wait_shutdown`` raises SpecError."""
         with pytest.raises(otpy.SpecError, match="<registry>: timeout"):
             reg.wait_shutdown(timeout)
 
     def test_as_a_context_manager(self):
-        """Leaving it shuts down and waits, also by an exception."""
+        """Leaving the block shuts down and waits, also by an exception."""
         with (
             pytest.raises(ZeroDivisionError),
             structlog.testing.capture_logs() as logs,
@@ -347,8 +365,8 @@ class TestShutdown:
         assert reg.shutdown_requested
         assert logs == []
 
-    def test_a_context_manager_says_what_it_leaves(self, gate, monkeypatch):
-        """Nobody sees its stats."""
+    def test_a_context_manager_logs_what_it_leaves(self, gate, monkeypatch):
+        """The caller does not get the stats, so the names of the threads are logged."""
         monkeypatch.setattr(ThreadRegistry.shutdown_all, "__defaults__", (0.05,))
         with structlog.testing.capture_logs() as logs, ThreadRegistry() as reg:
             reg.spawn(gate.wait, name="t")
@@ -358,7 +376,7 @@ class TestShutdown:
         reg.shutdown_all(HANG)
 
     def test_an_interrupt_while_it_waits(self, reg, gate, monkeypatch):
-        """It leaves nothing behind that would confuse the next call."""
+        """An interrupted call leaves nothing behind that would confuse the next one."""
         reg.spawn(gate.wait, name="t")
         with monkeypatch.context() as patch:
             patch.setattr(threads, "join_all", lambda *args: raiser(KeyboardInterrupt())())
@@ -368,8 +386,10 @@ class TestShutdown:
         assert reg._calls == []
         assert reg.shutdown_requested
 
-    def test_an_interrupted_wait_takes_nobody_for_dead(self, reg, gate):
-        """As CPython before 3.13 does where a join is interrupted."""
+    def test_an_interrupted_wait_takes_no_thread_for_dead(self, reg, gate):
+        """CPython before 3.13 takes a thread for dead whose join is interrupted; the
+        registry does not.
+        """
         reg.spawn(gate.wait, name="t")
         waiting = threading.get_ident()
 

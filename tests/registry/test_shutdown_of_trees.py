@@ -20,8 +20,10 @@ from tests.registry.kit import SOON, Boom, by_name, names, raiser
 
 
 class TestShutdownOfTrees:
+    """``shutdown_all`` of a registry that sees the trees."""
+
     def test_trees_are_stopped_in_order_and_waited_for_first(self, whole, launch, monkeypatch):
-        """Children in reverse order; threads are joined when the trees have ended."""
+        """Children end in reverse order; threads are joined when the trees have ended."""
         ended, alive_at_join = [], []
 
         def child(ctx):
@@ -48,10 +50,10 @@ class TestShutdownOfTrees:
         )
         assert stats.duration < SOON
 
-    def test_trees_detached_ones_and_spawned_ones_are_asked_before_any_is_waited_for(
-        self, whole, launch
-    ):
-        """None of them ends before all have been asked."""
+    def test_all_kinds_are_asked_before_any_is_waited_for(self, whole, launch):
+        """Trees, detached children and spawned threads are asked before the call waits
+        for any.
+        """
         together = threading.Barrier(4)
 
         def child(ctx):
@@ -69,8 +71,8 @@ class TestShutdownOfTrees:
         assert {"go/d", "one/a", "two/a", "t"} <= set(stats.joined_names)
         assert stats.duration < SOON
 
-    def test_what_a_tree_lets_go_while_it_ends_is_asked(self, whole, launch, monkeypatch):
-        """The tree was told to detach before, and has not come to that when the others are asked."""
+    def test_a_child_that_a_tree_lets_go_while_it_ends_is_asked(self, whole, launch, monkeypatch):
+        """The tree detaches its child only after the call has asked all others."""
         app = launch(supervisor("app", children=[thread(lambda ctx: ctx.wait_stop(), id="a")]))
         all_asked, wait, detach = threading.Event(), Shutdown.wait, ThreadChild.detach
 
@@ -86,10 +88,12 @@ class TestShutdownOfTrees:
         assert by_name(stats)[1:] == ((), ())
         assert "app/a" in stats.joined_names
 
-    def test_what_cannot_be_stopped_is_given_up_within_the_budget(
+    def test_a_child_that_cannot_be_stopped_is_given_up_within_the_budget(
         self, whole, launch, gate, monkeypatch
     ):
-        """The tree knows it in time, so it is over, and the child an orphan; one budget for all."""
+        """The tree gives its child up in time, so the tree ends and the child is an
+        orphan. One budget serves for all.
+        """
         up, budgets, join_all = threading.Barrier(3), [], threads.join_all
 
         def stuck(ctx):
@@ -124,7 +128,7 @@ class TestShutdownOfTrees:
         }
 
     def test_trees_get_nine_tenths_of_the_budget(self, whole, monkeypatch):
-        """What they cannot stop must be known before all of it is over."""
+        """It must be known before the end of the budget which children trees give up."""
         budgets = []
         monkeypatch.setattr(
             registry.registry, "ask_all", lambda within: budgets.append(within) or {}
@@ -135,7 +139,7 @@ class TestShutdownOfTrees:
         assert budgets == [9.0, 0.0]
 
     def test_a_tree_that_is_not_over_still_has_its_children(self, whole, launch):
-        """They are no orphans: their tree waits for them."""
+        """Children of a tree that runs are no orphans: the tree waits for them."""
         slow, up = threading.Event(), threading.Event()
 
         def child(ctx):
@@ -154,7 +158,8 @@ class TestShutdownOfTrees:
         assert orphaned == ()
         app.wait(HANG)
 
-    def test_what_was_given_up_before_is_not_waited_for(self, whole, launch, gate):
+    def test_a_child_that_was_given_up_before_is_not_waited_for(self, whole, launch, gate):
+        """A thread that its supervisor has given up is named, and not waited for."""
         up = threading.Event()
 
         def stuck(ctx):
@@ -174,7 +179,7 @@ class TestShutdownOfTrees:
         assert stats.duration < SOON
 
     def test_a_detached_child_that_does_not_listen(self, whole, launch, gate):
-        """It is waited for, and then nobody does any more."""
+        """It is waited for, and is an orphan when the budget is over."""
         up = threading.Event()
 
         def deaf(ctx):
@@ -188,7 +193,7 @@ class TestShutdownOfTrees:
         assert by_name(whole.shutdown_all(0.2)) == ((), ("app/x",), ("app/x",))
 
     def test_a_detached_child_that_cannot_be_asked(self, whole, gate):
-        """What goes wrong is logged, and the others are asked all the same."""
+        """The exception is logged, and the others are asked all the same."""
         asked = []
         for name, ask in (("a", raiser(Boom())), ("b", lambda: asked.append("b"))):
             spawned = threads.spawn(
@@ -202,8 +207,11 @@ class TestShutdownOfTrees:
         assert asked == ["b"]
         assert [(one["event"], one["path"]) for one in logs] == [("ask_failed", "a")]
 
-    def test_from_inside_a_tree(self, whole, launch):
-        """The tree is asked, but not waited for: it waits for the caller. All others are."""
+    def test_a_child_may_call(self, whole, launch):
+        """Its tree is asked but not waited for, since the tree waits for the caller.
+
+        All others are waited for.
+        """
         go_on, box = threading.Event(), queue.SimpleQueue()
 
         def caller(ctx):
@@ -230,8 +238,10 @@ class TestShutdownOfTrees:
         assert str(app.wait(HANG)) == "shutdown"
 
     @pytest.mark.parametrize("where", ["handler", "on_stop"])
-    def test_from_a_helper_of_a_tree(self, whole, launch, where):
-        """Its tree waits for it, too."""
+    def test_a_helper_of_a_tree_may_call(self, whole, launch, where):
+        """The tree waits for its handlers and for ``on_stop`` callbacks, so it is not
+        waited for.
+        """
         box = queue.SimpleQueue()
 
         def shut(*args):
@@ -257,8 +267,8 @@ class TestShutdownOfTrees:
         assert by_name(stats)[2] == ()
         app.wait(HANG)
 
-    def test_from_inside_two_trees_at_once(self, whole, launch):
-        """None of them waits for the other until its budget is over."""
+    def test_children_of_two_trees_may_call_at_once(self, whole, launch):
+        """Neither call waits for the other until its budget is over."""
         together, box = threading.Barrier(3), queue.SimpleQueue()
 
         def caller(ctx):
@@ -276,8 +286,8 @@ class TestShutdownOfTrees:
 
         assert all(stats.duration < SOON for stats in results)
 
-    def test_from_a_detached_child(self, whole, launch):
-        """No tree waits for it, so it may wait for all of them."""
+    def test_a_detached_child_may_call(self, whole, launch):
+        """No tree waits for it, so the call may wait for all trees."""
         go_on, up, box = threading.Event(), threading.Event(), queue.SimpleQueue()
 
         def caller(ctx):
@@ -297,6 +307,7 @@ class TestShutdownOfTrees:
         assert {"app", "app/a"} <= set(stats.joined_names)
 
     def test_a_private_registry_leaves_trees_alone(self, reg, launch):
+        """``shutdown_all`` of a private registry asks no tree."""
         app = launch(supervisor("app", children=[thread(lambda ctx: ctx.wait_stop(), id="a")]))
 
         assert reg.shutdown_all(HANG).total == 0
@@ -304,6 +315,7 @@ class TestShutdownOfTrees:
         assert app.which_children()[0].incarnation == 1
 
     def test_the_default_one_leaves_private_ones_alone(self, whole, reg, gate):
+        """``shutdown_all`` of the default registry asks no thread of a private one."""
         reg.spawn(gate.wait, name="t")
 
         assert whole.shutdown_all(HANG).total == 0
@@ -311,7 +323,7 @@ class TestShutdownOfTrees:
         assert names(reg.active()) == ["t"]
 
     def test_trees_may_be_started_afterwards(self, whole, launch):
-        """The flag is about spawn."""
+        """The flag refuses ``spawn`` only."""
         whole.shutdown_all(HANG)
         app = launch(supervisor("app", children=[thread(lambda ctx: ctx.wait_stop(), id="a")]))
 
@@ -319,8 +331,8 @@ class TestShutdownOfTrees:
         assert by_name(whole.shutdown_all(HANG))[1:] == ((), ())
         assert not app.alive
 
-    def test_a_tree_that_starts(self, whole):
-        """It is stopped before it is up."""
+    def test_a_tree_that_starts_is_stopped(self, whole):
+        """A tree that is not up yet is stopped, and its start fails."""
         starting, box = threading.Event(), queue.SimpleQueue()
 
         def slow(ctx):

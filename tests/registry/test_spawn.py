@@ -20,7 +20,12 @@ from tests.registry.kit import by_name, names, side_by_side
 
 
 class TestSpawn:
+    """What ``spawn`` starts, and what it refuses."""
+
     def test_it_runs_the_target_with_its_arguments(self, reg):
+        """The thread has the name, is no daemon, and calls the target with args and
+        kwargs.
+        """
         box = queue.SimpleQueue()
         spawned = reg.spawn(
             lambda *args, **kwargs: box.put((args, kwargs)), name="t", args=[1, 2], kwargs={"a": 3}
@@ -31,7 +36,7 @@ class TestSpawn:
         assert (spawned.name, spawned.daemon) == ("t", False)
 
     def test_it_is_no_daemon_even_if_its_starter_is(self, reg, gate):
-        """As threads are where nobody says otherwise."""
+        """Unlike a ``threading.Thread``, it does not inherit ``daemon``."""
         box = queue.SimpleQueue()
         starter = threading.Thread(
             target=lambda: box.put(reg.spawn(gate.wait, name="t")), daemon=True
@@ -43,6 +48,7 @@ class TestSpawn:
         starter.join(HANG)
 
     def test_it_is_tracked_while_it_lives(self, reg, gate):
+        """``active`` shows the thread from its start to its end."""
         before = time.time()
         spawned = reg.spawn(gate.wait, name="t", purpose="waits")
         [one] = reg.active()
@@ -65,13 +71,14 @@ class TestSpawn:
         assert reg.active() == ()
 
     def test_it_sees_itself(self, reg):
-        """From its first line on."""
+        """A thread is active from its first line on."""
         box = queue.SimpleQueue()
         for number in range(50):
             reg.spawn(lambda: box.put(names(reg.active())), name=f"t{number}")
             assert f"t{number}" in box.get(timeout=HANG)
 
     def test_values_are_frozen(self, reg, gate):
+        """The values of a registry cannot be changed, and their fields have names only."""
         reg.spawn(gate.wait, name="t")
         for value, field in ((reg.active()[0], "name"), (reg.shutdown_all(0), "total")):
             with pytest.raises(attrs.exceptions.FrozenInstanceError):
@@ -80,6 +87,7 @@ class TestSpawn:
             ShutdownStats(1, 1, 0, 0, 0.0, (), (), ())
 
     def test_a_name_is_required(self, reg):
+        """``spawn`` without a name is refused as Python refuses it."""
         with pytest.raises(TypeError):
             reg.spawn(print)
 
@@ -105,7 +113,9 @@ class TestSpawn:
         ],
     )
     def test_bad_input_is_refused(self, reg, path, field, options):
-        """Before anything starts, naming thread, field and value."""
+        """A wrong argument is refused before anything starts; the error names thread,
+        field and value.
+        """
         with pytest.raises(otpy.SpecError) as caught:
             reg.spawn(**{"target": lambda *args, **kwargs: None, "name": "t", **options})
 
@@ -113,7 +123,9 @@ class TestSpawn:
         assert caught.value.value is options[field] or field == "target"
         assert reg.active() == ()
 
-    def test_what_would_run_nothing_is_refused(self, reg):
+    def test_a_target_that_would_run_nothing_is_refused(self, reg):
+        """Async functions and generator functions are refused."""
+
         async def coroutine():
             pass
 
@@ -128,10 +140,13 @@ class TestSpawn:
                 reg.spawn(target, name="t")
 
     def test_a_builtin_without_a_signature(self, reg):
+        """A callable that does not tell its signature is accepted."""
         reg.spawn(min, name="t", args=(2, 1)).join(HANG)
 
     def test_a_daemon_warns(self, reg, gate):
-        """At the line of the caller, also through the function of the module."""
+        """The warning is about the line of the caller, also through the function of the
+        package.
+        """
         for spawn in (reg.spawn, registry.spawn):
             with pytest.warns(RuntimeWarning, match="t is a daemon thread") as caught:
                 spawned = spawn(gate.wait, name="t", daemon=True)
@@ -141,6 +156,7 @@ class TestSpawn:
         gate.set()
 
     def test_where_the_warning_is_an_error_nothing_starts(self, reg):
+        """A warning filter that raises keeps the daemon from starting."""
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             with pytest.raises(RuntimeWarning):
@@ -149,7 +165,9 @@ class TestSpawn:
         assert reg.active() == ()
 
     def test_the_system_refuses_the_thread(self, reg, gate, monkeypatch):
-        """Nothing is tracked, and the name is free."""
+        """If the system has no thread to give, nothing is tracked, and the name is
+        free.
+        """
 
         def refuse(self):
             raise RuntimeError("can't start new thread")
@@ -162,7 +180,10 @@ class TestSpawn:
         reg.spawn(gate.wait, name="t")
 
     def test_an_interrupted_start(self, reg, gate, monkeypatch):
-        """A signal handler raises while the new thread is waited for: it runs, so it is tracked."""
+        """A signal handler may raise while ``spawn`` waits for the new thread.
+
+        The thread runs, so it is tracked.
+        """
         start, box = threading.Thread.start, queue.SimpleQueue()
 
         def start_and_raise(self):
@@ -183,7 +204,10 @@ class TestSpawn:
 
 
 class TestNames:
+    """No two living threads of one registry have one name."""
+
     def test_two_threads_of_one_name_are_refused(self, reg, gate):
+        """The second thread of a name is refused while the first one lives."""
         reg.spawn(gate.wait, name="t")
         with pytest.raises(otpy.AlreadyStarted, match="t: a thread of this name is running"):
             reg.spawn(gate.wait, name="t")
@@ -191,6 +215,7 @@ class TestNames:
         assert names(reg.active()) == ["t"]
 
     def test_of_many_that_spawn_one_name_exactly_one_wins(self, reg):
+        """Of sixteen calls at once one starts a thread; the others are refused."""
         for number in range(30):
             gate = threading.Event()
             results = side_by_side(
@@ -204,8 +229,8 @@ class TestNames:
             gate.set()
             winners[0].join(HANG)
 
-    def test_nobody_comes_in_between_the_look_at_a_name_and_its_entry(self, reg, gate, monkeypatch):
-        """Two that would both find the name free do not meet there."""
+    def test_no_spawn_comes_between_the_look_at_a_name_and_its_entry(self, reg, gate, monkeypatch):
+        """Two calls cannot both find the name free."""
         enlist, both_inside = threads.enlist, threading.Barrier(2)
 
         def slow_enlist(*args, **options):
@@ -220,7 +245,7 @@ class TestNames:
         assert both_inside.broken
 
     def test_a_name_is_free_as_soon_as_its_thread_is_not_active(self, reg):
-        """What active() says and what spawn() does never differ."""
+        """``active`` and ``spawn`` agree on which names are taken."""
         for _ in range(100):
             gate = threading.Event()
             reg.spawn(gate.wait, name="t")
@@ -229,8 +254,8 @@ class TestNames:
                 pass
             reg.spawn(lambda: None, name="t").join(HANG)
 
-    def test_no_one_ever_sees_two_of_one_name(self, reg):
-        """While two threads spawn the same name as fast as they can."""
+    def test_active_never_shows_two_of_one_name(self, reg):
+        """Not even while two threads spawn one name as fast as they can."""
         over = threading.Event()
 
         def churn():
@@ -248,7 +273,7 @@ class TestNames:
             one.join(HANG)
 
     def test_private_registries_have_names_of_their_own(self, reg, whole, gate):
-        """Nobody sees the threads of a private one but itself."""
+        """No other registry sees the threads of a private one."""
         other = ThreadRegistry()
         for one in (reg, other, whole):
             one.spawn(gate.wait, name="t")
@@ -259,13 +284,14 @@ class TestNames:
         other.shutdown_all(HANG)
 
     def test_the_name_of_a_child_is_taken(self, whole, reg, launch, gate):
-        """In the default registry, which sees the trees."""
+        """The default registry sees the trees, so the path of a child is taken."""
         launch(supervisor("app", children=[thread(lambda ctx: ctx.wait_stop(), id="a")]))
         with pytest.raises(otpy.AlreadyStarted):
             whole.spawn(gate.wait, name="app/a")
         reg.spawn(gate.wait, name="app/a")
 
     def test_a_renamed_thread_is_tracked_under_its_first_name(self, reg, gate):
+        """A change of ``Thread.name`` does not change the record."""
         reg.spawn(gate.wait, name="t").name = "u"
 
         assert names(reg.active()) == ["t"]
@@ -274,7 +300,10 @@ class TestNames:
 
 
 class TestUnregister:
-    def test_it_runs_on_and_nobody_waits_for_it(self, reg, gate):
+    """What ``unregister`` lets go."""
+
+    def test_it_runs_on_and_is_not_waited_for(self, reg, gate):
+        """``shutdown_all`` does not see a thread that was let go."""
         spawned = reg.spawn(gate.wait, name="t")
 
         assert reg.unregister(spawned) is True
@@ -285,8 +314,8 @@ class TestUnregister:
         gate.set()
         spawned.join(HANG)
 
-    def test_its_name_is_free_and_its_end_takes_nobody_with_it(self, reg, gate):
-        """The entry of the next one of this name stays."""
+    def test_its_end_leaves_the_next_thread_of_its_name(self, reg, gate):
+        """The name is free, and the end of the thread drops no other entry."""
         first_may_end = threading.Event()
         first = reg.spawn(first_may_end.wait, name="t")
         reg.unregister(first)
@@ -297,7 +326,7 @@ class TestUnregister:
         assert [one.thread for one in reg.active()] == [second]
 
     def test_it_counts_from_the_first_moment(self, reg):
-        """Even before the thread has run a line."""
+        """A thread can be let go before it has run a line."""
         gate = threading.Event()
         for _ in range(100):
             spawned = reg.spawn(gate.wait, name="t")
@@ -306,6 +335,7 @@ class TestUnregister:
         gate.set()
 
     def test_its_crash_is_reported_all_the_same(self, reg, gate):
+        """A thread that was let go reports its crash."""
         box = queue.SimpleQueue()
         reg.subscribe(box)
 
@@ -318,8 +348,10 @@ class TestUnregister:
 
         assert box.get(timeout=HANG).path == "t"
 
-    def test_one_that_is_not_there(self, reg, whole, gate):
-        """Ended, somebody else's, or never known: whoever lost the race against its end is not hurt."""
+    def test_a_thread_that_is_not_tracked_here(self, reg, whole, gate):
+        """It returns False for a thread that has ended, that is another registry's, or
+        that is unknown.
+        """
         ended = reg.spawn(lambda: None, name="t")
         ended.join(HANG)
         private = reg.spawn(gate.wait, name="u")
@@ -332,6 +364,7 @@ class TestUnregister:
         assert names(reg.active()) == ["u"]
 
     def test_a_trees_thread_cannot_be_let_go(self, whole, launch):
+        """The threads of a tree are refused: only the tree can let them go."""
         launch(supervisor("app", children=[thread(lambda ctx: ctx.wait_stop(), id="a")]))
         for one in whole.active():
             with pytest.raises(otpy.Refusal, match="belongs to a tree"):
@@ -339,5 +372,6 @@ class TestUnregister:
         assert "app/a" in names(whole.active())
 
     def test_no_thread_at_all(self, reg):
+        """An argument that is no thread raises SpecError."""
         with pytest.raises(otpy.SpecError, match="thread = 't'"):
             reg.unregister("t")

@@ -15,8 +15,12 @@ from tests.registry.kit import by_name, names
 
 
 class TestView:
+    """What ``active`` shows."""
+
     def test_every_thread_of_a_tree_is_in_it(self, whole, launch, recorder):
-        """With name, path and purpose; and nobody else is."""
+        """``active`` has each thread of a tree, with name, path and purpose, and no
+        other thread.
+        """
         before = set(threading.enumerate())
         puppet = Puppet()
         inner = supervisor(
@@ -44,13 +48,14 @@ class TestView:
         assert all(one.purpose == "calls handlers" and one.daemon for one in helpers)
 
     def test_it_is_in_the_order_of_the_starts(self, reg, gate):
+        """``active`` is sorted by the starts, not by the names."""
         for name in "cab":
             reg.spawn(gate.wait, name=name)
 
         assert names(reg.active()) == ["c", "a", "b"]
 
-    def test_it_tells_what_became_of_children(self, whole, launch, gate):
-        """Detached ones and those that could not be stopped."""
+    def test_it_shows_what_became_of_children(self, whole, launch, gate):
+        """A detached child is DETACHED, and one that could not be stopped is UNSTOPPED."""
         up = threading.Barrier(3)
 
         def stuck(ctx):
@@ -74,7 +79,7 @@ class TestView:
         assert ThreadState("unstopped"), ThreadState("detached")
 
     def test_the_module_is_the_default_registry(self, gate):
-        """Its functions are the methods of one object."""
+        """The functions of the package are the methods of one object."""
         spawned = registry.spawn(gate.wait, name="t")
 
         assert names(registry.active()) == names(registry.default().active()) == ["t"]
@@ -85,7 +90,8 @@ class TestView:
         gate.set()
         spawned.join(HANG)
 
-    def test_what_is_listed_is_there(self):
+    def test_all_listed_names_exist(self):
+        """``__all__`` is sorted, and each of its names exists."""
         assert all(hasattr(registry, name) for name in registry.__all__)
         assert registry.__all__ == sorted(registry.__all__)
 
@@ -103,8 +109,10 @@ ODD_NAMES = [
 
 
 class TestDump:
+    """What ``dump_status`` prints."""
+
     def test_it_is_a_table(self, whole, launch, gate):
-        """In the order of the starts, with ages and purposes."""
+        """The table is in the order of the starts, with states, ages and purposes."""
         launch(
             supervisor(
                 "app", children=[thread(lambda ctx: ctx.wait_stop(), id="a", purpose="sits")]
@@ -129,7 +137,8 @@ class TestDump:
         ]
         assert all(float(row[2].removesuffix(" s")) >= 0 for row in rows)
 
-    def test_nobody_lives(self, reg):
+    def test_the_table_of_no_threads(self, reg):
+        """It has its headings, and says whether shutdown was requested."""
         assert reg.dump_status() == "0 threads\nname  state  age  daemon  purpose"
         reg.shutdown_all()
         assert reg.dump_status().split("\n")[0] == "0 threads, shutdown requested"
@@ -137,7 +146,7 @@ class TestDump:
     @pytest.mark.parametrize("name", ODD_NAMES)
     @pytest.mark.parametrize("stacks", [False, True])
     def test_odd_names(self, reg, gate, name, stacks):
-        """One line each, without anything that a terminal would obey; names and purposes."""
+        """Each thread has one line, without characters that a terminal would obey."""
         spawned = reg.spawn(gate.wait, name=name, purpose=name)
         text = reg.dump_status(stacks=stacks)
 
@@ -150,7 +159,7 @@ class TestDump:
         assert spawned.name == name
 
     def test_stacks(self, reg, gate):
-        """Under each thread what it is doing now."""
+        """With ``stacks=True`` the stack of each thread stands below its line."""
         up = threading.Event()
 
         def a_function_with_a_name():
@@ -171,6 +180,7 @@ class TestDump:
         assert "in a_function_with_a_name" not in reg.dump_status()
 
     def test_it_does_not_fail_while_threads_come_and_go(self, reg):
+        """A table can be made while another thread spawns."""
         over = threading.Event()
 
         def churn():
@@ -184,8 +194,10 @@ class TestDump:
             assert "\nname  " in reg.dump_status(stacks=True)
         churner.join(HANG)
 
-    def test_the_stack_of_one_that_has_ended(self, reg, monkeypatch):
-        """Its number may be another thread's by now."""
+    def test_a_thread_that_has_ended_has_no_stack(self, reg, monkeypatch):
+        """The system may have given its number to another thread, whose stack it is
+        not.
+        """
         gate = threading.Event()
         ended = reg.spawn(gate.wait, name="t")
         (seen,) = reg.active()

@@ -33,8 +33,8 @@ def gate():
 
 
 def test_a_thread_that_was_just_spawned_is_waited_for(monkeypatch):
-    """By the thread that has spawned it, too, however slowly it comes to its first
-    line.
+    """``shutdown_all`` waits for it on the thread that has spawned it, too, however
+    slowly it comes to its first line.
     """
     reg, run = ThreadRegistry(), threads.Entry.run
 
@@ -51,7 +51,7 @@ def test_a_thread_that_was_just_spawned_is_waited_for(monkeypatch):
 
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_a_signal_handler_that_shuts_down_in_the_middle_of_spawn(when, monkeypatch):
-    """Law 1: the thread is refused; and named, if the handler could see it."""
+    """The thread is refused; and it is named, if the handler could see it."""
     reg, enlist, stats = ThreadRegistry(), threads.enlist, []
 
     def interrupted(*args, **options):
@@ -75,8 +75,8 @@ def test_a_signal_handler_that_shuts_down_in_the_middle_of_spawn(when, monkeypat
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_an_exception_raised_from_outside_in_the_wrapper_is_one_report(fails):
-    """Law 3: at whatever line of ours it hits, before the target, after it, or while
-    its own failure is handled.
+    """There is one report at whatever line of otpy it hits: before the target, after
+    it, or while the failure of the target is handled.
     """
 
     class Injected(BaseException):
@@ -144,8 +144,8 @@ class Rude(str):
 
 
 def test_names_are_plain_text_whatever_class_they_were(gate):
-    """Nobody's code runs while the registry's lock is held, nor where names are
-    compared later.
+    """No user code runs while the registry's lock is held, or where names are compared
+    later.
     """
     reg = ThreadRegistry()
     reg.spawn(gate.wait, name=Rude("t"), purpose=Rude("waits"))
@@ -163,8 +163,9 @@ def test_names_are_plain_text_whatever_class_they_were(gate):
 
 
 def test_all_stacks_are_taken_at_once(gate, monkeypatch):
-    """Many threads, and each has a stack: to look at all frames once per thread would
-    be quadratic.
+    """One look serves for all threads.
+
+    One look for each thread would take quadratic time.
     """
     reg, look, looks = ThreadRegistry(), sys._current_frames, []
     for number in range(20):
