@@ -131,7 +131,7 @@ class Scheduler:
         """Be the scheduler; the target of its thread."""
         try:
             self._ctx = ctx
-            ctx.on_stop(lambda: self.exchange.inbox.put(StopRun()))
+            ctx.on_stop(functools.partial(self.exchange.inbox.put, StopRun()))
             supervisor = ctx.supervisor
             try:
                 self._pool = supervisor.find(f"{supervisor.path}/workers")

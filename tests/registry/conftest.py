@@ -21,7 +21,7 @@ def reg():
 
 @pytest.fixture
 def whole():
-    """A registry that sees all that the default one sees, and can be shut down by a test."""
+    """A registry that sees what the default one sees, and that a test can shut down."""
     one = registry.registry.DefaultRegistry()
     yield one
     one.shutdown_all(HANG)

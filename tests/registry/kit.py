@@ -8,7 +8,7 @@ import threading
 from tests.helpers import HANG
 
 SOON = HANG / 2
-"""Far more than anything takes that does not wait for what it must not wait for, and less than a budget of HANG."""
+"""Seconds that no call takes which waits for no wrong thread; less than HANG."""
 
 
 def names(found):
@@ -16,7 +16,7 @@ def names(found):
 
 
 def by_name(stats):
-    """Return stats as (joined, timed out, orphaned) names, after a look at the numbers."""
+    """Check the numbers of *stats*; return the joined, timed out and orphaned names."""
     assert (stats.joined, stats.timeout, stats.orphaned) == tuple(
         map(len, (stats.joined_names, stats.timeout_names, stats.orphaned_names))
     )
@@ -26,7 +26,7 @@ def by_name(stats):
 
 
 def side_by_side(count, function):
-    """Call *function* on so many threads at one moment; return what they returned, or raised."""
+    """Call *function* on *count* threads at once; return its results and errors."""
     together, results = threading.Barrier(count), queue.SimpleQueue()
 
     def call():

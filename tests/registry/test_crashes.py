@@ -304,7 +304,8 @@ class TestBridge:
         threading.excepthook = theirs
         self.crash(ValueError("boom"))
         assert box.get_nowait().path == "elsewhere"
-        with registry.report_crashes_elsewhere():  # on top of theirs, and so of the first one, too
+        # on top of the foreign hook, and so of the first bridge, too
+        with registry.report_crashes_elsewhere():
             self.crash(ValueError("boom"))
         assert box.get_nowait().path == "elsewhere"
         assert box.empty()

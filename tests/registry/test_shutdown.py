@@ -67,7 +67,7 @@ class TestShutdown:
         assert by_name(reg.shutdown_all(HANG))[1:] == ((), ())
 
     def test_no_budget_at_all(self, reg, gate):
-        """With a budget of 0 the call returns at once, and names the threads that run."""
+        """With a budget of 0 the call returns at once, and names all threads."""
         reg.spawn(gate.wait, name="t")
         stats = reg.shutdown_all(0)
 
@@ -75,7 +75,7 @@ class TestShutdown:
         assert stats.duration < SOON
 
     def test_afterwards_nothing_is_spawned(self, reg):
-        """After the call ``spawn`` is refused, and ``wait_shutdown`` returns at once."""
+        """After it ``spawn`` is refused, and ``wait_shutdown`` returns at once."""
         assert reg.shutdown_requested is False
         reg.shutdown_all()
 
@@ -85,7 +85,7 @@ class TestShutdown:
         assert reg.wait_shutdown() is True
 
     def test_it_is_idempotent(self, reg, gate):
-        """A second call waits again, with a budget of its own, and returns what it saw."""
+        """A second call waits again with its own budget, and returns what it saw."""
         reg.spawn(gate.wait, name="t")
 
         assert [by_name(reg.shutdown_all(0.05))[1] for _ in range(2)] == [("t",), ("t",)]
@@ -243,7 +243,7 @@ class TestShutdown:
         assert by_name(reg.shutdown_all(HANG)) == (("t",), (), ())
 
     def test_of_two_tracked_callers_only_the_later_one_skips_the_other(self, reg, gate):
-        """The order of the list decides, in whatever order the two look at each other."""
+        """The order of the list decides, not that of their looks at each other."""
         for name in "ab":
             reg.spawn(gate.wait, name=name)
         first, second, outsider = (Shutdown(reg._calls, HANG) for _ in range(3))

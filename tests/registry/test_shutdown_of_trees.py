@@ -23,7 +23,7 @@ class TestShutdownOfTrees:
     """``shutdown_all`` of a registry that sees the trees."""
 
     def test_trees_are_stopped_in_order_and_waited_for_first(self, whole, launch, monkeypatch):
-        """Children end in reverse order; threads are joined when the trees have ended."""
+        """Children end in reverse order; threads are joined after the trees."""
         ended, alive_at_join = [], []
 
         def child(ctx):
@@ -115,7 +115,8 @@ class TestShutdownOfTrees:
             "join_all",
             lambda those, left: budgets.append(left) or join_all(those, left),
         )
-        monkeypatch.setattr(shutdown, "TREES_SHARE", 0.25)  # so that a slow machine does not matter
+        # so small that a slow machine does not matter
+        monkeypatch.setattr(shutdown, "TREES_SHARE", 0.25)
         stats = whole.shutdown_all(1.0)
 
         assert 0 <= budgets[-1] <= 0.75  # what the trees have left
@@ -128,7 +129,7 @@ class TestShutdownOfTrees:
         }
 
     def test_trees_get_nine_tenths_of_the_budget(self, whole, monkeypatch):
-        """It must be known before the end of the budget which children trees give up."""
+        """So it is known before the end of the budget which children they give up."""
         budgets = []
         monkeypatch.setattr(
             registry.registry, "ask_all", lambda within: budgets.append(within) or {}
@@ -143,7 +144,8 @@ class TestShutdownOfTrees:
         slow, up = threading.Event(), threading.Event()
 
         def child(ctx):
-            with contextlib.suppress(BaseException):  # an interrupt may come before it waits
+            # an interrupt may come before it waits
+            with contextlib.suppress(BaseException):
                 up.set()
                 slow.wait(HANG)
             slow.wait(HANG)

@@ -63,7 +63,8 @@ class TestSpawn:
             daemon=False,
             state=ThreadState.RUNNING,
         )
-        assert before - 60 < one.spawned_at < time.time() + 60  # the wall clock may step
+        # the wall clock may step
+        assert before - 60 < one.spawned_at < time.time() + 60
         assert 0 <= one.age < HANG
         assert reg.active()[0].age > one.age
         gate.set()
@@ -78,7 +79,7 @@ class TestSpawn:
             assert f"t{number}" in box.get(timeout=HANG)
 
     def test_values_are_frozen(self, reg, gate):
-        """The values of a registry cannot be changed, and their fields have names only."""
+        """Values of a registry cannot be changed, and are made by names only."""
         reg.spawn(gate.wait, name="t")
         for value, field in ((reg.active()[0], "name"), (reg.shutdown_all(0), "total")):
             with pytest.raises(attrs.exceptions.FrozenInstanceError):

@@ -55,7 +55,7 @@ class TestView:
         assert names(reg.active()) == ["c", "a", "b"]
 
     def test_it_shows_what_became_of_children(self, whole, launch, gate):
-        """A detached child is DETACHED, and one that could not be stopped is UNSTOPPED."""
+        """It has the state DETACHED or, if it could not be stopped, UNSTOPPED."""
         up = threading.Barrier(3)
 
         def stuck(ctx):

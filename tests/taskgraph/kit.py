@@ -8,8 +8,9 @@ PASSED, FAILED, SKIPPED, CANCELLED = Outcome
 
 
 def nothing():
-    pass
+    """Be a task that passes."""
 
 
 def fail():
+    """Be a task that fails."""
     raise ValueError("ordered to fail")

@@ -16,6 +16,7 @@ from tests.taskgraph.kit import FAILED, PASSED, fail, nothing
 
 
 def test_callbacks_come_in_order_on_one_thread_with_their_extra_arguments():
+    """All callbacks run on one thread, which is no worker."""
     told, seen = [], set()
 
     def note(*args, **extra):
@@ -47,7 +48,7 @@ def test_callbacks_come_in_order_on_one_thread_with_their_extra_arguments():
 
 
 def test_nothing_is_dispatched_while_a_callback_runs():
-    """So callbacks have to be short; what runs already goes on."""
+    """A task that runs goes on; the next one waits for the callback."""
     begun, went_on = threading.Event(), threading.Event()
     graph = TaskGraph(workers=3)
     graph.add(lambda: callback_runs.wait(HANG) and went_on.set(), "long")
@@ -67,7 +68,9 @@ def test_nothing_is_dispatched_while_a_callback_runs():
 
 
 @pytest.mark.parametrize("kind", [ValueError, SystemExit])
-def test_a_callback_that_raises_is_logged_and_hurts_nobody(kind, capsys):
+def test_a_callback_that_raises_is_logged(kind, capsys):
+    """The exception of a callback, a SystemExit too, changes nothing in the run."""
+
     def bad(*args):
         raise kind("a bad callback")
 
@@ -83,11 +86,15 @@ def test_a_callback_that_raises_is_logged_and_hurts_nobody(kind, capsys):
 
 
 def test_a_callback_that_cannot_be_called_is_refused():
+    """The refusal names the event and the value."""
     with pytest.raises(SpecError, match="tasks: on_done = 3: expected a callable"):
         TaskGraph().on_done(3)
 
 
 def test_the_summary():
+    """It counts the outcomes, holds the failures, prints as one line, and cannot be
+    changed.
+    """
     graph = TaskGraph(on_failure="skip", workers=1)
     graph.add(nothing, "a")
     graph.add(fail, "b")
@@ -114,7 +121,7 @@ def test_the_summary():
 
 
 def test_a_graph_can_be_run_again():
-    """And may have grown meanwhile."""
+    """A graph may have grown between two runs."""
     ran = []
     graph = TaskGraph()
     graph.add(lambda: ran.append("a"), "a")
@@ -125,6 +132,7 @@ def test_a_graph_can_be_run_again():
 
 
 def test_an_empty_graph_has_an_empty_summary():
+    """A run without tasks starts no worker, and all is well."""
     told = []
     graph = TaskGraph()
     graph.on_start(lambda meta: told.append(meta.workers))
@@ -137,6 +145,7 @@ def test_an_empty_graph_has_an_empty_summary():
 
 
 def test_a_run_within_a_task_of_another_one():
+    """A task may run another graph."""
     inner = TaskGraph()
     inner.add(lambda: 1, "a")
     graph = TaskGraph(workers=1)
@@ -147,7 +156,7 @@ def test_a_run_within_a_task_of_another_one():
 
 
 def test_workers_are_started_as_they_are_needed():
-    """A chain needs one, whatever is allowed."""
+    """A chain needs one worker, whatever is allowed."""
     graph = TaskGraph(workers=8)
     for number in range(50):
         graph.add(threading.get_ident, f"t{number}", [f"t{number - 1}"] if number else [])
@@ -157,7 +166,7 @@ def test_workers_are_started_as_they_are_needed():
 
 
 def test_how_long_a_run_took():
-    """In seconds: no less than its longest task, no more than the call."""
+    """It took seconds: no less than the longest task, and no more than the call."""
     graph = TaskGraph()
     graph.add(lambda: time.sleep(0.02), "rests")
     began = time.monotonic()
@@ -168,7 +177,7 @@ def test_how_long_a_run_took():
 
 @pytest.mark.parametrize(("processors", "workers"), [(1, 5), (28, 32), (64, 32), (None, 5)])
 def test_how_many_workers_there_may_be_by_default(monkeypatch, processors, workers):
-    """Four more than processors, at most 32; and never more than there are tasks."""
+    """Four more than processors, at most 32."""
     monkeypatch.setattr(os, "cpu_count", lambda: processors)
     graph, told = TaskGraph(), []
     for number in range(40):
@@ -180,7 +189,7 @@ def test_how_many_workers_there_may_be_by_default(monkeypatch, processors, worke
 
 
 def test_thread_locals_are_those_of_the_thread():
-    """Other than context variables: the next task on the same thread finds them."""
+    """Unlike context variables, they pass to the next task on the same thread."""
     local = threading.local()
     graph = TaskGraph(workers=1)
     graph.add(lambda: setattr(local, "left", "by the one before"), "one")

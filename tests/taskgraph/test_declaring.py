@@ -33,6 +33,7 @@ from tests.taskgraph.kit import fail, nothing
     ],
 )
 def test_bad_options_of_a_task_are_refused(fields, message):
+    """``add`` and ``task`` name path, field, value and what would be right."""
     with pytest.raises(SpecError, match=message):
         TaskGraph().add(nothing, **fields)
     with pytest.raises(SpecError, match=message):
@@ -46,7 +47,8 @@ def test_bad_options_of_a_task_are_refused(fields, message):
         (lambda: None, "tasks: name = '': expected a non-empty str; a lambda needs"),
     ],
 )
-def test_what_has_no_name_needs_one(function, message):
+def test_a_function_without_a_name_needs_one(function, message):
+    """A lambda and an object have no name of their own."""
     with pytest.raises(SpecError, match=message):
         TaskGraph().add(function)
     with pytest.raises(SpecError, match="tasks/a: function = 3: expected a callable"):
@@ -54,6 +56,8 @@ def test_what_has_no_name_needs_one(function, message):
 
 
 def test_a_generator_and_a_function_with_arguments_are_refused():
+    """A call of them would run nothing, or crash. Unknown options are refused, too."""
+
     def generator():
         yield
 
@@ -86,11 +90,13 @@ def test_a_generator_and_a_function_with_arguments_are_refused():
     ],
 )
 def test_bad_options_of_a_graph_are_refused(options, message):
+    """The refusal names the option, its value and what would be right."""
     with pytest.raises(SpecError, match=message):
         TaskGraph(**options)
 
 
 def test_a_name_is_taken_once():
+    """A second task of one name is refused."""
     graph = TaskGraph()
     graph.add(nothing, "a")
     with pytest.raises(
@@ -100,6 +106,7 @@ def test_a_name_is_taken_once():
 
 
 def test_unknown_dependencies_and_cycles_are_refused_before_anything_runs():
+    """The message about a cycle names its tasks one by one."""
     ran = []
     unknown = TaskGraph()
     unknown.add(lambda: ran.append(1), "a")
@@ -129,6 +136,7 @@ def test_unknown_dependencies_and_cycles_are_refused_before_anything_runs():
 
 
 def test_decorators():
+    """``graph.task`` adds a function, and leaves it as it is."""
     graph = TaskGraph()
 
     @graph.task(after=["two"])
@@ -146,6 +154,7 @@ def test_decorators():
 
 
 def test_marked_functions_are_found_in_their_order():
+    """``marked`` returns each task once, in the order of definition."""
     module = type(sys)("module")
 
     @task(after=["a"], tags=["x"])
@@ -172,7 +181,7 @@ def test_marked_functions_are_found_in_their_order():
 
 
 def test_a_module_with_a_stand_in_has_its_tasks():
-    """Proxies of web frameworks raise whatever they are asked for, as long as there is no request."""
+    """A proxy of a web framework raises at any attribute while there is no request."""
 
     class StandIn:
         def __getattr__(self, name):
@@ -188,6 +197,7 @@ def test_a_module_with_a_stand_in_has_its_tasks():
 
 
 def test_state_is_shared_and_has_a_reentrant_lock():
+    """All tasks with ``with_state`` get the same dict."""
     state = {"sum": 0}
 
     def add(state):
@@ -205,8 +215,10 @@ def test_state_is_shared_and_has_a_reentrant_lock():
     assert sorted(state["results"].values()) == list(range(1, 51))
 
 
-def test_whoever_clears_the_state_hurts_nobody():
-    """Between two runs, or a task, which takes the lock and the results away from all that come after."""
+def test_the_state_may_be_cleared():
+    """A task or the user may clear it, also between two runs; lock and results come
+    back with the next run.
+    """
     graph = TaskGraph()
     graph.add(graph.state.clear, "clear")
     graph.add(lambda: 1, "a", ["clear"])
@@ -218,6 +230,7 @@ def test_whoever_clears_the_state_hurts_nobody():
 
 
 def test_a_task_sees_the_results_of_those_before_it():
+    """The result of a task is in the state before the next task begins."""
     graph = TaskGraph(workers=4)
     graph.add(lambda: 1, "a")
     graph.add(lambda state: state["results"]["a"] + 1, "b", ["a"], with_state=True)
@@ -229,6 +242,7 @@ def test_a_task_sees_the_results_of_those_before_it():
 
 @pytest.mark.parametrize(("clears", "left"), [(True, {"a": 1}), (False, {"old": 0, "a": 1})])
 def test_results_are_cleared_at_the_start_of_a_run(clears, left):
+    """With ``clear_results=False`` the old results stay."""
     graph = TaskGraph(state={"results": {"old": 0}}, clear_results=clears)
     graph.add(lambda: 1, "a")
     graph.run()
@@ -236,7 +250,8 @@ def test_results_are_cleared_at_the_start_of_a_run(clears, left):
     assert graph.state["results"] == left
 
 
-def test_results_are_not_stored_if_nobody_wants_them():
+def test_results_are_stored_only_if_the_graph_says_so():
+    """With ``store_results=False`` the state has no results."""
     graph = TaskGraph(store_results=False)
     graph.add(lambda: 1, "a")
 

@@ -21,6 +21,8 @@ from tests.taskgraph.kit import FAILED, PASSED, fail, nothing
 
 
 class Odd(BaseException):
+    """An exception that cannot be printed."""
+
     def __str__(self):
         raise RuntimeError("no text")
 
@@ -39,7 +41,9 @@ class Odd(BaseException):
     ],
 )
 def test_whatever_a_task_raises_is_its_failure(kind, is_late):
-    """And the worker goes on: there is but one."""
+    """The worker goes on with the next task; the traceback begins with the task's own
+    line.
+    """
     seen = set()
 
     def body():
@@ -64,7 +68,8 @@ def test_whatever_a_task_raises_is_its_failure(kind, is_late):
     assert is_late or len(seen) == 1
 
 
-def test_a_failure_does_not_stop_what_comes_after_unless_asked():
+def test_a_failure_does_not_stop_the_tasks_after_it():
+    """By default ``on_failure`` is "run"."""
     graph = TaskGraph()
     graph.add(fail, "a")
     graph.add(nothing, "b", ["a"])
@@ -74,7 +79,7 @@ def test_a_failure_does_not_stop_what_comes_after_unless_asked():
 
 @pytest.mark.parametrize("backoff", [None, Backoff(0.001, 0.002)])
 def test_a_task_is_tried_again(backoff):
-    """Twice at most; the last failure is the one that is told."""
+    """It is tried ``retries`` times more; the summary has the last failure."""
     tries = {"passes": 0, "fails": 0}
 
     def body(name, good):
@@ -95,10 +100,17 @@ def test_a_task_is_tried_again(backoff):
     assert graph.state["results"] == {"passes": "good"}
 
 
-def test_waits_before_retries_grow_up_to_the_maximum(monkeypatch):
-    """They are those of a child with the same ``Backoff``."""
-    waits = []
-    arm = Scheduler._arm
+@pytest.mark.parametrize(
+    ("backoff", "expected"),
+    [
+        (Backoff(1.0, 10.0, factor=3.0, jitter=0.0), [1, 3, 9, 10, 10]),
+        (Backoff(0.001, 3600.0, factor=1000.0, jitter=0.0), [0, 1, 1000, 3600, 3600]),
+    ],
+    ids=["gently", "steeply"],
+)
+def test_waits_before_retries_grow_up_to_the_maximum(backoff, expected, monkeypatch):
+    """A task waits as long as a child with the same ``Backoff`` does."""
+    waits, arm = [], Scheduler._arm
 
     def note(self, at, call, *arguments):
         if call == self._try_again:
@@ -108,17 +120,20 @@ def test_waits_before_retries_grow_up_to_the_maximum(monkeypatch):
 
     monkeypatch.setattr(Scheduler, "_arm", note)
     graph = TaskGraph(workers=1)
-    graph.add(fail, retries=5, backoff=Backoff(1.0, 10.0, factor=3.0, jitter=0.0))
+    graph.add(fail, retries=5, backoff=backoff)
     graph.run()
 
-    assert waits == [1, 3, 9, 10, 10]
+    assert waits == expected
 
 
 # Stalls
 
 
 def test_a_task_that_is_stuck_is_stalled_and_its_worker_replaced():
-    """In a call that nothing interrupts. There is one worker, and the rest passes all the same."""
+    """The task is stuck in a call that nothing interrupts.
+
+    The one worker is replaced, and the next task passes.
+    """
     stuck, passed = threading.Lock(), []
     stuck.acquire()
 
@@ -146,7 +161,7 @@ def test_a_task_that_is_stuck_is_stalled_and_its_worker_replaced():
 
 
 def test_a_task_that_can_be_interrupted_is():
-    """A loop of Python code; its finally clauses run."""
+    """A loop of Python code is interrupted, and its ``finally`` runs."""
     interrupted = threading.Event()
 
     def loop():
@@ -163,8 +178,10 @@ def test_a_task_that_can_be_interrupted_is():
     assert interrupted.is_set()
 
 
-def test_a_task_that_looks_hears_that_its_time_is_over(monkeypatch):
-    """``otpy.current().running`` turns False; so it can end by itself, before it is interrupted."""
+def test_a_task_can_see_that_its_time_is_over(monkeypatch):
+    """``otpy.current().running`` turns False, so the task can end before it is
+    interrupted.
+    """
     monkeypatch.setattr(run, "FAREWELL", HANG)
     ended = threading.Event()
 
@@ -181,7 +198,9 @@ def test_a_task_that_looks_hears_that_its_time_is_over(monkeypatch):
 
 
 def test_an_async_function_that_begins_when_its_time_is_over_is_cancelled_at_once(monkeypatch):
-    """Who asked it to stop could not know what to cancel: there was no loop yet."""
+    """The helper that asked its worker to stop found no loop yet, and so nothing to
+    cancel.
+    """
     monkeypatch.setattr(run, "FAREWELL", HANG)
     cancelled = threading.Event()
 
@@ -203,7 +222,7 @@ def test_an_async_function_that_begins_when_its_time_is_over_is_cancelled_at_onc
 
 
 def test_only_the_worker_that_stalled_is_replaced():
-    """Others, idle or busy, keep their threads."""
+    """Other workers, idle or busy, keep their threads."""
     lives, stalled, hold = queue.SimpleQueue(), [], threading.Event()
 
     def live():
@@ -238,6 +257,7 @@ def test_only_the_worker_that_stalled_is_replaced():
 
 
 def test_a_stalled_task_is_tried_again():
+    """A timeout counts as a failure for ``retries``."""
     tries = []
 
     def slow():
@@ -254,8 +274,10 @@ def test_a_stalled_task_is_tried_again():
     assert graph.state["results"] == {"slow": 2}
 
 
-def test_what_a_stalled_task_says_late_changes_nothing():
-    """It swallows the interrupt, and returns when another one has its result."""
+def test_a_late_result_of_a_stalled_task_changes_nothing():
+    """The first attempt swallows its interrupt, and returns when the second one has its
+    result.
+    """
     go_on, tries = threading.Event(), []
 
     def slow():
@@ -280,7 +302,10 @@ def test_what_a_stalled_task_says_late_changes_nothing():
 
 
 def test_a_worker_whose_task_has_stalled_takes_no_other():
-    """Its task returns before it is interrupted: what comes next must not be hit in its place."""
+    """The task returns before it is interrupted.
+
+    The interrupt must not hit the next task.
+    """
     go_on, seen = threading.Event(), {}
 
     def slow():
@@ -305,7 +330,10 @@ def test_a_worker_whose_task_has_stalled_takes_no_other():
 
 
 def test_a_task_that_cannot_store_its_result_in_time_has_stalled():
-    """Somebody keeps the lock of the state: the worker waits for it, and not the scheduler."""
+    """Another thread keeps the lock of the state.
+
+    The worker waits for it; the scheduler does not.
+    """
     graph = TaskGraph(workers=1)
     locked, release = threading.Event(), threading.Event()
 
@@ -330,6 +358,7 @@ def test_a_task_that_cannot_store_its_result_in_time_has_stalled():
 
 
 def test_a_task_that_is_fast_enough_is_left_alone():
+    """A timeout that is not over costs no thread."""
     graph = TaskGraph(workers=2)
     for number in range(200):
         graph.add(lambda: threading.get_ident(), f"t{number}", timeout=HANG)
@@ -343,6 +372,8 @@ def test_a_task_that_is_fast_enough_is_left_alone():
 
 
 def test_async_functions_run():
+    """They return and raise as plain functions do, without asyncio in tracebacks."""
+
     async def ok(state):
         await asyncio.sleep(0)
         return 7
@@ -363,7 +394,9 @@ def test_async_functions_run():
 
 
 def test_each_async_function_has_a_loop_of_its_own():
-    """On one worker as well; it is closed when the function has returned."""
+    """The loop is new on the same worker, too, and is closed when the function has
+    returned.
+    """
     loops = []
 
     async def note():
@@ -379,7 +412,10 @@ def test_each_async_function_has_a_loop_of_its_own():
 
 
 def test_an_async_function_that_takes_too_long_is_cancelled(monkeypatch):
-    """Its thread waits in a selector, where no interrupt reaches it; so nothing is left behind."""
+    """Its thread waits in a selector, where no interrupt reaches it.
+
+    The cancellation leaves no thread behind.
+    """
     monkeypatch.setattr(
         run, "FAREWELL", HANG
     )  # on a slow machine an interrupt could hit the end of its loop

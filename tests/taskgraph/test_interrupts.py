@@ -24,11 +24,15 @@ from tests.taskgraph.kit import CANCELLED, PASSED, fail, nothing
 
 @pytest.fixture
 def each_signal_counts(monkeypatch):
-    """However soon it comes: no test waits for a second."""
+    """Let each signal count, however soon it comes. So no test waits for a second."""
     monkeypatch.setattr(running, "SAME", -1.0)
 
 
-def test_an_interrupt_lets_finish_what_runs_and_cancels_the_rest():
+def test_an_interrupt_lets_running_tasks_finish():
+    """The other tasks are cancelled, in the order of declaration, and the handler of
+    the user is back.
+    """
+
     def interrupt():
         os.kill(os.getpid(), signal.SIGINT)
         assert stopping.wait(HANG)
@@ -56,6 +60,7 @@ def test_an_interrupt_lets_finish_what_runs_and_cancels_the_rest():
 
 @pytest.mark.parametrize("backoff", [None, Backoff(0.001, 0.001)])
 def test_nothing_is_tried_again_after_an_interrupt(backoff):
+    """A task that fails after the interrupt has failed, whatever its retries."""
     stopping, stop, tries = threading.Event(), Scheduler._on_stop, []
 
     def interrupt():
@@ -75,8 +80,8 @@ def test_nothing_is_tried_again_after_an_interrupt(backoff):
 
 @pytest.mark.usefixtures("each_signal_counts")
 @pytest.mark.parametrize("kind", ["stuck", "loop"])
-def test_a_second_interrupt_cancels_what_still_runs(kind):
-    """Also if it cannot be stopped: the summary comes all the same, and has every task."""
+def test_a_second_interrupt_cancels_running_tasks(kind):
+    """The summary comes and has every task, even if a task cannot be stopped."""
     lock = threading.Lock()
     lock.acquire()
 
@@ -111,7 +116,7 @@ def test_a_second_interrupt_cancels_what_still_runs(kind):
 @pytest.mark.usefixtures("each_signal_counts")
 @pytest.mark.parametrize("where", ["on_stop", "supervisor", "ready"])
 def test_a_scheduler_that_is_given_up_before_it_is_up(where, monkeypatch):
-    """Two interrupts while it does its first steps: the summary has every task all the same."""
+    """Two interrupts during its first steps: the summary still has every task."""
     given_up, fence, step = threading.Event(), Context.fence, vars(Context)[where]
 
     def note(ctx):
@@ -138,8 +143,10 @@ def test_a_scheduler_that_is_given_up_before_it_is_up(where, monkeypatch):
 
 
 @pytest.mark.usefixtures("each_signal_counts")
-def test_nothing_is_started_after_an_interrupt_that_the_scheduler_has_not_heard_of(monkeypatch):
-    """It hears of that on a helper thread, which may come later than the workers that are asked by the second one."""
+def test_nothing_is_started_after_an_interrupt_that_comes_late(monkeypatch):
+    """The message to the scheduler may come after those of the workers that the second
+    interrupt has stopped.
+    """
     heard, started, call_back = threading.Event(), [], Context._call_back
 
     def late(ctx):
@@ -201,7 +208,9 @@ for seed in range(8):
 
 
 def test_interrupts_at_random_moments():
-    """The summary has every task, and says of each whether it ran; or the interrupt came before or after the run."""
+    """The summary says of each task whether it ran; or the interrupt came before or
+    after the run.
+    """
     command = [sys.executable, "-W", "error", "-c", PROGRAM]
     done = subprocess.run(command, capture_output=True, text=True, timeout=HANG, check=False)
 
@@ -215,6 +224,9 @@ def test_interrupts_at_random_moments():
 
 
 def test_a_graph_is_a_child(launch):
+    """It ends when all tasks are settled, a failed task is no crash, and it can be
+    restarted.
+    """
     done = queue.SimpleQueue()
     graph = TaskGraph()
     graph.add(nothing, "a")
@@ -231,7 +243,7 @@ def test_a_graph_is_a_child(launch):
 
 
 def test_a_graph_that_is_stopped_with_its_tree(launch):
-    """What runs may finish, within its shutdown; the rest is cancelled."""
+    """Running tasks may finish within its ``shutdown``; the others are cancelled."""
     done, begun, go_on = queue.SimpleQueue(), threading.Event(), threading.Event()
 
     def slow():
@@ -253,6 +265,7 @@ def test_a_graph_that_is_stopped_with_its_tree(launch):
 
 
 def test_a_graph_that_does_not_stop_in_time(launch):
+    """The stuck task is cancelled, and its thread is in the report of the stop."""
     done, begun, lock = queue.SimpleQueue(), threading.Event(), threading.Lock()
     lock.acquire()
 
@@ -274,7 +287,7 @@ def test_a_graph_that_does_not_stop_in_time(launch):
 
 
 def test_threads_of_stuck_tasks_count_for_the_tree(launch):
-    """Its ``max_unstopped`` bounds them, as it bounds all threads that are left behind in it."""
+    """``max_unstopped`` of the tree bounds them like all threads left behind."""
     never = threading.Event()
     graph = TaskGraph()
     graph.add(never.wait, "stuck", timeout=0.02)
@@ -289,6 +302,7 @@ def test_threads_of_stuck_tasks_count_for_the_tree(launch):
 
 
 def test_options_of_the_child_are_checked():
+    """The options are those of a supervisor; ``restart`` is transient by default."""
     with pytest.raises(SpecError, match="graph: shutdown = -1"):
         TaskGraph().as_child("graph", shutdown=-1)
     assert TaskGraph().as_child("graph").restart is otpy.Restart.TRANSIENT

@@ -19,11 +19,12 @@ DAGS = st.integers(0, 25).flatmap(
         st.integers(1, 5),
     )
 )
-"""(the order of declaration, what each could come after, who fails, workers); a task comes after lower numbers only."""
+"""Graphs: the order of declaration, for each task the tasks that it could come after,
+the tasks that fail, and the number of workers. A task comes after lower numbers."""
 
 
 class Journal:
-    """What ran when: tasks that note their begin and their end."""
+    """Notes when tasks begin and end."""
 
     def __init__(self, failing=()):
         self.events, self.failing = [], failing
@@ -54,6 +55,7 @@ class Journal:
 
 
 def descendants(before, sources):
+    """Return the tasks that come after *sources*, directly or not."""
     found = set()
     for number in range(len(before)):  # in topological order
         if before[number] & (found | sources):
@@ -64,7 +66,9 @@ def descendants(before, sources):
 @given(DAGS)
 @settings(max_examples=60)
 def test_every_task_runs_once_and_after_those_that_it_comes_after(dag):
-    """Whatever the order of declaration, and never more of them at once than there are workers."""
+    """It holds for every order of declaration; no more tasks run at once than there are
+    workers.
+    """
     order, could, failing, workers = dag
     before = [{one for one in could[number] if one < number} for number in range(len(order))]
     journal = Journal(failing)
@@ -83,8 +87,10 @@ def test_every_task_runs_once_and_after_those_that_it_comes_after(dag):
 
 @given(DAGS)
 @settings(max_examples=60)
-def test_a_failure_skips_exactly_what_comes_after_it(dag):
-    """With on_failure="skip": directly or not, and nothing else."""
+def test_a_failure_skips_exactly_the_tasks_after_it(dag):
+    """With ``on_failure="skip"`` the tasks that come after it, directly or not, are
+    skipped.
+    """
     order, could, failing, workers = dag
     before = [{one for one in could[number] if one < number} for number in range(len(order))]
     journal = Journal(failing)
@@ -104,7 +110,8 @@ def test_a_failure_skips_exactly_what_comes_after_it(dag):
     assert summary.passed + summary.failed + summary.skipped == len(order)
 
 
-def test_what_is_ready_runs_in_the_order_of_declaration():
+def test_ready_tasks_run_in_the_order_of_declaration():
+    """One worker takes the tasks that are ready as they were declared."""
     journal = Journal()
     graph = journal.build([3, 1, 2, 0, 4], [set(), {0}, set(), {0}, set()], workers=1)
     graph.run()
@@ -113,7 +120,7 @@ def test_what_is_ready_runs_in_the_order_of_declaration():
 
 
 def test_independent_tasks_run_side_by_side_on_so_many_threads():
-    """Three at a time meet at a barrier, and there are three threads."""
+    """Three tasks at a time meet at a barrier, and there are three threads."""
     barrier, seen = threading.Barrier(3), set()
     graph = TaskGraph(workers=3)
     for number in range(30):
@@ -126,6 +133,7 @@ def test_independent_tasks_run_side_by_side_on_so_many_threads():
 
 
 def test_ten_thousand_tasks():
+    """All tasks of a large graph run."""
     ran = []
     graph = TaskGraph()
     for number in range(10_000):
@@ -141,7 +149,7 @@ def test_ten_thousand_tasks():
 
 
 def test_a_chain_of_thousands_that_is_skipped():
-    """Nothing recurses into the graph."""
+    """The code does not recurse into the graph."""
     graph = TaskGraph(on_failure="skip")
     graph.add(fail, "t0")
     for number in range(1, 5_000):

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
+import threading
 from pathlib import Path
 
-from otpy import taskgraph
+from otpy import Backoff, taskgraph
 from otpy.taskgraph import TaskGraph
-from tests.taskgraph.kit import nothing
+from tests.taskgraph.kit import fail, nothing
 
 
 def diamond():
+    """Return a graph with two ways from its root to its leaf, and a lonely task."""
     graph = TaskGraph()
     graph.add(nothing, "d", ["b", "c"])
     graph.add(nothing, "b", ["a"])
@@ -21,6 +24,9 @@ def diamond():
 
 
 def test_describe():
+    """The description has nodes, edges, levels, the longest path, and the number of
+    neighbours.
+    """
     shape = diamond().describe()
 
     assert shape.nodes == ("d", "b", "c", "a", 'x "y"')
@@ -34,12 +40,14 @@ def test_describe():
 
 
 def test_describe_nothing():
+    """A graph without tasks has an empty description."""
     shape = TaskGraph().describe()
 
     assert (shape.nodes, shape.levels, shape.longest_path, dict(shape.fan_in)) == ((), (), (), {})
 
 
 def test_to_mermaid_and_to_dot():
+    """Nodes are numbered, and odd characters in their names are escaped."""
     graph = diamond()
 
     assert graph.to_mermaid().splitlines()[:2] == ["flowchart TD", '    n0["d"]']
@@ -52,7 +60,9 @@ def test_to_mermaid_and_to_dot():
 
 
 def test_it_uses_the_public_api_and_nothing_of_the_running_system():
-    """From inside otpy come words only, and looks at a stack and at the number of forks."""
+    """From inside otpy come words only, and looks at a stack and at the number of
+    forks.
+    """
     words = {
         "otpy.arguments",
         "otpy.core.pauses",
@@ -74,3 +84,36 @@ def test_it_uses_the_public_api_and_nothing_of_the_running_system():
     }
     assert re.findall(r"^from otpy.runtime import (.*)", text, re.MULTILINE) == ["threads"] * 2
     assert set(re.findall(r"\bthreads\.\w+", text)) == looks
+
+
+def test_each_class_has_its_thread():
+    """Methods of ``Scheduler`` run on one thread, those of a ``Worker`` on its own."""
+    seen = set()
+
+    def note(frame, event, arg):
+        owner, _, method = frame.f_code.co_qualname.partition(".")
+        is_method = owner in ("Scheduler", "Worker") and "<" not in method
+        if event == "call" and is_method and method != "__init__":
+            me = frame.f_locals["self"]
+            path = "tasks/scheduler" if owner == "Scheduler" else me._seat.ctx.path
+            seen.add((f"{owner}.{method}", path, threading.current_thread().name))
+
+    async def wait():
+        await asyncio.sleep(0)
+
+    threading.setprofile(note)
+    try:
+        graph = TaskGraph(workers=3)
+        graph.add(threading.Lock().acquire)
+        graph.add(fail, retries=1, backoff=Backoff(0.001, 0.001))
+        graph.add(wait, after=["fail"])
+        graph.add(asyncio.Event().wait, "hangs", timeout=0.02)
+        graph.on_task_run(lambda *args: None)
+        summary = graph.run()
+    finally:
+        threading.setprofile(None)
+
+    assert (summary.passed, summary.failed) == (2, 2)
+    assert [one for one in seen if one[1] != one[2]] == []
+    methods = {name for name, _, _ in seen}
+    assert {"Scheduler._late", "Scheduler._on_finished", "Worker._run", "Worker._finish"} <= methods

@@ -19,7 +19,10 @@ from tests.taskgraph.kit import CANCELLED, FAILED, PASSED, SKIPPED, nothing
 
 
 def test_a_worker_that_dies_of_something_else_loses_no_task(monkeypatch):
-    """Somebody raises SystemExit in its thread, after the task: that counts as its failure, and it is tried again."""
+    """Another thread raises SystemExit in the worker, after the task.
+
+    That counts as a failure of the task.
+    """
     deaths = iter([True, True])
     finish = Worker._finish
 
@@ -44,7 +47,9 @@ def test_a_worker_that_dies_of_something_else_loses_no_task(monkeypatch):
 
 
 def serves(thread):
-    """Whether a worker is at work: not yet on its way out, where its exit is told."""
+    """Return whether a worker is at work, and not yet on its way out, where its exit is
+    reported.
+    """
     frame = sys._current_frames().get(thread.ident)
     while frame is not None and frame.f_code is not Worker._serve.__code__:
         frame = frame.f_back
@@ -52,7 +57,10 @@ def serves(thread):
 
 
 def test_exceptions_that_hit_workers_anywhere_lose_nothing():
-    """Raised from outside, in one worker after the other: each task is settled once, and all of them are."""
+    """One worker after the other is hit from outside.
+
+    All tasks are settled, each of them once.
+    """
     settled, ran, shot = [], [], set()
 
     def shoot(name, outcome):
@@ -87,8 +95,11 @@ def test_exceptions_that_hit_workers_anywhere_lose_nothing():
     assert len(shot) > 5
 
 
-def test_who_terminates_a_worker_cancels_its_task():
-    """By hand, through the tree. It is replaced, and everything else runs."""
+def test_a_terminated_worker_has_its_task_cancelled():
+    """``terminate_child`` from outside cancels the task.
+
+    The worker is replaced, and all other tasks run.
+    """
     is_up, names = threading.Event(), []
 
     def victim():
@@ -115,7 +126,7 @@ def test_who_terminates_a_worker_cancels_its_task():
 
 
 def test_a_worker_that_the_system_refuses_once_comes_later(monkeypatch):
-    """The replacement of a stalled one cannot be started; it is ordered again."""
+    """If the replacement of a stalled worker cannot be started, it is ordered again."""
     monkeypatch.setattr(run, "SOON", 0.01)
     start, refusals = threading.Thread.start, []
 
@@ -142,6 +153,7 @@ def test_a_worker_that_the_system_refuses_once_comes_later(monkeypatch):
 
 
 def test_a_run_without_threads_is_refused_and_runs_nothing(monkeypatch):
+    """If the system has no thread for the first worker, ``run`` raises StartError."""
     start, ran = threading.Thread.start, []
 
     def refuse(self):
@@ -159,6 +171,7 @@ def test_a_run_without_threads_is_refused_and_runs_nothing(monkeypatch):
 
 
 def test_fewer_threads_than_workers_are_enough(monkeypatch):
+    """If the system has threads for one worker only, all tasks run on it."""
     start = threading.Thread.start
 
     def refuse(self):
