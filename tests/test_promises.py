@@ -912,7 +912,7 @@ OTHERS = {
     "get_context",
     "is_daemon",
     "max_restarts_per_hour",
-    "page_somebody",
+    "send_page",
     "simple_one_for_one",
     "start_link",
     "supervisor_SUITE",
