@@ -524,7 +524,7 @@ NUMBERS = [
     ),
     (
         "recipes.md",
-        "and after another half second it gives the thread up",
+        "After another half second it gives the thread up",
         "core.lives.INTERRUPT_GRACE",
         0.5,
     ),
