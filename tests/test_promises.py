@@ -525,7 +525,7 @@ NUMBERS = [
     ),
     (
         "recipes.md",
-        "and after another half second it gives the thread up",
+        "After another half second it gives the thread up",
         "core.lives.INTERRUPT_GRACE",
         0.5,
     ),
@@ -918,7 +918,7 @@ OTHERS = {
     "get_context",
     "is_daemon",
     "max_restarts_per_hour",
-    "page_somebody",
+    "send_page",
     "simple_one_for_one",
     "start_link",
     "supervisor_SUITE",
