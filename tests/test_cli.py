@@ -660,7 +660,7 @@ def test_reports_are_lines_of_json(app):
     done = otpy_process("run", "app:ending", "--log-format", "json", cwd=app)
     lines = [json.loads(line) for line in done.stderr.splitlines()]
 
-    assert {line["event"] for line in lines} == {"progress", "hello", "auto_shutdown"}
+    assert {line["event"] for line in lines} == {"progress", "hello", "auto_shutdown_begun"}
     assert all({"level", "timestamp", "path"} <= set(line) for line in lines)
 
 

@@ -17,7 +17,7 @@ import otpy
 from otpy import ExitKind, SpecError, coroutine, current, dynamic_supervisor, supervisor, thread
 from otpy.children.coroutine import child as coroutines
 from otpy.children.coroutine import loop as loops
-from otpy.reports import ChildTerminated, Progress, ShutdownError, Stalled, StartError, Unstopped
+from otpy.reports import ChildTerminated, Progress, ShutdownError, Stalled, StartFailed, Unstopped
 from otpy.runtime import threads
 from otpy.runtime.mailbox import Mailbox
 from otpy.runtime.threads import Role, ThreadState
@@ -627,7 +627,7 @@ def test_a_start_that_fails(launch, recorder):
 
     with pytest.raises(otpy.StartError, match="app/fails"):
         launch(supervisor("app", children=[coroutine(wait), coroutine(fails, ready=True)]))
-    assert recorder.wait_for(StartError, "app/fails").reason.kind is ExitKind.CRASHED
+    assert recorder.wait_for(StartFailed, "app/fails").reason.kind is ExitKind.CRASHED
 
 
 # Abuse

@@ -9,9 +9,9 @@ from collections.abc import Callable
 
 from otpy.arguments import check_handler
 from otpy.children.program.child import ProgramExit
-from otpy.reports import ChildTerminated, Report, ShutdownError, StartError
+from otpy.reports import ChildTerminated, Report, ShutdownError, StartFailed
 
-ENDS = (ChildTerminated, StartError, ShutdownError)
+ENDS = (ChildTerminated, StartFailed, ShutdownError)
 """The reports of ends that somebody should look at; each end is told by one of them."""
 
 
