@@ -40,19 +40,22 @@ from otpy.values import Value, value
 
 RULES = {
     # code: message                                           why, and what to write instead: lint.md
-    "OTP001": "raw thread, nobody sees it die: make it a child, otpy.thread(target)",
-    "OTP002": "subclass of Thread, nobody sees it die: derive from otpy.Service",
-    "OTP003": "low-level thread, nobody sees it die: make it a child, otpy.thread(target)",
-    "OTP004": "timer, nobody sees it die: make it a child that waits in ctx.wait_stop",
+    "OTP001": "raw thread, no supervisor sees it die: make it a child, otpy.thread(target)",
+    "OTP002": "subclass of Thread, no supervisor sees it die: derive from otpy.Service",
+    "OTP003": "low-level thread, no supervisor sees it die: make it a child, otpy.thread(target)",
+    "OTP004": "timer, no supervisor sees it die: make it a child that waits in ctx.wait_stop",
     "OTP005": "pool is never shut down: use it in a with statement, or call its shutdown()",
-    "OTP101": "daemon=True, the thread is cut off when the program ends: make it a child, otpy.thread(target)",
-    "OTP102": "daemon set to true, the thread is cut off when the program ends: make it a child, otpy.thread(target)",
+    "OTP101": "daemon=True, the thread is cut off when the program ends: "
+    "make it a child, otpy.thread(target)",
+    "OTP102": "daemon set to true, the thread is cut off when the program ends: "
+    "make it a child, otpy.thread(target)",
     "OTP901": "cannot be checked: {}",
     "OTP902": "allow comment without a reason, it allows nothing: say why",
     "OTP903": "allow comment with nothing to allow: remove it",
 }
 TIMER, POOL = "OTP004", "OTP005"
-ALWAYS = "OTP9"  # selected or not: who asks for one rule must know that it could not be checked
+ALWAYS = "OTP9"
+"""Selected or not: a user who selects one rule must know that a file could not be checked."""
 
 STARTS = {
     # where a called thing comes from: code
