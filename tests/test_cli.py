@@ -673,7 +673,7 @@ def test_a_target_that_configures_structlog_has_the_last_word(app):
     )
     done = otpy_process("run", "own", "--log-format", "json", cwd=app)
 
-    assert set(done.stderr.splitlines()) == {"OWN progress", "OWN hello", "OWN auto_shutdown"}
+    assert set(done.stderr.splitlines()) == {"OWN progress", "OWN hello", "OWN auto_shutdown_begun"}
 
 
 def test_reports_go_to_a_file_as_well(call, app):
