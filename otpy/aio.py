@@ -2,7 +2,7 @@
 
 While a call is pending it has a helper thread of its own. So any number may wait side by side, and what a call means is
 decided in one place, the blocking handle. If the task that awaits a call is cancelled, the call finishes by itself, and
-nobody gets its answer.
+its answer is dropped.
 
 So a child that awaits a call can always be stopped. But it cannot become ready meanwhile: a call that waits until its
 supervisor has started it raises ``WouldDeadlock``.

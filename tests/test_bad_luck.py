@@ -23,8 +23,14 @@ from otpy import (
     thread,
 )
 from otpy.core.messages import ChildStarted, Due, StopSupervisor
-from otpy.reports import ChildTerminated, Progress, ShutdownError, StrayMessage, Unstopped
-from otpy.reports import StartError as StartErrorReport
+from otpy.reports import (
+    ChildTerminated,
+    Progress,
+    ShutdownError,
+    StartFailed,
+    StrayMessage,
+    Unstopped,
+)
 from otpy.runtime import threads
 from tests.helpers import HANG, Puppet, wait_until
 
@@ -68,7 +74,7 @@ class TestNoThreads:
         life.crash()
 
         assert app.wait(HANG).kind is ExitKind.LIMIT_REACHED
-        assert [str(one.reason.exception) for one in recorder.of(StartErrorReport)] == [
+        assert [str(one.reason.exception) for one in recorder.of(StartFailed)] == [
             "can't start new thread"
         ] * 2
 
@@ -79,7 +85,7 @@ class TestNoThreads:
         life = puppet.next()
         scarce.left = 0
         life.crash()
-        recorder.wait_for(StartErrorReport, "app/a", count=3)
+        recorder.wait_for(StartFailed, "app/a", count=3)
         scarce.left = None
         puppet.next()
 

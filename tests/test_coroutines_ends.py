@@ -9,7 +9,7 @@ import pytest
 
 import otpy
 from otpy import ExitKind, coroutine, dynamic_supervisor, supervisor
-from otpy.reports import ChildTerminated, Progress, ShutdownError, StartError, Unstopped
+from otpy.reports import ChildTerminated, Progress, ShutdownError, StartFailed, Unstopped
 from otpy.runtime.threads import ThreadState
 from tests import coroutine_stage
 from tests.coroutine_stage import (
@@ -328,4 +328,4 @@ def test_a_start_that_fails(launch, recorder):
 
     with pytest.raises(otpy.StartError, match="app/fails"):
         launch(supervisor("app", children=[coroutine(wait), coroutine(fails, ready=True)]))
-    assert recorder.wait_for(StartError, "app/fails").reason.kind is ExitKind.CRASHED
+    assert recorder.wait_for(StartFailed, "app/fails").reason.kind is ExitKind.CRASHED

@@ -23,7 +23,7 @@ from otpy import (
 )
 from otpy.children.program import probes, run
 from otpy.core.messages import ChildExited, ChildStarted
-from otpy.reports import ChildTerminated, Progress, ShutdownError, StartError
+from otpy.reports import ChildTerminated, Progress, ShutdownError, StartFailed
 from otpy.runtime import descendants, posix, threads
 from tests.helpers import HANG, close, wait_until
 from tests.programs import (
@@ -376,7 +376,7 @@ def test_a_program_that_vanishes_is_a_failed_restart(launch, recorder, tmp_path)
     launch(supervisor("app", children=[process("./script", id="x", cwd=tmp_path)], intensity=2))
 
     assert recorder.wait_for(ChildTerminated, "app/x").reason.detail.returncode == 1
-    assert recorder.wait_for(StartError, "app/x", count=2).reason.exception.errno == errno.ENOENT
+    assert recorder.wait_for(StartFailed, "app/x", count=2).reason.exception.errno == errno.ENOENT
 
 
 def test_a_start_that_breaks_off_leaves_nothing(launch, monkeypatch):

@@ -12,7 +12,7 @@ import otpy
 from otpy import Health, Http, Line, Notify, Port, supervisor
 from otpy.children.program.watch import Watch
 from otpy.core.messages import ChildExited, ChildStarted
-from otpy.reports import ChildTerminated, Progress, Stalled, StartError
+from otpy.reports import ChildTerminated, Progress, Stalled, StartFailed
 from tests.helpers import HANG, close, wait_until
 from tests.programs import SEND, children, guards_of, python, sh, stat
 from tests.test_child_contract import Stage
@@ -164,7 +164,7 @@ def test_a_restart_that_is_not_ready_is_a_failed_one(launch, recorder, tmp_path)
     script = "test -e $1 && exit 7; touch $1; echo ready; exit 1"
     launch(supervisor("app", children=[sh(script, tmp_path / "once", ready="ready")], intensity=1))
 
-    assert recorder.wait_for(StartError, "app/x").reason.detail.returncode == 7
+    assert recorder.wait_for(StartFailed, "app/x").reason.detail.returncode == 7
 
 
 def test_watchdog_messages_are_check_ins(launch, recorder, tmp_path):

@@ -666,7 +666,7 @@ class World:
         """Whether the decision to end is younger than the order that is being obeyed: it is told further on."""
         told = [order.report for order in core._orders if isinstance(order, messages.Tell)]
         return any(
-            isinstance(report, reports.LimitReached | reports.AutoShutdown) for report in told
+            isinstance(report, reports.LimitReached | reports.AutoShutdownBegun) for report in told
         )
 
     def _note_start(self, chronicle: Chronicle, actor: Actor) -> None:
@@ -779,7 +779,7 @@ class World:
         elif isinstance(report, reports.Stalled):
             self._note_stall(report)
         elif isinstance(
-            report, reports.ChildTerminated | reports.StartError | reports.ShutdownError
+            report, reports.ChildTerminated | reports.StartFailed | reports.ShutdownError
         ):
             self._note_death(report)
 
@@ -801,9 +801,9 @@ class World:
         )
         if isinstance(report, reports.ChildTerminated):
             self._note_crash(chronicle, report)
-        elif isinstance(report, reports.StartError):
+        elif isinstance(report, reports.StartFailed):
             chronicle.failed.append(self.now)
-        if isinstance(report, reports.ChildTerminated | reports.StartError) and actor is not None:
+        if isinstance(report, reports.ChildTerminated | reports.StartFailed) and actor is not None:
             slot = chronicle.core.machine.slots.get(actor.birth.spec.id)
             if slot is not None and slot.incarnation == report.incarnation:
                 self._failed[slot] = self.now

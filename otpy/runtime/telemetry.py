@@ -53,11 +53,11 @@ EVENTS = {
     reports.Progress: ("info", "progress"),
     reports.ChildTerminated: ("error", "child_terminated"),
     reports.Stalled: ("error", "stalled"),
-    reports.StartError: ("error", "start_error"),
+    reports.StartFailed: ("error", "start_failed"),
     reports.ShutdownError: ("error", "shutdown_error"),
     reports.LimitReached: ("critical", "limit_reached"),
     reports.Unstopped: ("error", "unstopped"),
-    reports.AutoShutdown: ("info", "auto_shutdown"),
+    reports.AutoShutdownBegun: ("info", "auto_shutdown_begun"),
     reports.StrayMessage: ("error", "stray_message"),
     reports.OutputLost: ("error", "output_lost"),
     reports.SignalStop: ("info", "signal_stop"),
@@ -141,7 +141,7 @@ def _fields(report: Report) -> dict[str, object]:
         fields["stack"] = report.stack
     if isinstance(report, reports.LimitReached):
         fields["child"] = report.escalation.child
-    if isinstance(report, reports.AutoShutdown):
+    if isinstance(report, reports.AutoShutdownBegun):
         fields["child"] = report.child
     if isinstance(report, reports.StrayMessage):
         fields["item"] = show(report.item)

@@ -449,7 +449,7 @@ def test_format_log_2(launch, recorder):
         },
         {
             "log_level": "error",
-            "event": "start_error",
+            "event": "start_failed",
             "path": "app/a",
             "incarnation": 2,
             "reason": "crashed: RuntimeError('no start')",

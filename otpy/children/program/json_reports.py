@@ -9,9 +9,9 @@ from collections.abc import Callable
 
 from otpy.arguments import check_handler
 from otpy.children.program.exit import ProgramExit
-from otpy.reports import ChildTerminated, Report, ShutdownError, StartError
+from otpy.reports import ChildTerminated, Report, ShutdownError, StartFailed
 
-ENDS = (ChildTerminated, StartError, ShutdownError)
+ENDS = (ChildTerminated, StartFailed, ShutdownError)
 """The reports of ends that people should look at; one of them reports each end."""
 
 
