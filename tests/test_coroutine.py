@@ -17,6 +17,7 @@ import otpy
 from otpy import ExitKind, SpecError, coroutine, current, dynamic_supervisor, supervisor, thread
 from otpy.children.coroutine import child as coroutines
 from otpy.children.coroutine import loop as loops
+from otpy.core.messages import StopSupervisor
 from otpy.reports import ChildTerminated, Progress, ShutdownError, Stalled, StartError, Unstopped
 from otpy.runtime import threads
 from otpy.runtime.mailbox import Mailbox
@@ -1648,7 +1649,7 @@ def test_a_loop_whose_last_child_leaves_when_it_is_detached_is_no_stray(
         detach(child)
 
     monkeypatch.setattr(coroutines.CoroutineChild, "detach", late)
-    core.detach()
+    core.mailbox.put(StopSupervisor(detach=True))
     core.done.wait(HANG, "app")
 
     assert entry.state is ThreadState.RUNNING

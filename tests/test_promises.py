@@ -550,7 +550,7 @@ NUMBERS = [
     (
         "health.md",
         "have a twentieth of a second to check in before it counts",
-        "runtime.supervisor.BREATH",
+        "runtime.agenda.BREATH",
         1 / 20,
     ),
     (

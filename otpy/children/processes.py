@@ -18,9 +18,9 @@ from otpy.arguments import check_handler
 from otpy.children.callable import child as callee
 from otpy.children.program.child import Output, ProgramStart, Text
 from otpy.children.program.probes import Health, Line, Notify, Probe
+from otpy.children.supervisor import supervisor
 from otpy.children.thread import path_of
 from otpy.exceptions import SpecError
-from otpy.runtime.supervisor import supervisor
 from otpy.specs import ChildSpec, CommonButReady, SupervisorSpec, check_common
 
 SHUTDOWN = 10.0

@@ -254,7 +254,7 @@ class Supervisor:
         if above:
             Supervisor(self._tree, above)._call(messages.TerminateChild, None, id=id, detach=True)
         else:
-            core.detach()
+            core.mailbox.put(StopSupervisor(detach=True))
         return self._await_end(core)
 
     def __enter__(self) -> Supervisor:

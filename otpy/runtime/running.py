@@ -26,9 +26,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypedDict, TypeVar, Unpack
 
-from otpy.abc import Birth, Clock, Puttable, ReportHandler
+from otpy.abc import Clock, Puttable, ReportHandler
 from otpy.arguments import check_handler, check_sink
-from otpy.core.messages import Handover, StopSupervisor
+from otpy.core.messages import StopSupervisor
 from otpy.core.pauses import PAUSE
 from otpy.exceptions import CallTimeout, NotAlive, NotFound, SpecError, StartError, TreeFailed, show
 from otpy.reports import ChildState, Escalation, ExitKind, StopReport
@@ -241,7 +241,7 @@ class Launch:
         self._timeout, self._stop_timeout = options.get("timeout"), stop_timeout
         self._logs = options.get("log", True)
         self._tree = _tree(spec, options)
-        self._core = SupervisorThread(_root_birth(spec, self._tree))
+        self._core = SupervisorThread(spec, spec.id, self._tree)
         self.handle = Supervisor(self._tree, spec.id)
         self._signals = Signals(signals, self._signalled)
         self._requests, self._counted_at, self._deadline = 0, -math.inf, math.inf
@@ -291,7 +291,7 @@ class Launch:
             self._signals.open()
         except OSError as error:  # no descriptors are left
             raise StartError(self._core.path, str(error)) from error
-        self._core.start(lambda _: None)
+        self._core.begin()
         is_settled = self._is_settled_in_time()
         if self._requests:
             return
@@ -420,20 +420,6 @@ def _clock(spec: SupervisorSpec, clock: Clock | None) -> Clock:
         raise SpecError(
             spec.id, "clock", clock, f"a clock that tells the time ({show(error)})"
         ) from error
-
-
-def _root_birth(spec: SupervisorSpec, tree: Tree) -> Birth:
-    return Birth(
-        ref=0,
-        path=spec.id,
-        spec=spec,
-        incarnation=1,
-        last_exit=None,
-        handover=Handover(),
-        spawn=threads.Spawner(tree, spec.id).spawn,
-        supervisor=None,
-        tree=tree,
-    )
 
 
 def _starting(handle: Supervisor) -> Iterator[str]:
