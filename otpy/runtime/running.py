@@ -288,9 +288,13 @@ class Launch:
         if self._requests == 1:
             self._stop(name, now)
         elif self._requests == 2 or not name:
-            self._hurry(name, now)
+            self._deadline = min(self._deadline, now)
+            self._tree.hurry()
+            self._core.mailbox.put(StopSupervisor(0.0, signal=name))
         else:
-            self._exit(name)
+            if self._logs:
+                mutter_at_once(f"otpy: {name}: exits at once\n")
+            os._exit(128 + signal.Signals[name])
 
     def _stop(self, name: str, now: float) -> None:
         within = self._stop_timeout
@@ -298,16 +302,6 @@ class Launch:
             self._deadline = self._tree.latest = min(self._deadline, now + within)
             within -= min(FOR_HANDLERS, within / 10)
         self._core.mailbox.put(StopSupervisor(within, signal=name))
-
-    def _hurry(self, name: str, now: float) -> None:
-        self._deadline = min(self._deadline, now)
-        self._tree.hurry()
-        self._core.mailbox.put(StopSupervisor(0.0, signal=name))
-
-    def _exit(self, name: str) -> None:
-        if self._logs:
-            mutter_at_once(f"otpy: {name}: exits at once\n")
-        os._exit(128 + signal.Signals[name])
 
 
 def _tree(spec: SupervisorSpec, options: Options) -> Tree:
