@@ -21,7 +21,7 @@ from otpy.children.coroutine.context import as_awaited_here
 from otpy.reports import ChildInfo, Counts, ExitReason, Snapshot, StopReport
 from otpy.runtime import running, threads
 from otpy.runtime.handle import Supervisor
-from otpy.runtime.running import Options
+from otpy.runtime.options import Options
 from otpy.runtime.threads import Role
 from otpy.specs import ChildSpec, SupervisorSpec
 from otpy.values import Value, value

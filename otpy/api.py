@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from otpy import abc, registry, reports
 from otpy.children.adopted import adopt
 from otpy.children.periodic import periodic
+from otpy.children.supervisor import dynamic_supervisor, supervisor
 from otpy.children.thread import Service, thread
 from otpy.exceptions import (
     AlreadyPresent,
@@ -44,7 +45,6 @@ from otpy.reports import (
 from otpy.runtime.context import Context, current
 from otpy.runtime.handle import Supervisor
 from otpy.runtime.running import run, start
-from otpy.runtime.supervisor import dynamic_supervisor, supervisor
 from otpy.specs import (
     AutoShutdown,
     Backoff,

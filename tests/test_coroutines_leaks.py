@@ -13,6 +13,7 @@ from otpy.children.coroutine import loop
 from otpy.children.coroutine.child import CoroutineChild
 from otpy.children.coroutine.loop import LoopThread
 from otpy.children.coroutine.orders import Home
+from otpy.core.messages import StopSupervisor
 from otpy.runtime.threads import ThreadState
 from tests import coroutine_stage
 from tests.coroutine_stage import (
@@ -248,7 +249,7 @@ def test_a_loop_whose_last_child_leaves_when_it_is_detached_is_no_stray(
         detach(child)
 
     monkeypatch.setattr(CoroutineChild, "detach", late)
-    core.detach()
+    core.mailbox.put(StopSupervisor(detach=True))
     core.done.wait(HANG, "app")
 
     assert entry.state is ThreadState.RUNNING

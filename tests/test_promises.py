@@ -36,7 +36,8 @@ from otpy.core.strategy import restart_group
 from otpy.reports import Cause, ExitKind, ExitReason
 from otpy.runtime import stopping as ending
 from otpy.runtime import telemetry, threads
-from otpy.runtime.running import Launch, Options
+from otpy.runtime.options import Options
+from otpy.runtime.running import Launch
 from otpy.specs import ChildSpec, Common, Restart, Strategy
 from tests import callees, pages, test_layers
 from tests.helpers import ManualClock, wait_until
@@ -551,7 +552,7 @@ NUMBERS = [
     (
         "health.md",
         "have a twentieth of a second to check in before it counts",
-        "runtime.supervisor.BREATH",
+        "runtime.agenda.BREATH",
         1 / 20,
     ),
     (
@@ -715,7 +716,7 @@ def test_the_numbers_about_supervisors_that_do_not_answer_are_those_of_the_code(
     assert ending.OVERDUE > lives.INTERRUPT_GRACE
     assert ending.BUSY == 3.0
     assert (
-        ending.PATIENCE == 5.0
+        ending.TO_ANSWER == 5.0
     )  # it is asked twice, and the first question comes within so many seconds
 
 

@@ -42,8 +42,7 @@ from otpy.core.slots import (
 from otpy.core.strategy import restart_group
 from otpy.reports import ExitKind, ExitReason
 from otpy.runtime.mailbox import Reply
-from otpy.runtime.supervisor import SupervisorThread
-from otpy.runtime.threads import Spawner
+from otpy.runtime.supervisor import NestedSupervisor, SupervisorThread
 from otpy.runtime.tree import Tree
 from otpy.specs import (
     AutoShutdown,
@@ -289,19 +288,7 @@ class World:
         self.tree = Tree(spec.id, self, max_unstopped=self.pick(0, 2, 100), seed=seed)
         self.tree.telemetry = NoTelemetry(self)  # type: ignore[assignment]
         self.tree.launch = self._launch
-        self.root = SupervisorThread(
-            Birth(
-                ref=0,
-                path="root",
-                spec=spec,
-                incarnation=1,
-                last_exit=None,
-                handover=messages.Handover(),
-                spawn=Spawner(self.tree, "root").spawn,
-                supervisor=None,
-                tree=self.tree,
-            )
-        )
+        self.root = SupervisorThread(spec, "root", self.tree)
 
     # Dice
 
@@ -337,7 +324,7 @@ class World:
         )
         return SupervisorSpec(
             id=id,
-            start=SupervisorThread,
+            start=NestedSupervisor,
             children=children,
             dynamic=dynamic,
             max_children=self.pick(None, 2) if dynamic else None,
@@ -400,7 +387,7 @@ class World:
     # The life
 
     def live(self) -> None:
-        self.root.start(lambda news: None)
+        self.root.begin()
         for _ in range(self.random.randint(1, 300)):
             if not self.root.alive:
                 break
@@ -505,18 +492,18 @@ class World:
     def _has_work(self, core: SupervisorThread) -> bool:
         at = core.timers.next()
         return core.alive and bool(
-            core._local or not core.mailbox.empty() or (at is not None and at <= self.now)
+            core._agenda.news or not core.mailbox.empty() or (at is not None and at <= self.now)
         )
 
     def _turn(self, core: SupervisorThread) -> None:
-        core._ident = (
+        core._agenda.ident = (
             threading.get_ident()
         )  # so that news from inside the turn is local, as on the real thread
         self._turning = core
         try:
             core.turn()
         finally:
-            core._ident = self._turning = None
+            core._agenda.ident = self._turning = None
         self.check(True, "")
         if core.alive:
             self._check_consistency(core)

@@ -39,10 +39,11 @@ from otpy.registry.spawned import check, spawned
 from otpy.registry.table import TrackedThread
 from otpy.reports import ChildTerminated, ExitReason
 from otpy.runtime import telemetry, threads
+from otpy.runtime.account import ask_all
 from otpy.runtime.mailbox import Once, Reply
 from otpy.runtime.telemetry import handler_of
 from otpy.runtime.threads import Entry, Role
-from otpy.runtime.tree import Tree, ask_all
+from otpy.runtime.tree import Tree
 from otpy.specs import is_number, plain
 
 PATH = "<registry>"

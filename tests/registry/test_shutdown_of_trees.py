@@ -12,6 +12,7 @@ import structlog
 import otpy
 from otpy import registry, supervisor, thread
 from otpy.children.thread import ThreadChild
+from otpy.core.messages import StopSupervisor
 from otpy.registry import ThreadState, shutdown
 from otpy.registry.shutdown import Shutdown
 from otpy.runtime import threads
@@ -82,7 +83,7 @@ class TestShutdownOfTrees:
 
         monkeypatch.setattr(ThreadChild, "detach", late)
         monkeypatch.setattr(Shutdown, "wait", lambda call: (all_asked.set(), wait(call)))
-        app._core().detach()
+        app._core().mailbox.put(StopSupervisor(detach=True))
         stats = whole.shutdown_all(HANG)
 
         assert by_name(stats)[1:] == ((), ())
