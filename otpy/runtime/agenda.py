@@ -6,7 +6,7 @@ Laws:
    that came later. So late news is heard, and a flood of mail holds up no timer.
 3. A deadline that is read far too late was hit by a pause of all threads. The other
    threads may deliver their news first.
-4. The thread waits here and nowhere else. A calm moment is used for work that can wait.
+4. A calm moment is used for work that can wait.
 
 Which thread runs what: ``deliver`` and ``remind`` run on any thread, all the rest on
 the supervisor's own thread, which owns the state.

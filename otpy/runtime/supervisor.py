@@ -3,8 +3,10 @@
 Laws:
 1. A supervisor's state belongs to its machine, and the machine to the supervisor's own
    thread. Every other thread puts messages.
-2. The thread waits for its agenda only (``agenda``: news, mail, deadlines). When it has
-   started a thread, it also waits, for microseconds, until that thread runs.
+2. The thread waits for its agenda only (``agenda``: news, mail, deadlines), with two
+   exceptions. When it has started a thread, it waits, for microseconds, until that
+   thread runs. When otpy's own code has broken, it waits up to INTERRUPT_GRACE seconds
+   for the ends of its children.
 3. No decision about children is made here. What to do comes from the machine. What
    became of it goes back to the machine as a message.
 4. A child that raises where a child must not raise has crashed (``contract``).
@@ -307,8 +309,7 @@ class SupervisorThread:
         self._orders = self.machine.receive(message, self._turned_at)
         for action in self._orders:
             getattr(self, PERFORM[type(action)])(action)
-        # Drop what the turn was about. What was kept of it goes later, from
-        # ``_remains``.
+        # Drop what the turn was about. What was kept of it goes later, by ``_remains``.
         self._message = None
         self._orders.clear()  # the machine has the same list
 
