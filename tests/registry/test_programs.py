@@ -94,7 +94,8 @@ class TestPrograms:
             signal.signal(signal.SIGALRM, handler)
             for number in range(3000):
                 reg = registry.ThreadRegistry()
-                signal.setitimer(signal.ITIMER_REAL, random.random() * 1e-4 + 1e-6, 0.01)  # again: Python may miss one
+                # again and again: Python may miss one
+                signal.setitimer(signal.ITIMER_REAL, random.random() * 1e-4 + 1e-6, 0.01)
                 if number % 10 == 0:
                     try:
                         for n in range(1000):

@@ -186,21 +186,26 @@ import os, random, signal, sys, threading
 from otpy.taskgraph import TaskGraph
 
 def interrupted(seed):
-    ran, settled, graph = [], [], TaskGraph(workers=3)
+    ran, settled, graph, where = [], [], TaskGraph(workers=3), "outside"
     for number in range(400):
-        graph.add(lambda number=number: ran.append(number), f"t{number}", [f"t{number - 7}"] if number > 7 else [])
+        before = [f"t{number - 7}"] if number > 7 else []
+        graph.add(lambda number=number: ran.append(number), f"t{number}", before)
     graph.on_task_done(lambda name, outcome: settled.append(name))
-    shot = threading.Timer(random.Random(seed).random() * 0.02, os.kill, (os.getpid(), signal.SIGINT))
+    moment = random.Random(seed).random() * 0.02
+    shot = threading.Timer(moment, os.kill, (os.getpid(), signal.SIGINT))
     try:
         shot.start()
         summary = graph.run()
-        assert len(summary.outcomes) == 400 and sorted(settled) == sorted(summary.outcomes), (seed, summary)
-        assert summary.passed == len(ran) and summary.passed + summary.cancelled == 400, (seed, summary)
-        print("inside", seed)
+        assert len(summary.outcomes) == 400, (seed, summary)
+        assert sorted(settled) == sorted(summary.outcomes), (seed, summary)
+        assert summary.passed == len(ran), (seed, summary)
+        assert summary.passed + summary.cancelled == 400, (seed, summary)
+        where = "inside"
         shot.join()
+    # before the run, after it, or while the shot is awaited
     except KeyboardInterrupt:
         shot.join()
-        print("outside", seed)
+    print(where, seed)
 
 for seed in range(8):
     interrupted(seed)
