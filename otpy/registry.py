@@ -47,11 +47,11 @@ from otpy.exceptions import (
     show,
 )
 from otpy.reports import ChildTerminated, ExitKind, ExitReason
-from otpy.runtime import telemetry, threads
-from otpy.runtime.mailbox import Door, Once, Reply
+from otpy.runtime import stacks, telemetry, threads
 from otpy.runtime.telemetry import handler_of
 from otpy.runtime.threads import Entry, Role, ThreadState
 from otpy.runtime.tree import Tree, ask_all
+from otpy.runtime.waiting import Door, Once, Reply
 from otpy.specs import is_number
 from otpy.values import Value
 
@@ -471,10 +471,10 @@ def _stacks(found: Sequence[TrackedThread]) -> dict[threading.Thread, str]:
     """Return what the threads are doing, formatted like tracebacks; "" for one that has
     ended.
     """
-    stacks = [threads.stack_of(one.thread.ident) for one in found]
+    texts = [stacks.stack_of(one.thread.ident) for one in found]
     # a thread that has ended may have left its number to another one, whose stack this
     # is
-    pairs = zip(found, stacks, strict=True)
+    pairs = zip(found, texts, strict=True)
     return {one.thread: printable(stack) if one.thread.is_alive() else "" for one, stack in pairs}
 
 
@@ -592,7 +592,7 @@ def _will_end(entry: Entry, bound: set[object]) -> bool:
     """Whether there is hope: it was not given up, and neither it nor its tree nor its starter has to wait for us."""
     if entry.state is ThreadState.UNSTOPPED or entry.thread in bound:
         return False
-    if not entry.begun.has_happened and entry.starter == threading.get_ident():
+    if not entry.has_begun and entry.starter == threading.get_ident():
         return False  # we are in a signal handler, amidst spawn
     return not (_is_bound(entry) and entry.owner in bound)
 

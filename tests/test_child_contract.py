@@ -26,11 +26,11 @@ from otpy import (
 from otpy.abc import Birth, Child
 from otpy.core.messages import ChildExited, ChildStarted, Handover
 from otpy.runtime import threads
-from otpy.runtime.mailbox import SystemClock
+from otpy.runtime.spares import Spawner
 from otpy.runtime.supervisor import SupervisorThread
 from otpy.runtime.telemetry import Telemetry
-from otpy.runtime.threads import Spawner
 from otpy.runtime.tree import Tree
+from otpy.runtime.waiting import SystemClock
 from tests.callees import crashing, looping, obedient, obedient_and_ready
 from tests.helpers import HANG, close, wait_until
 

@@ -21,8 +21,8 @@ from otpy import (
 )
 from otpy.reports import ChildTerminated, Progress, Stalled, Unstopped
 from otpy.runtime import threads
-from otpy.runtime.mailbox import SystemClock
 from otpy.runtime.threads import ThreadState
+from otpy.runtime.waiting import SystemClock
 from tests.helpers import HANG, ManualClock, Puppet, wait_until
 
 SOON = 0.05

@@ -665,7 +665,7 @@ NUMBERS = [
     (
         "design.md",
         "otpy keeps 256 kB of address space in reserve",
-        "runtime.threads.Reserve.SIZE",
+        "runtime.spares.Reserve.SIZE",
         256 << 10,
     ),
     ("design.md", "in the first calm millisecond after that", "runtime.supervisor.CALM", 0.001),

@@ -25,7 +25,7 @@ from otpy import registry, supervisor, thread
 from otpy.children.thread import ThreadChild
 from otpy.registry import ShutdownStats, ThreadRegistry, ThreadState, TrackedThread
 from otpy.reports import ChildTerminated, ExitKind
-from otpy.runtime import telemetry, threads
+from otpy.runtime import stacks, telemetry, threads
 from tests.helpers import HANG, Puppet, wait_until
 
 SOON = HANG / 2
@@ -1041,7 +1041,7 @@ class TestShutdown:
         waiting = threading.get_ident()
 
         def interrupt():
-            wait_until(lambda: ", in join\n" in threads.stack_of(waiting))
+            wait_until(lambda: ", in join\n" in stacks.stack_of(waiting))
             os.kill(os.getpid(), signal.SIGINT)
 
         other = threading.Thread(target=interrupt)
@@ -1481,7 +1481,7 @@ class TestDump:
         gate.set()
         ended.join(HANG)
 
-        monkeypatch.setattr(threads, "stack_of", lambda ident: "another thread's")
+        monkeypatch.setattr(stacks, "stack_of", lambda ident: "another thread's")
         assert registry._stacks([seen]) == {ended: ""}
 
 

@@ -8,8 +8,9 @@ import pytest
 from otpy import ChildState, registry, supervisor, thread
 from otpy.children.interrupt import raise_in
 from otpy.runtime import threads
+from otpy.runtime.spares import Spawner
 from otpy.runtime.supervisor import CALM
-from otpy.runtime.threads import Role, Spawner
+from otpy.runtime.threads import Role
 from tests.helpers import HANG, Puppet, wait_until
 
 
@@ -20,7 +21,7 @@ def spares(tree):
 def spare_of(app):
     """Wait until there is one and it runs, and return its thread."""
     (entry,) = wait_until(lambda: spares(app._tree))
-    assert entry.begun.wait(HANG)
+    wait_until(lambda: entry.has_begun)
     return entry.thread
 
 
@@ -232,7 +233,7 @@ def test_one_that_has_died_is_of_no_use(app, puppet, monkeypatch):
 def test_none_is_made_while_the_supervisor_ends(launch, puppet, monkeypatch):
     """No child would need it. The supervisor is short of a spare, and has calm moments while its last child ends."""
     refills = []
-    monkeypatch.setattr(threads.Spawner, "refill", lambda spawner: refills.append(spawner))
+    monkeypatch.setattr(Spawner, "refill", lambda spawner: refills.append(spawner))
     app = launch(supervisor("app", children=[thread(end_slowly, id="a")]))
     core = app._tree.directory["app"]
     core.spawner.is_short = True

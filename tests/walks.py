@@ -41,10 +41,10 @@ from otpy.core.slots import (
 )
 from otpy.core.strategy import restart_group
 from otpy.reports import ExitKind, ExitReason
-from otpy.runtime.mailbox import Reply
+from otpy.runtime.spares import Spawner
 from otpy.runtime.supervisor import SupervisorThread
-from otpy.runtime.threads import Spawner
 from otpy.runtime.tree import Tree
+from otpy.runtime.waiting import Reply
 from otpy.specs import (
     AutoShutdown,
     Backoff,

@@ -56,8 +56,8 @@ from types import (
 import attrs
 
 from otpy.exceptions import Killed
-from otpy.runtime.mailbox import Once
 from otpy.runtime.posix import has_real_threads
+from otpy.runtime.waiting import Once
 
 WRAPPERS: set[CodeType] = set()
 """The functions of ours that call a child's target; ``self`` is the child there. User code is what they call."""

@@ -31,7 +31,7 @@ from otpy.exceptions import (
     means_success,
 )
 from otpy.reports import CRASHED, KILLED, NORMAL, SHUTDOWN, ExitKind, ExitReason
-from otpy.runtime import threads
+from otpy.runtime import spares, stacks, threads
 from otpy.runtime.context import Context
 from otpy.runtime.threads import ThreadState
 from otpy.specs import ChildSpec, Common, check_common
@@ -195,7 +195,7 @@ class ThreadChild:
                 self._main, name=birth.path, purpose=purpose, if_lost=self._is_lost
             )
         except (RuntimeError, MemoryError) as error:  # can't start new thread
-            threads.reserve.spend(error)
+            spares.reserve.spend(error)
             deliver(ChildExited(birth.ref, ExitReason(CRASHED, error)))
         else:
             if not spec.ready:
@@ -234,7 +234,7 @@ class ThreadChild:
         return self._ctx.saved
 
     def stack(self) -> str:
-        return threads.stack_of(self._thread.ident) if self._thread else ""
+        return stacks.stack_of(self._thread.ident) if self._thread else ""
 
     @property
     def alive(self) -> bool:
@@ -268,7 +268,7 @@ class ThreadChild:
 
     def _end(self, error: BaseException | None) -> None:
         if issubclass(type(error), MemoryError):
-            threads.reserve.spend(error)
+            spares.reserve.spend(error)
         past, self.birth.last_exit = self.birth.last_exit, None
         self._deliver(ChildExited(self.birth.ref, reason_of(error, self._ctx)))
         forget(past, self.birth)

@@ -57,10 +57,10 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from otpy.runtime import telemetry, threads
-from otpy.runtime.mailbox import Bell, Reply
 from otpy.runtime.stopping import Wait, await_end, never, wait_plainly
 from otpy.runtime.threads import Role
 from otpy.runtime.tree import SETTLE, Tree, ask_all
+from otpy.runtime.waiting import Bell, Reply
 
 LAST_WORD = 2.0
 """How many seconds one line may take, if the log or stderr is blocked."""

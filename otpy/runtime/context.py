@@ -25,8 +25,8 @@ from otpy.core.messages import ChildStarted
 from otpy.exceptions import Fenced, NotFound, show
 from otpy.reports import ExitReason
 from otpy.runtime import telemetry, threads
-from otpy.runtime.mailbox import Once
 from otpy.runtime.threads import Role
+from otpy.runtime.waiting import Once
 from otpy.specs import is_number
 
 RETRY = 0.1

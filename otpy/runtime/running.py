@@ -32,16 +32,16 @@ from otpy.core.messages import Handover, StopSupervisor
 from otpy.core.pauses import PAUSE
 from otpy.exceptions import CallTimeout, NotAlive, NotFound, SpecError, StartError, TreeFailed, show
 from otpy.reports import ChildState, Escalation, ExitKind, StopReport
-from otpy.runtime import at_exit, threads
+from otpy.runtime import at_exit, spares, threads
 from otpy.runtime.clocks import GuardedClock
 from otpy.runtime.handle import Supervisor
-from otpy.runtime.mailbox import SystemClock
 from otpy.runtime.signals import Signals, stop_signals, unhandled_interrupt
 from otpy.runtime.stopping import PROMPT, await_end
 from otpy.runtime.supervisor import SupervisorThread
 from otpy.runtime.telemetry import Telemetry, log_report, mutter_at_once
 from otpy.runtime.threads import Role
 from otpy.runtime.tree import FLUSH, Tree
+from otpy.runtime.waiting import SystemClock
 from otpy.specs import ChildType, SupervisorSpec, is_number
 
 T = TypeVar("T")
@@ -430,7 +430,7 @@ def _root_birth(spec: SupervisorSpec, tree: Tree) -> Birth:
         incarnation=1,
         last_exit=None,
         handover=Handover(),
-        spawn=threads.Spawner(tree, spec.id).spawn,
+        spawn=spares.Spawner(tree, spec.id).spawn,
         supervisor=None,
         tree=tree,
     )

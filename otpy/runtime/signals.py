@@ -26,8 +26,8 @@ from types import FrameType
 from typing import Any
 
 from otpy.runtime import posix
-from otpy.runtime.mailbox import Bell, Reply
 from otpy.runtime.stopping import Until, wait_plainly
+from otpy.runtime.waiting import Bell, Reply
 
 ALWAYS = ("SIGINT", "SIGTERM")
 """Ask ``run`` to stop, even if the program has handlers of its own for them."""

@@ -57,11 +57,12 @@ from otpy.reports import (
     Unstopped,
     start_error,
 )
-from otpy.runtime import debugger, threads
+from otpy.runtime import debugger, spares, stacks, threads
 from otpy.runtime.handle import Supervisor
-from otpy.runtime.mailbox import Mailbox, Reply, Timers
+from otpy.runtime.mailbox import Mailbox, Timers
 from otpy.runtime.remains import Remains
 from otpy.runtime.tree import SUPERVISING, Tree
+from otpy.runtime.waiting import Reply
 from otpy.specs import (
     AutoShutdown,
     ChildSpec,
@@ -250,7 +251,7 @@ class SupervisorThread:
     timers: Timers = attrs.field(factory=Timers, init=False)
     up: Reply = attrs.field(factory=Reply, init=False)
     done: Reply = attrs.field(factory=Reply, init=False)
-    spawner: threads.Spawner = attrs.field(init=False)
+    spawner: spares.Spawner = attrs.field(init=False)
     _local: collections.deque[Message] = attrs.field(factory=collections.deque, init=False)
     _orders: list[messages.Action] = attrs.field(factory=list, init=False)
     _children: dict[int, Child] = attrs.field(factory=dict, init=False)
@@ -293,7 +294,7 @@ class SupervisorThread:
         self.machine = SupervisorMachine(
             spec, self.path, rng=chance, heartbeats=self.tree.heartbeats
         )
-        self.spawner = threads.Spawner(self.tree, self.path, self.mailbox.post)
+        self.spawner = spares.Spawner(self.tree, self.path, self.mailbox.post)
         self._remains = Remains(self.path, self.tree)
         self._leftovers = self._remains.hand_over
         self._handle, self._spawn, self._ear = (
@@ -314,7 +315,7 @@ class SupervisorThread:
         try:
             self._thread = self.tree.launch(self._main, self.path, self._is_lost)
         except (RuntimeError, MemoryError) as error:  # can't start new thread
-            threads.reserve.spend(error)
+            spares.reserve.spend(error)
             self._crash(error)
 
     def stop(self) -> None:
@@ -337,7 +338,7 @@ class SupervisorThread:
     """A supervisor saves nothing."""
 
     def stack(self) -> str:
-        return threads.stack_of(self._ident)
+        return stacks.stack_of(self._ident)
 
     @property
     def alive(self) -> bool:
@@ -359,7 +360,7 @@ class SupervisorThread:
         except BaseException as error:
             if not self.alive:
                 raise  # amidst its last word: _is_lost says it again
-            threads.reserve.spend(error)
+            spares.reserve.spend(error)
             self._break_down(error) if is_open else self._crash(error)
         finally:
             SUPERVISING.discard(self._ident)
@@ -610,7 +611,7 @@ class SupervisorThread:
 
     def _has_broken(self, ref: int, error: BaseException) -> None:
         """A child has raised where it must not: end it by force, name it if it does not end, tell of its crash."""
-        threads.reserve.spend(error)
+        spares.reserve.spend(error)
         reason = ExitReason(ExitKind.CRASHED, error)
         self._local.append(ChildExited(ref, reason))
         child = self._children.pop(ref, None)
@@ -893,7 +894,7 @@ def _asked(child: Child, what: str, *args: Any) -> tuple[Any, BaseException | No
     try:
         return ask(child, *args), None
     except BaseException as error:
-        threads.reserve.spend(error)
+        spares.reserve.spend(error)
         return instead, error
 
 

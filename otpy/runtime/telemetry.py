@@ -44,8 +44,8 @@ from otpy.arguments import check_result
 from otpy.exceptions import NotAlive, NotFound, printable, show, traceback_of
 from otpy.reports import Cause, Escalation, Report, stamp
 from otpy.runtime import threads
-from otpy.runtime.mailbox import Door
 from otpy.runtime.threads import Role
+from otpy.runtime.waiting import Door
 
 EVENTS = {
     # report: (log level, event)

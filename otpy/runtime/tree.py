@@ -22,10 +22,10 @@ from otpy.abc import Clock
 from otpy.core.messages import StopSupervisor, TooManyUnstopped
 from otpy.reports import StopReport, Unstopped
 from otpy.runtime import threads
-from otpy.runtime.mailbox import Door, Once, Reply
 from otpy.runtime.stopping import Until, Wait, never, wait_plainly
 from otpy.runtime.telemetry import Telemetry
 from otpy.runtime.threads import Role
+from otpy.runtime.waiting import Door, Once, Reply
 
 FLUSH = 10.0
 """The default of the option ``flush``: how long handlers may take at the end of a tree, in seconds, all together."""

@@ -32,8 +32,8 @@ from otpy.reports import (
     StrayMessage,
     Unstopped,
 )
-from otpy.runtime import threads
-from otpy.runtime.mailbox import Reply
+from otpy.runtime import spares, threads
+from otpy.runtime.waiting import Reply
 from tests.helpers import HANG, wait_until
 from tests.seams.kit import python
 
@@ -417,7 +417,7 @@ def test_a_supervisor_that_is_hit_while_it_uses_a_spare_thread_goes_on(
         raise Injected
 
     with monkeypatch.context() as patch:
-        patch.setattr(threads.Spare, "become", hit)
+        patch.setattr(spares.Spare, "become", hit)
         orders.put(lambda: 1 / 0)
         spare.join(HANG)
     recorder.wait_for(Progress, "app/a", 3)
@@ -491,7 +491,7 @@ def test_memory_that_is_gone_again_and_again():
 
 def test_the_reserve_is_given_back_and_taken_again():
     """When a MemoryError is met, and in a calm moment."""
-    reserve = threads.Reserve()
+    reserve = spares.Reserve()
     reserve.take()
     held = reserve._held
     reserve.take()

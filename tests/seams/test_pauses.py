@@ -27,7 +27,7 @@ from otpy.core import messages, pauses
 from otpy.core.messages import Due, StopSupervisor
 from otpy.reports import ExitKind, Progress, Stalled
 from otpy.runtime import debugger, running
-from otpy.runtime.mailbox import Once
+from otpy.runtime.waiting import Once
 from tests import pausing
 from tests.helpers import HANG, ManualClock, Puppet, wait_until
 from tests.machine_talk import Talk, booted, brief, child

@@ -84,7 +84,7 @@ from otpy.exceptions import (
     traceback_of,
 )
 from otpy.reports import CRASHED, KILLED, ExitReason, Unstopped
-from otpy.runtime import descendants, posix, threads
+from otpy.runtime import descendants, posix, spares, threads
 from otpy.runtime.descendants import Family, Seen
 from otpy.runtime.threads import Role, ThreadState
 from otpy.specs import ChildSpec, Common, check_common
@@ -657,7 +657,7 @@ class CalleeChild:
                 self._main, name=birth.path, purpose=purpose, if_lost=self._is_lost
             )
         except (RuntimeError, MemoryError) as error:  # no more threads
-            threads.reserve.spend(error)
+            spares.reserve.spend(error)
             deliver(ChildExited(birth.ref, ExitReason(CRASHED, error)))
 
     def _is_lost(self) -> None:
@@ -756,7 +756,7 @@ class CalleeChild:
 
     def _end(self, error: BaseException | Sealed | None) -> None:
         """Leave nothing behind, and tell why it ended."""
-        threads.reserve.spend(None if is_sealed(error) else error)  # type: ignore[arg-type]
+        spares.reserve.spend(None if is_sealed(error) else error)  # type: ignore[arg-type]
         if (body := self._body) is not None and body.pid is not None:
             body.kill()
             self._bury(body)

@@ -35,10 +35,10 @@ from otpy.children.thread import ASKED_AND_ENDED, forget, name_of, path_of, reas
 from otpy.core.messages import ChildExited, ChildStarted
 from otpy.exceptions import NotFound, SpecError, is_a, set_traceback, traceback_object
 from otpy.reports import CRASHED, KILLED, ExitReason, Unstopped
-from otpy.runtime import telemetry, threads
+from otpy.runtime import spares, telemetry, threads
 from otpy.runtime.context import Context, current
-from otpy.runtime.mailbox import Once
 from otpy.runtime.threads import Role, ThreadState
+from otpy.runtime.waiting import Once
 from otpy.specs import Budget, ChildSpec, Common, check_common
 from otpy.values import Value
 
@@ -338,7 +338,7 @@ class CoroutineChild:
             MemoryError,
             OSError,
         ) as error:  # no more threads, or no descriptors for a loop
-            threads.reserve.spend(error)
+            spares.reserve.spend(error)
             self.end(ExitReason(CRASHED, error))
             return
         self._home.order(self._begin)
@@ -540,7 +540,7 @@ class CoroutineChild:
 
     def _finish(self, task: asyncio.Task[BaseException | None]) -> None:
         error = _raised_in(task)
-        threads.reserve.spend(error)
+        spares.reserve.spend(error)
         past, self.birth.last_exit = self.birth.last_exit, None
         self.end(self._reason(error))
         forget(past, self.birth)

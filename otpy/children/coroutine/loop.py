@@ -49,7 +49,7 @@ from otpy.abc import Birth
 from otpy.children.coroutine.workers import Work, Workers
 from otpy.core.pauses import PAUSE
 from otpy.reports import CRASHED, KILLED, STALLED, ExitReason, Stalled, Unstopped
-from otpy.runtime import debugger, posix, threads
+from otpy.runtime import debugger, posix, stacks, threads
 from otpy.runtime.threads import ThreadState
 
 LOOP_PATIENCE = 5.0
@@ -185,7 +185,7 @@ class LoopThread:
 
     def stack(self) -> str:
         """Return what the thread is doing, formatted like a traceback."""
-        return threads.stack_of(self._thread.ident) if self._thread is not None else ""
+        return stacks.stack_of(self._thread.ident) if self._thread is not None else ""
 
     @property
     def alive(self) -> bool:

@@ -67,11 +67,11 @@ from otpy.children.program.watch import Watch
 from otpy.core.messages import ChildExited, ChildStarted
 from otpy.exceptions import ProcessDied, printable
 from otpy.reports import CRASHED, KILLED, NORMAL, SHUTDOWN, ExitReason, OutputLost, Unstopped
-from otpy.runtime import descendants, posix, threads
+from otpy.runtime import descendants, posix, stacks, threads
 from otpy.runtime.descendants import Family, Seen
-from otpy.runtime.mailbox import Once
 from otpy.runtime.posix import NoPython, signal_group, signal_name
 from otpy.runtime.threads import Role, ThreadState
+from otpy.runtime.waiting import Once
 from otpy.specs import Budget
 
 LINGER = 0.5
@@ -288,7 +288,7 @@ class Program:
             return ""
         if popen is None:
             words = " ".join(self.how.argv)
-            return f"it is being started: {words}\n{threads.stack_of(launcher.ident if launcher is not None else None)}"
+            return f"it is being started: {words}\n{stacks.stack_of(launcher.ident if launcher is not None else None)}"
         if rest is not None:
             return rest.stack()
         said = printable(bytes(self._tail)[-QUOTED:].decode("utf-8", "replace"))
