@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 from otpy import abc, registry, reports
 from otpy.children.adopted import adopt
 from otpy.children.periodic import periodic
-from otpy.children.thread import Service, thread
+from otpy.children.service import Service
+from otpy.children.thread import thread
 from otpy.exceptions import (
     AlreadyPresent,
     AlreadyStarted,

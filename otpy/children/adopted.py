@@ -17,7 +17,8 @@ from otpy.arguments import (
     check_method,
     check_result,
 )
-from otpy.children.thread import Service, name_of
+from otpy.children.names import name_of
+from otpy.children.service import Service
 from otpy.exceptions import SpecError, show
 from otpy.runtime.context import Context
 from otpy.values import Value

@@ -11,7 +11,8 @@ import attrs
 
 from otpy.abc import Birth
 from otpy.arguments import check_call, check_function, check_result
-from otpy.children.thread import ThreadChild, name_of, path_of
+from otpy.children.names import name_of, path_of
+from otpy.children.thread import ThreadChild
 from otpy.exceptions import SpecError
 from otpy.runtime import threads
 from otpy.runtime.context import Context

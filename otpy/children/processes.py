@@ -16,9 +16,9 @@ import attrs
 
 from otpy.arguments import check_handler
 from otpy.children.callable import child as callee
+from otpy.children.names import path_of
 from otpy.children.program.child import Output, ProgramStart, Text
 from otpy.children.program.probes import Health, Line, Notify, Probe
-from otpy.children.thread import path_of
 from otpy.exceptions import SpecError
 from otpy.runtime.supervisor import supervisor
 from otpy.specs import ChildSpec, CommonButReady, SupervisorSpec, check_common

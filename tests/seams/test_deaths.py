@@ -411,13 +411,14 @@ def test_a_supervisor_that_is_hit_while_it_uses_a_spare_thread_goes_on(
     """The start has failed and is tried again; the spare has ended, and has run nothing."""
     _, orders = crash_once(launch, recorder)
     [spare] = wait_until(spare_threads)
+    transform = threads.transform
 
-    def hit(self, target, name, purpose, if_lost):
-        self._turn_into_child(target, name, purpose)
+    def hit(*what):
+        transform(*what)
         raise Injected
 
     with monkeypatch.context() as patch:
-        patch.setattr(spares.Spare, "become", hit)
+        patch.setattr(threads, "transform", hit)
         orders.put(lambda: 1 / 0)
         spare.join(HANG)
     recorder.wait_for(Progress, "app/a", 3)

@@ -23,7 +23,7 @@ import otpy
 from otpy import Backoff, Killed, coroutine, current, dynamic_supervisor, supervisor, thread
 from otpy.children import interrupt
 from otpy.children.coroutine.loop import LoopThread
-from otpy.children.thread import EarlierLives
+from otpy.children.endings import release_locals
 from otpy.exceptions import show, traceback_of
 from otpy.reports import ChildTerminated, Progress, Unstopped
 from otpy.runtime import threads
@@ -180,7 +180,7 @@ def test_frames_of_this_life_and_of_others_are_not_ours():
 
     with contextlib.suppress(ValueError):
         stranger()
-    EarlierLives(None).forget(error)
+    release_locals(error, None)
 
     assert error.__traceback__.tb_next.tb_frame.f_locals["kept"] == "kept"
 

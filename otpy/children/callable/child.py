@@ -67,7 +67,8 @@ from otpy.arguments import USE_ASYNCIO, check_call, check_function
 from otpy.children.callable import far_side as remote
 from otpy.children.callable.far_side import BEAT, BEATS, EXIT, LEAST, SIZES, STATE, UP
 from otpy.children.callable.wires import Messages, allowed, raised_by
-from otpy.children.thread import name_of, path_of, reason_of
+from otpy.children.endings import reason_of
+from otpy.children.names import name_of, path_of
 from otpy.core.messages import ChildExited, ChildStarted
 from otpy.exceptions import (
     Killed,

@@ -30,8 +30,9 @@ from otpy.abc import Birth, Deliver
 from otpy.arguments import check_call, is_async
 from otpy.children.coroutine.loop import BLOCKED, CLEAN_UP, CLOSED, LoopThread, cancel, find_uvloop
 from otpy.children.coroutine.workers import Work
+from otpy.children.endings import ASKED_AND_ENDED, forget_past, reason_of
 from otpy.children.interrupt import WRAPPERS
-from otpy.children.thread import ASKED_AND_ENDED, forget, name_of, path_of, reason_of
+from otpy.children.names import name_of, path_of
 from otpy.core.messages import ChildExited, ChildStarted
 from otpy.exceptions import NotFound, SpecError, is_a, set_traceback, traceback_object
 from otpy.reports import CRASHED, KILLED, ExitReason, Unstopped
@@ -543,7 +544,7 @@ class CoroutineChild:
         spares.reserve.spend(error)
         past, self.birth.last_exit = self.birth.last_exit, None
         self.end(self._reason(error))
-        forget(past, self.birth)
+        forget_past(past, self.birth)
         if self._home is not None:
             self._home.leave(self, for_good=self._is_asked)
         self._task = self._sweeper = None  # it and the task hold each other, and the error
