@@ -19,7 +19,7 @@ from types import FrameType, TracebackType
 from typing import Protocol
 
 from otpy.abc import Birth
-from otpy.children.interrupt import WRAPPERS
+from otpy.children.moments import WRAPPERS
 from otpy.exceptions import (
     Fatal,
     Fenced,

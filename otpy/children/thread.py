@@ -17,7 +17,8 @@ from otpy.abc import Birth, Deliver
 from otpy.arguments import USE_COROUTINE, check_call, check_function, check_result
 from otpy.children import service
 from otpy.children.endings import forget_past, reason_of
-from otpy.children.interrupt import WRAPPERS, Gate, Interrupts, can_interrupt
+from otpy.children.interrupt import Gate, Interrupts, can_interrupt
+from otpy.children.moments import WRAPPERS
 from otpy.children.names import name_of, path_of
 from otpy.core.messages import ChildExited, ChildStarted
 from otpy.reports import CRASHED, ExitReason

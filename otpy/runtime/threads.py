@@ -268,7 +268,9 @@ class Entry:
 
 _entries: dict[threading.Thread, Entry] = {}
 _undecided: dict[Entry, bool] = {}
-"""The entries of which it is not decided whether they run. Who removes one has decided."""
+"""The entries of which it is not decided whether they run.
+
+The thread that removes one has decided."""
 
 
 def spawn(

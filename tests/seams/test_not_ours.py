@@ -21,7 +21,7 @@ import pytest
 
 import otpy
 from otpy import Backoff, Killed, coroutine, current, dynamic_supervisor, supervisor, thread
-from otpy.children import interrupt
+from otpy.children import interrupt, moments
 from otpy.children.coroutine.loop import LoopThread
 from otpy.children.endings import release_locals
 from otpy.exceptions import show, traceback_of
@@ -717,15 +717,15 @@ def test_a_thread_that_is_about_to_take_a_lock_is_not_interrupted(way, monkeypat
     """When it has got the lock, nothing would release it; after a ``with``: since Python 3.14."""
     lock = threading.Lock()
     codes = {way.__code__, contextlib.ExitStack.enter_context.__code__}
-    monkeypatch.setattr(interrupt, "WRAPPERS", {threading.Thread.run.__code__})
-    monkeypatch.setattr(interrupt, "GUARDED", ())
+    monkeypatch.setattr(moments, "WRAPPERS", {threading.Thread.run.__code__})
+    monkeypatch.setattr(moments, "GUARDED", ())
     taking = threading.Thread(target=way, args=(lock,))
     with lock:
         taking.start()
         wait_until(lambda: sys._current_frames()[taking.ident].f_code in codes)
         time.sleep(0.05)  # it may not wait yet; too early, the test proves less
         frame = sys._current_frames()[taking.ident]
-        is_good = interrupt.is_good(frame, frame.f_lasti)
+        is_good = moments.is_good(frame, frame.f_lasti)
     taking.join(HANG)
 
     assert not is_good
@@ -761,9 +761,9 @@ def test_a_thread_that_takes_a_lock_is_not_interrupted_where_code_has_no_columns
 
 def test_code_that_cannot_be_read_is_no_good_moment(monkeypatch):
     """Then the thread is not interrupted there, and nothing else happens."""
-    monkeypatch.setattr(interrupt, "_is_good", lambda frame, at: 1 / 0)
+    monkeypatch.setattr(moments, "_is_good", lambda frame, at: 1 / 0)
 
-    assert interrupt.is_good(sys._getframe(), 0) is False
+    assert moments.is_good(sys._getframe(), 0) is False
 
 
 def test_looks_become_rare(monkeypatch):

@@ -31,7 +31,7 @@ from otpy.arguments import check_call, is_async
 from otpy.children.coroutine.loop import BLOCKED, CLEAN_UP, CLOSED, LoopThread, cancel, find_uvloop
 from otpy.children.coroutine.workers import Work
 from otpy.children.endings import ASKED_AND_ENDED, forget_past, reason_of
-from otpy.children.interrupt import WRAPPERS
+from otpy.children.moments import WRAPPERS
 from otpy.children.names import name_of, path_of
 from otpy.core.messages import ChildExited, ChildStarted
 from otpy.exceptions import NotFound, SpecError, is_a, set_traceback, traceback_object
