@@ -47,7 +47,7 @@ from otpy.exceptions import (
     show,
 )
 from otpy.reports import ChildTerminated, ExitKind, ExitReason
-from otpy.runtime import stacks, telemetry, threads
+from otpy.runtime import log, stacks, telemetry, threads
 from otpy.runtime.telemetry import handler_of
 from otpy.runtime.threads import Entry, Role, ThreadState
 from otpy.runtime.tree import Tree, ask_all
@@ -360,7 +360,7 @@ class ThreadRegistry:
     def _tell(self, name: str, reason: ExitReason) -> None:
         """Report that the thread *name* has died; whatever goes wrong in here is logged."""
         report = ChildTerminated(path=name, thread=name, time=time.time(), reason=reason)
-        telemetry.call(telemetry.log_report, report)
+        telemetry.call(log.log_report, report)
         for sink in list(self._sinks.values()):
             telemetry.call(sink, report)
 
@@ -423,9 +423,7 @@ def _outcome(
 
 
 def _log_left(stats: ShutdownStats) -> None:
-    telemetry.logger().error(
-        "threads_left", names=[printable(name) for name in stats.timeout_names]
-    )
+    log.logger().error("threads_left", names=[printable(name) for name in stats.timeout_names])
 
 
 def _tracked(entry: Entry, now: float) -> TrackedThread:
@@ -575,7 +573,7 @@ def _ask(name: str, ask: Callable[[], object]) -> None:
     try:
         ask()
     except BaseException as error:  # a new kind of child breaks its contract
-        telemetry.complain("ask_failed", error, path=name)
+        log.complain("ask_failed", error, path=name)
 
 
 def _is_bound(entry: Entry) -> bool:

@@ -74,7 +74,7 @@ from otpy.arguments import (
 )
 from otpy.core.restarts import Delays
 from otpy.exceptions import meaning_of, means_success, show
-from otpy.runtime.telemetry import complain
+from otpy.runtime.log import complain
 from otpy.specs import is_number
 
 __all__ = [

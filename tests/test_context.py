@@ -398,7 +398,9 @@ def parameters(function):
 def errors(member):
     """Return the names of the exceptions in the docstring of *member*."""
     return set(
-        re.findall(r"^\s+(\w+(?:, \w+)*): ", inspect.getdoc(member).partition("Raises:")[2], re.MULTILINE)
+        re.findall(
+            r"^\s+(\w+(?:, \w+)*): ", inspect.getdoc(member).partition("Raises:")[2], re.MULTILINE
+        )
     )
 
 

@@ -33,8 +33,8 @@ from otpy.core import lives
 from otpy.core.restarts import ACCEPTABLE, VERDICTS, Delays, Fate, Final, Verdict, Window
 from otpy.core.strategy import restart_group
 from otpy.reports import Cause, ExitKind, ExitReason
+from otpy.runtime import log, threads
 from otpy.runtime import stopping as ending
-from otpy.runtime import telemetry, threads
 from otpy.runtime.running import Launch, Options
 from otpy.specs import ChildSpec, Common, Restart, Strategy
 from tests import callees, test_layers
@@ -469,9 +469,7 @@ def test_the_reference_has_the_levels_of_reports():
 
     assert written.pop("Progress") == f"info; `{Cause.CALL.name}`: debug"
     assert written == {
-        one.__name__: level
-        for one, (level, _) in telemetry.EVENTS.items()
-        if one is not reports.Progress
+        one.__name__: level for one, (level, _) in log.EVENTS.items() if one is not reports.Progress
     }
 
 
@@ -675,8 +673,8 @@ NUMBERS = [
         "runtime.remains.RELEASE_AFTER",
         0.1,
     ),
-    ("design.md", "a fork waits, for a second at most", "runtime.telemetry.FORK", 1.0),
-    ("design.md", "The same complaint is told once in a minute", "runtime.telemetry.QUIET", 60.0),
+    ("design.md", "a fork waits, for a second at most", "runtime.log.FORK", 1.0),
+    ("design.md", "The same complaint is told once in a minute", "runtime.log.QUIET", 60.0),
     ("design.md", "to look at it five seconds later", "children.coroutine.loop.LOOP_PATIENCE", 5.0),
     (
         "otp.md",

@@ -25,7 +25,7 @@ from otpy import registry, supervisor, thread
 from otpy.children.thread import ThreadChild
 from otpy.registry import ShutdownStats, ThreadRegistry, ThreadState, TrackedThread
 from otpy.reports import ChildTerminated, ExitKind
-from otpy.runtime import stacks, telemetry, threads
+from otpy.runtime import log, stacks, threads
 from tests.helpers import HANG, Puppet, wait_until
 
 SOON = HANG / 2
@@ -598,7 +598,7 @@ class TestCrashes:
     def test_a_broken_log_does_not_matter(self, reg, monkeypatch, capsys):
         box = queue.SimpleQueue()
         reg.subscribe(box)
-        monkeypatch.setattr(telemetry, "logger", raiser(OSError("disk full")))
+        monkeypatch.setattr(log, "logger", raiser(OSError("disk full")))
         reg.spawn(raiser(ValueError()), name="t").join(HANG)
 
         assert box.get_nowait().path == "t"

@@ -1462,7 +1462,7 @@ def test_it_uses_the_public_api_and_nothing_of_the_running_system():
         "otpy.core.restarts",
         "otpy.exceptions",
         "otpy.specs",
-        "otpy.runtime.telemetry",
+        "otpy.runtime.log",
     }
 
     assert set(re.findall(r"^(?:from|import) (otpy[\w.]*)", text, re.MULTILINE)) == {"otpy", *words}

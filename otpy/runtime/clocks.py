@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from otpy.abc import Clock
-from otpy.runtime.telemetry import complain
+from otpy.runtime.log import complain
 from otpy.specs import is_number
 
 
@@ -27,7 +27,7 @@ class GuardedClock:
         self.wall = self._guarded(clock.wall, "wall")
 
     def complain_by(self, complain: Callable[..., object]) -> None:
-        """Have *complain* called, as ``telemetry.complain`` is, when the clock fails; it must not block."""
+        """Have *complain* called when the clock fails, as ``log.complain`` is; it must not block."""
         self._complain = complain
 
     def _guarded(self, tell: Callable[[], float], name: str) -> Callable[[], float]:

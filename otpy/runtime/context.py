@@ -28,7 +28,7 @@ from otpy.arguments import check_result, why_no_handler
 from otpy.core.messages import ChildStarted
 from otpy.exceptions import Fenced, NotFound, show
 from otpy.reports import ExitReason
-from otpy.runtime import telemetry, threads
+from otpy.runtime import log, threads
 from otpy.runtime.threads import Role
 from otpy.runtime.waiting import Once
 from otpy.specs import is_number
@@ -114,7 +114,7 @@ class Context:
     def log(self) -> Any:
         """A structlog logger, bound to path and incarnation."""
         birth = self._use()
-        return telemetry.logger(path=birth.path, incarnation=birth.incarnation)
+        return log.logger(path=birth.path, incarnation=birth.incarnation)
 
     @property
     def state(self) -> Any:
@@ -365,7 +365,7 @@ class Context:
         try:
             check_result(callback, callback())
         except BaseException as error:
-            telemetry.complain("on_stop_failed", error, path=self._birth.path)
+            log.complain("on_stop_failed", error, path=self._birth.path)
 
 
 def _refuse(path: str) -> float:

@@ -525,7 +525,7 @@ class TestForks:
         """Nor does the next one, in another thread."""
         ran = program(
             """
-    otpy.runtime.telemetry.FORK = 0.1
+    otpy.runtime.log.FORK = 0.1
     inside, for_ever = threading.Event(), threading.Event()
     def blocked(logger, method, event):
         inside.set()

@@ -30,7 +30,7 @@ from otpy.core import machine
 from otpy.core.messages import ChildExited
 from otpy.exceptions import RemoteTraceback, is_sealed
 from otpy.reports import CRASHED, ChildTerminated, ExitReason, LimitReached
-from otpy.runtime import mailbox, posix, telemetry, tree, waiting
+from otpy.runtime import log, mailbox, posix, telemetry, tree, waiting
 from otpy.runtime import supervisor as supervisors
 from tests import callees
 from tests.helpers import HANG, wait_until
@@ -507,7 +507,7 @@ def test_neither_a_supervisor_nor_the_log_opens_an_exception(launch, recorder, o
 
 @pytest.mark.parametrize(
     "module",
-    [machine, supervisors, tree, mailbox, waiting, telemetry, callee],
+    [machine, supervisors, tree, mailbox, waiting, log, telemetry, callee],
     ids=lambda one: one.__name__,
 )
 def test_what_a_supervisor_runs_does_not_ask_for_the_exception_of_a_reason(module):

@@ -311,9 +311,7 @@ class RemoteContext:
     def log(self) -> Any:
         """A structlog logger, bound to path and incarnation; as structlog is configured in this process."""
         facts = self._use()
-        return _of_otpy("runtime.telemetry", "logger")(
-            path=facts.path, incarnation=facts.incarnation
-        )
+        return _of_otpy("runtime.log", "logger")(path=facts.path, incarnation=facts.incarnation)
 
     @property
     def state(self) -> Any:
@@ -460,9 +458,7 @@ class RemoteContext:
         try:
             _check_result(callback, callback())
         except BaseException as error:
-            _of_otpy("runtime.telemetry", "complain")(
-                "on_stop_failed", error, path=self._facts.path
-            )
+            _of_otpy("runtime.log", "complain")("on_stop_failed", error, path=self._facts.path)
 
 
 here: RemoteContext | None = None

@@ -36,7 +36,7 @@ from otpy.children.names import name_of, path_of
 from otpy.core.messages import ChildExited, ChildStarted
 from otpy.exceptions import NotFound, SpecError, is_a, set_traceback, traceback_object
 from otpy.reports import CRASHED, KILLED, ExitReason, Unstopped
-from otpy.runtime import spares, telemetry, threads
+from otpy.runtime import log, spares, threads
 from otpy.runtime.context import Context, current
 from otpy.runtime.threads import Role, ThreadState
 from otpy.runtime.waiting import Once
@@ -483,7 +483,7 @@ class CoroutineChild:
                 cancel(task)
         elif left:
             names = [task.get_name() for task in left]
-            telemetry.logger().error("tasks_left", path=self.birth.path, tasks=names)
+            log.logger().error("tasks_left", path=self.birth.path, tasks=names)
         if self._task is not None:
             self._await_works(self._task)
 

@@ -35,7 +35,7 @@ from otpy.arguments import check_result
 from otpy.children.program.logfiles import LogFile
 from otpy.children.program.patterns import Finder
 from otpy.exceptions import show
-from otpy.runtime import telemetry, threads
+from otpy.runtime import log, threads
 from otpy.runtime.threads import Role, ThreadState
 
 CHUNK = 64 * 1024
@@ -167,7 +167,7 @@ class Called:
         try:
             check_result(self.handler, self.handler(line))
         except BaseException as error:
-            telemetry.complain(
+            log.complain(
                 "output_handler_failed",
                 error,
                 given=line,
@@ -331,7 +331,7 @@ class Lane:
             try:
                 call()
             except BaseException as error:
-                telemetry.complain("output_lost", error, name=self._name)
+                log.complain("output_lost", error, name=self._name)
             if threads.forks != forks:
                 return
             del call, next  # a lane that waits must not keep a program alive
