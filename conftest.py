@@ -1,4 +1,4 @@
-"""Runs the Python code of README.md and docs/*.md, block by block, each document in a namespace of its own."""
+"""Runs the Python code of README.md and docs/, block by block, each page in its own namespace."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import threading
 import time
 from typing import Any
 
+import structlog
 from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser
 
@@ -22,8 +23,9 @@ def open_document(namespace: dict[str, Any]) -> None:
 
 
 def close_document(namespace: dict[str, Any]) -> None:
-    """Assert that no thread of ours outlives the document."""
+    """Undo what it has configured, and assert that no thread of ours outlives the document."""
     threading.excepthook = namespace["__hook__"]
+    structlog.reset_defaults()
     deadline = time.monotonic() + HANG
     left = [entry for entry in threads.entries() if entry not in namespace["__before__"]]
     for entry in left:
@@ -33,7 +35,7 @@ def close_document(namespace: dict[str, Any]) -> None:
 
 pytest_collect_file = Sybil(
     parsers=[PythonCodeBlockParser()],
-    patterns=["README.md", "docs/*.md"],
+    patterns=["README.md", "docs/*.md", "docs/*/*.md"],
     setup=open_document,
     teardown=close_document,
 ).pytest()

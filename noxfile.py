@@ -68,8 +68,8 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """Run every code block of the README and of docs/, and every example."""
-    session.install("-e", ".[tests]")
+    """Run every code block of the README and of docs/, and every example; then build the site."""
+    session.install("-e", ".[tests,docs]")
     session.run(
         "python",
         "-m",
@@ -79,6 +79,8 @@ def docs(session: nox.Session) -> None:
         "tests/test_docs.py",
         "tests/test_examples.py",
     )
+    session.run("sphinx-build", "-W", "--keep-going", "-E", "-q", "docs", "docs/_build")
+    session.run("towncrier", "build", "--draft", "--version", "next")
 
 
 @nox.session

@@ -11,6 +11,7 @@ from otpy.core.messages import Handover, Message
 from otpy.reports import ExitReason, Report
 from otpy.runtime.threads import Thread
 from otpy.specs import ChildSpec
+from otpy.values import running
 
 ReportHandler = Callable[[Report], object]
 """What gets the reports. It runs on a thread of its own; what it raises is logged."""
@@ -38,7 +39,7 @@ class Puttable(Protocol):
         """Take *item*."""
 
 
-@attrs.define(kw_only=True, eq=False, repr=False)
+@running(kw_only=True)
 class Birth:
     """What a kind of child gets to make one incarnation of it. Nothing of it changes while the child lives.
 

@@ -21,8 +21,6 @@ import functools
 from collections.abc import AsyncIterator, Callable
 from typing import Any, TypeVar, Unpack
 
-import attrs
-
 from otpy.abc import Puttable, ReportHandler
 from otpy.children.coroutine.child import as_awaited_here
 from otpy.reports import ChildInfo, Counts, ExitReason, Snapshot, StopReport
@@ -31,6 +29,7 @@ from otpy.runtime.handle import Supervisor
 from otpy.runtime.running import Options
 from otpy.runtime.threads import Role
 from otpy.specs import ChildSpec, SupervisorSpec
+from otpy.values import Value, value
 
 __all__ = ["AsyncSupervisor", "start"]
 
@@ -71,8 +70,8 @@ async def start(tree: SupervisorSpec, **options: Unpack[Options]) -> AsyncIterat
         raise
 
 
-@attrs.frozen(eq=False)
-class AsyncSupervisor:
+@value
+class AsyncSupervisor(Value):
     """The handle of a running supervisor, for async code.
 
     Its calls mean and raise what those of ``Supervisor`` do. One difference: a coroutine

@@ -7,7 +7,7 @@ Laws:
 3. One cause, one finding, at the path where it can be mended.
 
 A rule is a function from a place in the tree to messages; ``RULES`` is the table of all. What the codes mean for users
-is in docs/check.md.
+is in docs/how-to/check.md.
 
 The author is not proud of how sleeps are known: by the names ``sleep`` and ``wait_stop``, in the target's own lines,
 with a number or the name of a global number.
@@ -38,6 +38,7 @@ from otpy import (
     SupervisorSpec,
 )
 from otpy.specs import INFINITY
+from otpy.values import Value, report, value
 
 MANY = 10
 """So many children of a root are many."""
@@ -54,12 +55,12 @@ class Level(enum.Enum):
     NOTE = "note"
 
 
-@attrs.frozen(kw_only=True)
-class Finding:
+@report
+class Finding(Value):
     """Something to look at before the tree is started.
 
     Attributes:
-        code: Which rule, such as "TREE101"; docs/check.md explains it.
+        code: Which rule, such as "TREE101"; docs/how-to/check.md explains it.
         level: How bad it is.
         path: Where in the tree.
         message: What is found there.
@@ -91,8 +92,8 @@ def check(tree: SupervisorSpec) -> tuple[Finding, ...]:
     )
 
 
-@attrs.frozen(kw_only=True)
-class Place:
+@value(kw_only=True)
+class Place(Value):
     """A spec where it stands: with its path, and the place of its supervisor, None for the root."""
 
     path: str
@@ -512,7 +513,7 @@ def _some(paths: list[str]) -> str:
 
 
 RULES: dict[str, tuple[Level, Callable[[Place], Iterator[str]]]] = {
-    # code: how bad, and what finds it                  explained in docs/check.md
+    # code: how bad, and what finds it                  explained in docs/how-to/check.md
     "TREE101": (Level.ERROR, unreachable_by_backoff),
     "TREE102": (Level.NOTE, unreachable_by_stops),
     "TREE103": (Level.NOTE, multiplied),

@@ -1,4 +1,6 @@
-"""Finds threads that no supervisor watches: ``python -m otpy.lint PATH...``. What users must know is in docs/lint.md.
+"""Finds threads that no supervisor watches: ``python -m otpy.lint PATH...``.
+
+What users must know is in docs/how-to/lint.md.
 
 Theory of operation: one walk lists every node with its scope and its statement, and notes which dotted paths each scope
 binds to each name: by imports, aliases and base classes. Then each check asks of an expression where it comes from. A
@@ -37,7 +39,7 @@ from typing import Any, NamedTuple, NoReturn, TypeAlias
 from otpy.exceptions import in_one_line
 
 RULES = {
-    # code: message                                           why, and what to write instead: docs/lint.md
+    # code: message                                           why, and what to write instead: lint.md
     "OTP001": "raw thread, nobody sees it die: make it a child, otpy.thread(target)",
     "OTP002": "subclass of Thread, nobody sees it die: derive from otpy.Service",
     "OTP003": "low-level thread, nobody sees it die: make it a child, otpy.thread(target)",

@@ -25,7 +25,7 @@ from otpy.exceptions import (
 )
 from otpy.specs import AutoShutdown as AutoShutdownMode
 from otpy.specs import ChildType, Strategy
-from otpy.values import Value, Word
+from otpy.values import Value, Word, report, value
 
 
 class ExitKind(Word):
@@ -50,8 +50,8 @@ def _identity(raised: object) -> int | None:
     return None if raised is None else id(raised)
 
 
-@attrs.frozen(match_args=False, repr=False)
-class ExitReason:
+@value(match_args=False)
+class ExitReason(Value):
     """Why a child ended.
 
     Made as ``ExitReason(kind, exception=None, detail=None)``.
@@ -63,7 +63,7 @@ class ExitReason:
             supervisor's thread, uses this.
         exception: The exception object. One that comes from another process is made
             when this is asked for the first time, on the thread that asks
-            (docs/processes.md, "What is trusted").
+            (docs/how-to/processes.md, "What is trusted").
         detail: What there is besides: the ``Escalation`` of a supervisor that gave up, how a program has ended, or a
             line for people.
     """
@@ -147,7 +147,7 @@ class ChildState(Word):
     UNDEFINED = "undefined"
 
 
-@attrs.frozen(kw_only=True, repr=False, eq=False)
+@report
 class ChildInfo(Value):
     """One child as its supervisor sees it.
 
@@ -176,7 +176,7 @@ class ChildInfo(Value):
     snapshot: Snapshot | None = None
 
 
-@attrs.frozen(kw_only=True, repr=False, eq=False)
+@report
 class Counts(Value):
     """How many children there are (OTP: count_children).
 
@@ -192,7 +192,7 @@ class Counts(Value):
     workers: int
 
 
-@attrs.frozen(kw_only=True, repr=False, eq=False)
+@report
 class Snapshot(Value):
     """A supervisor and what is below it, at about one moment: each supervisor answers for itself.
 
@@ -211,7 +211,7 @@ class Snapshot(Value):
     children: tuple[ChildInfo, ...]
 
 
-@attrs.frozen(kw_only=True, repr=False, eq=False)
+@report
 class Escalation(Value):
     """A supervisor gave up, and its failure goes to its parent.
 
@@ -272,7 +272,7 @@ def _flat(one: Escalation) -> str:
 # Reports. ``path`` names the child, or the supervisor where the report is about itself.
 
 
-@attrs.frozen(kw_only=True, repr=False, eq=False)
+@report
 class Report(Value):
     """Base of all reports.
 
@@ -306,14 +306,14 @@ class Cause(Word):
     CALL = "call"
 
 
-@attrs.frozen(kw_only=True, repr=False, eq=False)
+@report
 class Progress(Report):
     """A child is up (OTP: progress)."""
 
     cause: Cause
 
 
-@attrs.frozen(kw_only=True, repr=False, eq=False)
+@report
 class ChildTerminated(Report):
     """A child ended by itself (OTP: child_terminated). ``reason`` has the exception and its traceback.
 
@@ -327,7 +327,7 @@ class ChildTerminated(Report):
         return iter((self.thread, self.reason.exception, self.reason.traceback))
 
 
-@attrs.frozen(kw_only=True, repr=False, eq=False)
+@report
 class Stalled(Report):
     """A child has not checked in for longer than its ``heartbeat``. It is stopped now, and its end will be told, too.
 
@@ -339,21 +339,21 @@ class Stalled(Report):
     stack: str = ""
 
 
-@attrs.frozen(kw_only=True, repr=False, eq=False)
+@report
 class StartError(Report):
     """A child did not start, at init or in a restart (OTP: start_error)."""
 
     reason: ExitReason
 
 
-@attrs.frozen(kw_only=True, repr=False, eq=False)
+@report
 class ShutdownError(Report):
     """A child that was told to stop ended otherwise than it should (OTP: shutdown_error)."""
 
     reason: ExitReason
 
 
-@attrs.frozen(kw_only=True, repr=False, eq=False)
+@report
 class LimitReached(Report):
     """A supervisor gave up (OTP: shutdown, reached_max_restart_intensity). ``path`` is the supervisor's.
 
@@ -365,7 +365,7 @@ class LimitReached(Report):
     escalation: Escalation
 
 
-@attrs.frozen(kw_only=True, repr=False, eq=False)
+@report
 class Unstopped(Report):
     """A child could not be stopped and was given up; its thread may still run.
 
@@ -376,7 +376,7 @@ class Unstopped(Report):
     stack: str = ""
 
 
-@attrs.frozen(kw_only=True, repr=False, eq=False)
+@report
 class AutoShutdown(Report):
     """A supervisor ends because significant children have ended. ``path`` is the supervisor's.
 
@@ -388,7 +388,7 @@ class AutoShutdown(Report):
     child: str
 
 
-@attrs.frozen(kw_only=True, repr=False, eq=False)
+@report
 class StrayMessage(Report):
     """Something was on a supervisor's queue that does not belong there; it was ignored (OTP: unexpected message).
 
@@ -399,7 +399,7 @@ class StrayMessage(Report):
     item: object
 
 
-@attrs.frozen(kw_only=True, repr=False, eq=False)
+@report
 class OutputLost(Report):
     """What a program writes could not be written to a file. The program runs on; told once until it works again.
 
@@ -420,7 +420,7 @@ class StopStage(Word):
     STOPPED = "stopped"
 
 
-@attrs.frozen(kw_only=True, repr=False, eq=False)
+@report
 class SignalStop(Report):
     """A signal stops the whole tree: told at each stage. ``path`` is the root's.
 
@@ -437,7 +437,7 @@ class SignalStop(Report):
     detail: str
 
 
-@attrs.frozen(kw_only=True, repr=False, eq=False)
+@report
 class StopReport(Value):
     """How a tree ended.
 

@@ -18,7 +18,7 @@ import attrs
 
 from otpy.arguments import check_call, check_function, check_handler
 from otpy.exceptions import SpecError
-from otpy.values import Value, Word
+from otpy.values import Value, Word, value
 
 MAX_DEPTH = 100
 """How many supervisors may be nested in each other; each costs a thread, and a tree this deep is a mistake."""
@@ -271,7 +271,7 @@ def _maximum(spec: Any, field: Any, value: Any) -> None:
         _refuse(spec, field, value, f"at least the initial delay, {spec.initial} s")
 
 
-@attrs.frozen(repr=False, eq=False)
+@value
 class Backoff(Value):
     """How long a child waits before it is restarted: longer after each failure in a row.
 
@@ -279,7 +279,7 @@ class Backoff(Value):
     *maximum*; once the child has been up for *reset_after* it is calm again. Only time spent up counts for that, not
     waiting, nor starting. The intensity window knows nothing of all this, so choose the two together: with the default
     limit, 3 restarts in 5 seconds, a child that fails at once with ``Backoff(0.1, 30)`` makes its supervisor give up
-    after 1.5 seconds (docs/health.md has the rule).
+    after 1.5 seconds (docs/how-to/health.md has the rule).
 
     Attributes:
         initial: Seconds, > 0.
@@ -306,7 +306,7 @@ def _default_shutdown(spec: Any) -> Any:
     return 5.0 if spec.type is ChildType.WORKER else Budget.INFINITY
 
 
-@attrs.frozen(kw_only=True, repr=False, eq=False)
+@value(kw_only=True)
 class ChildSpec(Value):
     """One child of a supervisor (OTP: child specification).
 
@@ -421,7 +421,7 @@ def check_member(supervisor: SupervisorSpec, child: ChildSpec, path: str) -> Non
         )
 
 
-@attrs.frozen(kw_only=True, repr=False, eq=False)
+@value(kw_only=True)
 class SupervisorSpec(ChildSpec):
     """A supervisor and its children; itself a child spec, so that supervisors nest (OTP: supervisor flags).
 
@@ -457,8 +457,8 @@ class SupervisorSpec(ChildSpec):
     def __attrs_post_init__(self) -> None:
         # After the flags: what children may be depends on them.
         _children(self)
-        for field, (value, expected) in _only(self).items():
-            if getattr(self, field) != value:
+        for field, (only, expected) in _only(self).items():
+            if getattr(self, field) != only:
                 raise SpecError(_where(self), field, getattr(self, field), expected)
 
     @property

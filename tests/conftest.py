@@ -14,7 +14,7 @@ import hypothesis
 import pytest
 
 import otpy
-from otpy.children.callable import child as callee
+from otpy.children.callable.process import tracker_descriptor
 from otpy.runtime import log, threads
 from tests.helpers import HANG, Recorder
 
@@ -55,7 +55,7 @@ def _fresh_interpreters_find_otpy_compiled() -> None:
 def _the_resource_tracker_is_there() -> None:
     """The first callable starts it, and this process keeps its descriptor: tests count descriptors."""
     if os.name == "posix":
-        callee._tracker()
+        tracker_descriptor()
 
 
 @pytest.fixture

@@ -46,7 +46,7 @@ from otpy import (
     supervisor,
     thread,
 )
-from otpy.children.callable import child as callee
+from otpy.children.callable.process import tracker_descriptor
 from otpy.core.messages import ChildExited, ChildStarted
 from otpy.reports import (
     ChildTerminated,
@@ -548,7 +548,7 @@ class Walk:
     # Steps
 
     def run(self) -> None:
-        callee._tracker()  # this process keeps that one, whoever starts it first
+        tracker_descriptor()  # this process keeps that one, whoever starts it first
         before = descriptors(), {one.pid for one in processes() if one.parent == os.getpid()}
         self.model.start(self.model.root, "init")
         app = otpy.start(self.model.root.spec, reports=self.hear, log=False, clock=self.clock)  # type: ignore[arg-type]

@@ -18,9 +18,11 @@ import pytest
 
 import otpy
 from otpy import ExitKind, SpecError, dynamic_supervisor, process, supervisor
-from otpy.children.callable import child as callee
-from otpy.children.callable import far_side as remote
-from otpy.children.callable.wires import Messages
+from otpy.children.callable import far_side, protocol, wires
+from otpy.children.callable import process as processes
+from otpy.children.callable.child import MAX_MESSAGE_SIZE
+from otpy.children.callable.keeper import Keeper
+from otpy.children.callable.reading import Messages
 from otpy.core.messages import ChildExited, ChildStarted
 from otpy.reports import ChildTerminated, Progress, Stalled, Unstopped
 from otpy.runtime import posix
@@ -117,18 +119,17 @@ def test_all_of_otpy_works_there(launch, where, capfd):
 
 
 def test_the_far_side_is_light():
-    """Nothing of otpy but that one file, and nothing slow, is imported before the target."""
-    program = f"""
-import importlib.util, sys
-spec = importlib.util.spec_from_file_location("otpy.children.callable.far_side", {remote.__file__!r})
-spec.loader.exec_module(importlib.util.module_from_spec(spec))
-print([name for name in sys.modules if name.partition(".")[0] in ("otpy", "attr", "attrs", "structlog", "typing")])
-"""
-    output = subprocess.run(
+    """The interpreter loads the files of the far side alone, and nothing slow with them."""
+    boot, main, _ = processes.BOOT.partition("module.main(")
+    boot = boot.format(modules=processes.MODULES, home=processes._home())
+    program = f"import sys; before = set(sys.modules)\n{boot}\nprint(*set(sys.modules) - before)"
+    loaded = subprocess.run(
         [sys.executable, "-c", program], check=True, capture_output=True, text=True
-    ).stdout
+    ).stdout.split()
 
-    assert output.strip() in ("[]", "['typing']")  # some environments import that at each start
+    assert main
+    assert {name for name in loaded if name.startswith("otpy")} == set(processes.MODULES)
+    assert not {"attr", "attrs", "structlog", "typing", "json", "traceback"} & set(loaded)
 
 
 def test_its_replacement_gets_its_state_and_knows_its_end(launch, where, recorder):
@@ -143,7 +144,7 @@ def test_what_snapshot_returns_is_saved(stage):
     scene = stage(process(callees.save, "abc", snapshot=callees.shortened, restart="temporary"))
     end_of(scene)
 
-    assert remote.pickle.loads(scene.child.state.pickled) == "ab"
+    assert far_side.pickle.loads(scene.child.state.pickled) == "ab"
 
 
 def test_much_goes_both_ways(launch, where):
@@ -280,7 +281,7 @@ def test_somebody_else_has_reaped_it(stage, where, monkeypatch):
     """Then its last word still counts, and no number is used that may belong to others by now."""
     scene = stage(process(callees.tell_group, where))
     [pid, *_] = heard(where)
-    monkeypatch.setattr(callee.posix, "await_exit", reaped_by_somebody_else)
+    monkeypatch.setattr(posix, "await_exit", reaped_by_somebody_else)
     scene.child.stop()
 
     assert end_of(scene).kind is ExitKind.SHUTDOWN
@@ -291,7 +292,7 @@ def test_no_grandchild_is_left_when_somebody_else_has_reaped_it(stage, where, mo
     """Its number is free then, but not that of its group, as long as somebody is in it."""
     scene = stage(process(callees.with_grandchild, where))
     _, grandchild = heard(where)
-    monkeypatch.setattr(callee.posix, "await_exit", reaped_by_somebody_else)
+    monkeypatch.setattr(posix, "await_exit", reaped_by_somebody_else)
     scene.child.stop()
 
     assert end_of(scene).kind is ExitKind.SHUTDOWN
@@ -392,8 +393,8 @@ def test_nothing_is_left_that_has_left_the_session(stage, where, how):
 @pytest.mark.skipif(sys.platform != "linux", reason="they are found in /proc")
 def test_what_cannot_be_ended_is_told_by_name(stage, where, monkeypatch):
     """And it counts as unstopped for as long as it lives."""
-    monkeypatch.setattr(callee, "LINGER", 0.01)
-    monkeypatch.setattr(callee.descendants, "send", lambda one, number: None)
+    monkeypatch.setattr(processes, "LINGER", 0.01)
+    monkeypatch.setattr(processes.descendants, "send", lambda one, number: None)
     scene = stage(process(callees.with_daemon, where, "stop"))
     told = []
     scene.tree.telemetry.subscribe("root", told.append)
@@ -453,8 +454,8 @@ def test_what_is_not_wanted_any_more_is_not_spawned(stage, monkeypatch):
     """Stopped before its thread has done anything, it costs no process."""
     spawned, go = [], threading.Event()
     monkeypatch.setattr(posix, "start_process", spawned.append)
-    live = callee.CalleeChild._live
-    monkeypatch.setattr(callee.CalleeChild, "_live", lambda child: (go.wait(HANG), live(child))[1])
+    live = Keeper._live
+    monkeypatch.setattr(Keeper, "_live", lambda child: (go.wait(HANG), live(child))[1])
     scene = stage(process(callees.obedient))
     scene.child.stop()
     go.set()
@@ -513,7 +514,7 @@ def test_many_start_at_once(launch):
     assert app.count_children().active == 4
     app.stop()
 
-    assert not callee._near_ends
+    assert not wires.near_ends
     if before:
         assert descriptors() <= before
 
@@ -550,9 +551,9 @@ def context(**facts):
         "heartbeat": None,
         "snapshot": None,
     }
-    common |= {"max_message_size": callee.MAX_MESSAGE_SIZE, "allow_pickle": False}
-    return remote.RemoteContext(
-        remote.Facts(**{**common, "last_exit": None, "state": None, **facts}), Ear()
+    common |= {"max_message_size": MAX_MESSAGE_SIZE, "allow_pickle": False}
+    return far_side.RemoteContext(
+        far_side.Facts(**{**common, "last_exit": None, "state": None, **facts}), Ear()
     )
 
 
@@ -565,7 +566,7 @@ def test_few_of_many_check_ins_are_sent():
     ctx.check_in(allow=5000.0)
     ctx.check_in(allow=5000.0)
     ctx.check_in()
-    assert [remote.ALLOWED.unpack(content) for _, content in ctx._wire.frames] == [
+    assert [protocol.ALLOWED.unpack(content) for _, content in ctx._wire.frames] == [
         (0.0,),
         (5000.0,),
         (0.0,),
@@ -577,7 +578,7 @@ def test_without_a_heartbeat_only_state_is_sent():
     ctx.check_in()
     ctx.check_in("state")
 
-    assert [kind for kind, _ in ctx._wire.frames] == [remote.STATE]
+    assert [kind for kind, _ in ctx._wire.frames] == [protocol.STATE]
     assert ctx.state == "state"
 
 
@@ -592,9 +593,9 @@ def test_a_check_in_that_was_kept_back_is_allowed_for(stage):
     scene = stage(process(callees.obedient, heartbeat=8.0))
     scene.hear()
     before = time.monotonic()
-    scene.child._has_checked_in(remote.ALLOWED.pack(0.0))
+    scene.child._keeper._has_checked_in(protocol.ALLOWED.pack(0.0))
     beat, until = scene.child.pulse()
-    scene.child._has_checked_in(remote.ALLOWED.pack(100.0))
+    scene.child._keeper._has_checked_in(protocol.ALLOWED.pack(100.0))
 
     assert before <= beat
     assert until == beat + 9.0
@@ -607,21 +608,21 @@ def test_what_one_did_that_was_late_is_forgotten_when_it_checks_in(stage, where)
     scene = stage(process(callees.late, where, heartbeat=8.0, ready=True))
     scene.hear()
     child = scene.child
-    child._doubt()
+    child._keeper._doubt()
     wait_until(lambda: "in late" in child.stack(), "its stack")
     before, again = child.stack(), child.stack()
-    child._stacks = ""
-    child._doubt()
+    child._line.stacks = ""
+    child._keeper._doubt()
     wait_until(
         lambda: "in late" in child.stack(),
         "the second answer; one that comes after the check-in is kept",
     )
     pathlib.Path(where).touch()
-    wait_until(lambda: not child._is_doubted)
+    wait_until(lambda: not child._keeper._is_doubted)
 
     assert before == again
     assert re.fullmatch(r"process \d+, which runs .*\n", child.stack())
-    assert child.running
+    assert child._line.running
     child.stop()
     assert end_of(scene).kind is ExitKind.SHUTDOWN
 
@@ -631,22 +632,22 @@ def test_it_is_asked_once_what_it_does_and_a_bit_before_it_has_stalled(stage):
     scene.hear()
     child = scene.child
     scene.tree.clock = ManualClock()
-    child._has_checked_in(remote.ALLOWED.pack(0.0))
-    patience = child._patience()
-    child._is_doubted = True
+    child._keeper._has_checked_in(protocol.ALLOWED.pack(0.0))
+    patience = child._keeper._next_doubt_in()
+    child._keeper._is_doubted = True
 
     assert patience == 8.5
-    assert child._patience() is None
+    assert child._keeper._next_doubt_in() is None
     child.stop()
     end_of(scene)
 
 
 def test_messages_may_come_in_pieces():
-    messages = Messages(callee.MAX_MESSAGE_SIZE)
-    stream = remote.HEAD.pack(remote.STATE, 3) + b"abc" + remote.HEAD.pack(remote.UP, 0)
+    messages = Messages(MAX_MESSAGE_SIZE)
+    stream = protocol.HEAD.pack(protocol.STATE, 3) + b"abc" + protocol.HEAD.pack(protocol.UP, 0)
     cut = [one for index in range(len(stream)) for one in messages.cut(stream[index : index + 1])]
 
-    assert cut == [(remote.STATE, b"abc"), (remote.UP, b"")]
+    assert cut == [(protocol.STATE, b"abc"), (protocol.UP, b"")]
 
 
 # Whole programs
@@ -783,13 +784,13 @@ start(supervisor("app", children=[process(target)]), log=False)
 
 DIES_OF_SIGPIPE = """
 import threading
-from otpy.children.callable import child as callee
+from otpy.children.callable.wires import Wires
 
 signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-wires = callee.Wires()
+wires = Wires()
 wires.lay()
-wires.carry()
-wires.let_go()
+wires.send_early_orders()
+wires.close_far_ends()
 thread = threading.Thread(target=wires.hand_over, args=(b"program", b"birth"))
 thread.start()
 thread.join()
@@ -812,7 +813,7 @@ def test_a_kill_that_comes_with_the_first_step_is_a_kill(stage, monkeypatch):
         threading.Event(),
         threading.Event(),
         threading.Event(),
-        callee.CalleeChild._live,
+        Keeper._live,
     )
 
     def late(child):
@@ -833,10 +834,10 @@ def test_a_kill_that_comes_with_the_first_step_is_a_kill(stage, monkeypatch):
         def __exit__(self, *exc_info):
             pass
 
-    monkeypatch.setattr(callee.CalleeChild, "_live", late)
+    monkeypatch.setattr(Keeper, "_live", late)
     scene = stage(process(callees.obedient, id="x"))
     assert at_work.wait(HANG)
-    scene.child._lock = Lock()
+    scene.child._line.lock = Lock()
     scene.child.kill(1.0)
     news = scene.hear()
     while isinstance(news, ChildStarted):

@@ -7,7 +7,6 @@ import math
 import re
 import time
 import xmlrpc.client
-from pathlib import Path
 
 import pytest
 
@@ -28,9 +27,10 @@ from otpy.core.machine import SupervisorMachine
 from otpy.core.messages import Arm, Begin, ChildExited, ChildStarted, Due, End, Start
 from otpy.core.restarts import Window
 from otpy.taskgraph import TaskGraph
+from tests import pages
 from tests.machine_talk import CRASH
 
-PAGE = (Path(__file__).parent.parent / "docs" / "check.md").read_text("utf-8")
+PAGE = pages.read("check.md")
 MINUTE = 60
 
 

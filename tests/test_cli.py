@@ -19,6 +19,7 @@ from click.testing import CliRunner
 
 from otpy.cli import demo, reference
 from otpy.cli.group import COMMANDS, otpy
+from tests import pages
 
 ROOT = Path(__file__).parent.parent
 HANG = 50
@@ -983,9 +984,9 @@ def test_ctrl_c_ends_the_demo(tmp_path):
 
 
 def test_the_reference_is_up_to_date():
-    text = (ROOT / "docs" / "cli.md").read_text("utf-8")
+    text = pages.read("cli.md")
 
-    assert reference.page(text) == text, "run python -m otpy.cli.reference docs/cli.md"
+    assert reference.page(text) == text, "run python -m otpy.cli.reference docs/reference/cli.md"
 
 
 def test_a_page_without_the_mark_is_refused():

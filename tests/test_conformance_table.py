@@ -1,4 +1,4 @@
-"""The conformance table of docs/otp.md and the tests in tests/conformance speak of the same tests."""
+"""The conformance table of docs/explanation/otp.md and the tests in tests/conformance speak of the same tests."""
 
 import ast
 import collections
@@ -9,8 +9,10 @@ import re
 import attrs
 import pytest
 
+from tests import pages
+
 ROOT = pathlib.Path(__file__).parent.parent
-PAGE = (ROOT / "docs" / "otp.md").read_text(encoding="utf-8")
+PAGE = pages.read("otp.md")
 NOT_IN_THE_TABLE = {"test_vectors.py"}
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 import re
-from pathlib import Path
 
 import attrs
 import pytest
@@ -12,10 +13,10 @@ import otpy
 from otpy import abc, reports
 from otpy.runtime.running import Options
 from otpy.specs import Common
+from tests import pages
+from tests.pages import DOCS, PAGES, ROOT
 
-ROOT = Path(__file__).parent.parent
-DOCS = sorted((ROOT / "docs").glob("*.md"))
-REFERENCE = (ROOT / "docs" / "reference.md").read_text("utf-8")
+REFERENCE = pages.read("reference.md")
 
 REPORTS = [
     one
@@ -79,7 +80,9 @@ def test_the_reference_has_the_ports(name):
     assert f"`{name}`" in REFERENCE
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", *DOCS], ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *PAGES], ids=lambda page: page.name
+)
 def test_links_lead_somewhere(page):
     """Links between the documents, and to headings in them."""
     for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text("utf-8")):
@@ -98,11 +101,43 @@ def anchors(page):
 
 
 def test_the_index_has_every_page():
-    index = (ROOT / "docs" / "index.md").read_text("utf-8")
+    """By its folder and name."""
+    index = pages.read("index.md")
+    names = {page.relative_to(DOCS).as_posix() for page in PAGES} - {"index.md"}
 
-    assert [
-        page.name for page in DOCS if f"({page.name})" not in index and page.name != "index.md"
-    ] == []
+    assert {name for name in names if f"({name})" not in index} == set()
+
+
+def test_the_reference_made_from_docstrings_has_every_public_name():
+    """Once; modules have pages of their own."""
+    text = "".join(page.read_text("utf-8") for page in PAGES if page.parent.name == "api")
+    names = re.findall(r"^\.\. auto(?:function|class|exception):: otpy\.(\w+)$", text, re.MULTILINE)
+    modules = re.findall(r"^\.\. automodule:: otpy\.(\w+)$", text, re.MULTILINE)
+
+    assert sorted(names + modules) == sorted({*otpy.__all__, "taskgraph"})
+
+
+def test_the_path_of_a_crash_leads_through_the_code():
+    """Each step of "How to read the code" names a file, and a function or method in it."""
+    text = pages.read("reading.md").partition("## The path of one crash")[2]
+    steps = re.findall(r"^\| \d+ \| `([\w/]+\.py)` \| `([\w.]+)` \|", text, re.MULTILINE)
+
+    assert len(steps) == 14
+    for path, name in steps:
+        module = importlib.import_module(f"otpy.{path.removesuffix('.py').replace('/', '.')}")
+        assert pkgutil.resolve_name(f"{module.__name__}:{name}").__module__ == module.__name__
+
+
+def test_the_pages_stand_in_the_four_folders():
+    """Those that say what kind of reader they are for; the index, the glossary and the changelog are for all."""
+    folders = {page.parent.name for page in PAGES if page.parent != DOCS}
+
+    assert folders - {"api"} == {"tutorial", "how-to", "reference", "explanation"}
+    assert {page.name for page in PAGES if page.parent == DOCS} == {
+        "index.md",
+        "glossary.md",
+        "changelog.md",
+    }
 
 
 def test_the_commands_come_first():

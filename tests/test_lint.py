@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from otpy import lint
+from tests import pages
 
 ROOT = Path(__file__).parent.parent
 POOL = "from concurrent.futures import ThreadPoolExecutor as Pool\n"
@@ -904,7 +905,7 @@ def test_only_two_modules_of_ours_need_an_exemption():
     assert found == [("far_side.py", "OTP001"), ("threads.py", "OTP002")]
 
 
-PAGE = (ROOT / "docs" / "lint.md").read_text("utf-8")
+PAGE = pages.read("lint.md")
 
 
 def test_the_page_has_every_rule_and_key():

@@ -606,7 +606,7 @@ def test_a_detached_program_runs_on(launch):
         "app (guard)",
     }  # no other thread is left
     assert (
-        registry._DefaultRegistry().shutdown_all(HANG).timeout == 0
+        registry.registry.DefaultRegistry().shutdown_all(HANG).timeout == 0
     )  # the one of this process serves other tests
     assert marked(number) == set()
 
@@ -625,7 +625,7 @@ def test_a_program_is_let_go_before_the_watch_has_seen_it(launch, monkeypatch):
     assert app.detach().detached == ("app/x",)
     assert {one.state for one in registry.active()} == {threads.ThreadState.DETACHED}
     gate.set()
-    assert registry._DefaultRegistry().shutdown_all(HANG).timeout == 0
+    assert registry.registry.DefaultRegistry().shutdown_all(HANG).timeout == 0
     assert marked(number) == set()
 
 
@@ -637,7 +637,7 @@ def test_a_program_that_was_detached_below_ends_with_the_others(launch):
     app.find("app/in").detach()
 
     assert app.alive
-    assert registry._DefaultRegistry().shutdown_all(HANG).timeout == 0
+    assert registry.registry.DefaultRegistry().shutdown_all(HANG).timeout == 0
     assert marked(number) == set()
 
 
@@ -658,7 +658,7 @@ def test_the_helpers_of_a_detached_program_are_let_go_too(launch, monkeypatch):
 
     assert app.detach().handlers == ()
     assert {one.state for one in registry.active()} == {threads.ThreadState.DETACHED}
-    assert registry._DefaultRegistry().shutdown_all(HANG).timeout == 0
+    assert registry.registry.DefaultRegistry().shutdown_all(HANG).timeout == 0
 
 
 def test_what_it_does_is_what_the_system_says(launch, tmp_path):

@@ -473,5 +473,5 @@ def test_output_that_a_detached_program_loses_is_told(launch, recorder):
     assert up.get(timeout=HANG) == "up"
     app.detach()
 
-    assert registry._DefaultRegistry().shutdown_all(HANG).timeout == 0
+    assert registry.registry.DefaultRegistry().shutdown_all(HANG).timeout == 0
     assert [one.file for one in recorder.of(OutputLost)] == ["/dev/full"]

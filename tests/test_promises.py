@@ -37,14 +37,11 @@ from otpy.runtime import log, threads
 from otpy.runtime import stopping as ending
 from otpy.runtime.running import Launch, Options
 from otpy.specs import ChildSpec, Common, Restart, Strategy
-from tests import callees, test_layers
+from tests import callees, pages, test_layers
 from tests.helpers import ManualClock, wait_until
+from tests.pages import read as page
 
 ROOT = Path(__file__).parent.parent
-
-
-def page(name: str) -> str:
-    return (ROOT / name if name == "README.md" else ROOT / "docs" / name).read_text("utf-8")
 
 
 def section(text: str, heading: str) -> str:
@@ -149,7 +146,7 @@ def test_no_thread_of_an_idle_tree_waits_with_a_time_limit(launch, recorder):
     } <= limits().keys()
 
 
-# docs/health.md
+# docs/how-to/health.md
 
 ORDINALS = {"fourth": 4, "eleventh": 11}
 SECONDS = {"s": 1, "minutes": 60}
@@ -190,7 +187,7 @@ def test_the_table_of_waits_and_limits_is_right(row):
         assert (intensity, period) == (supervisor("app").intensity, supervisor("app").period)
 
 
-# docs/reference.md
+# docs/reference/reference.md
 
 REFERENCE = page("reference.md")
 
@@ -508,7 +505,7 @@ NUMBERS = [
     (
         "tasks.md",
         "after 0.1 s interrupted, and after another 0.5 s given up",
-        "taskgraph.FAREWELL",
+        "taskgraph.run.FAREWELL",
         0.1,
     ),
     (
@@ -524,14 +521,14 @@ NUMBERS = [
         64 << 20,
     ),
     (
-        "howto.md",
+        "recipes.md",
         "and after another half second it gives the thread up",
         "core.lives.INTERRUPT_GRACE",
         0.5,
     ),
-    ("howto.md", "Signals within one second are one request", "runtime.running.SAME", 1.0),
+    ("recipes.md", "Signals within one second are one request", "runtime.running.SAME", 1.0),
     (
-        "howto.md",
+        "recipes.md",
         "`flush` seconds for all handlers together, 10 by default",
         "runtime.tree.FLUSH",
         10.0,
@@ -621,30 +618,30 @@ NUMBERS = [
         "children.callable.child.MAX_MESSAGE_SIZE",
         64 << 20,
     ),
-    ("processes.md", "only eight per heartbeat are sent", "children.callable.far_side.BEATS", 8),
+    ("processes.md", "only eight per heartbeat are sent", "children.callable.protocol.BEATS", 8),
     (
         "processes.md",
         "together at most 10,000, and 256 KiB as JSON",
-        "children.callable.far_side.MOST",
+        "children.callable.protocol.MOST",
         10_000,
     ),
     (
         "processes.md",
         "together at most 10,000, and 256 KiB as JSON",
-        "children.callable.far_side.LARGEST",
+        "children.callable.protocol.LARGEST",
         256 << 10,
     ),
     (
         "processes.md",
         "What is still there half a second after SIGKILL",
-        "children.callable.child.LINGER",
+        "children.callable.process.LINGER",
         0.5,
     ),
     ("platforms.md", "ends are noticed within 0.05 s", "runtime.posix.TURN", 0.05),
     ("cli.md", "the whole stop takes at most 25 seconds", "cli.run.BEFORE_THE_KILL", 25.0),
     ("cli.md", "Signals within one second are one request", "runtime.running.SAME", 1.0),
     ("lint.md", "it must be a regular one of at most 10 MB", "lint.LARGEST", 10_000_000),
-    ("registry.md", "Trees get nine tenths of the budget", "registry.TREES_SHARE", 0.9),
+    ("registry.md", "Trees get nine tenths of the budget", "registry.shutdown.TREES_SHARE", 0.9),
     ("reference.md", "At most 100 supervisors may be nested", "specs.MAX_DEPTH", 100),
     (
         "reference.md",
@@ -790,7 +787,7 @@ def test_the_page_of_the_command_line_shows_an_error(here):
     assert (done.exit_code, done.stderr) == (2, shown("cli.md", "otpy run:"))
 
 
-# docs/otp.md
+# docs/explanation/otp.md
 
 OTP = page("otp.md")
 
@@ -854,7 +851,7 @@ def test_the_table_of_strategies_is_that_of_the_code():
     }
 
 
-# docs/registry.md
+# docs/how-to/registry.md
 
 
 def test_the_calls_of_the_registry_have_the_parameters_that_its_page_names():
@@ -891,7 +888,7 @@ def test_the_page_of_the_registry_has_the_attributes_of_values(value):
     )
 
 
-# docs/design.md
+# docs/explanation/design.md
 
 
 def test_the_floors_of_the_page_are_those_of_the_code():
@@ -921,9 +918,7 @@ OTHERS = {
 
 PAGES = [
     "README.md",
-    *sorted(
-        {path.name for path in (ROOT / "docs").glob("*.md")} - {"changelog.md", "benchmarks.md"}
-    ),
+    *sorted({path.name for path in pages.PAGES} - {"changelog.md", "benchmarks.md"}),
 ]
 
 
@@ -950,7 +945,7 @@ def test_the_names_in_the_sentences_of_the_pages_are_those_of_the_code(name, wor
     assert names - words - OTHERS == set()
 
 
-# docs/tasks.md and docs/lint.md
+# docs/how-to/tasks.md and docs/how-to/lint.md
 
 
 def options_of(name):

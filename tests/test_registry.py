@@ -23,7 +23,8 @@ import structlog
 import otpy
 from otpy import registry, supervisor, thread
 from otpy.children.thread import ThreadChild
-from otpy.registry import ShutdownStats, ThreadRegistry, ThreadState, TrackedThread
+from otpy.registry import ShutdownStats, ThreadRegistry, ThreadState, TrackedThread, shutdown, table
+from otpy.registry.shutdown import Shutdown
 from otpy.reports import ChildTerminated, ExitKind
 from otpy.runtime import log, stacks, threads
 from tests.helpers import HANG, Puppet, wait_until
@@ -43,7 +44,7 @@ def reg():
 @pytest.fixture
 def whole():
     """A registry that sees all that the default one sees, and can be shut down by a test."""
-    one = registry._DefaultRegistry()
+    one = registry.registry.DefaultRegistry()
     yield one
     one.shutdown_all(HANG)
 
@@ -869,7 +870,7 @@ class TestShutdown:
 
     def test_whoever_comes_after_the_look_is_refused(self, reg, monkeypatch):
         """Nobody gets in between the look and the flag."""
-        look, results, spawners = registry._Shutdown.look, queue.SimpleQueue(), []
+        look, results, spawners = Shutdown.look, queue.SimpleQueue(), []
 
         def spawn_late():
             try:
@@ -877,13 +878,13 @@ class TestShutdown:
             except otpy.NotAlive as error:
                 results.put(error)
 
-        def look_and_spawn(call):
-            look(call)
+        def look_and_spawn(call, entries):
+            look(call, entries)
             spawners.append(threading.Thread(target=spawn_late))
             spawners[0].start()
             spawners[0].join(0.1)
 
-        monkeypatch.setattr(registry._Shutdown, "look", look_and_spawn)
+        monkeypatch.setattr(Shutdown, "look", look_and_spawn)
 
         assert reg.shutdown_all(HANG).total == 0
         assert isinstance(results.get(timeout=HANG), otpy.NotAlive)
@@ -891,13 +892,13 @@ class TestShutdown:
 
     def test_all_that_ran_are_counted(self, reg, monkeypatch):
         """Also those that end in the moment in which they are asked."""
-        look, spawned = registry._Shutdown.look, reg.spawn(reg.wait_shutdown, name="t")
+        look, spawned = Shutdown.look, reg.spawn(reg.wait_shutdown, name="t")
 
-        def slow_look(call):
+        def slow_look(call, entries):
             spawned.join(0.1)
-            look(call)
+            look(call, entries)
 
-        monkeypatch.setattr(registry._Shutdown, "look", slow_look)
+        monkeypatch.setattr(Shutdown, "look", slow_look)
 
         assert by_name(reg.shutdown_all(HANG)) == (("t",), (), ())
 
@@ -905,7 +906,7 @@ class TestShutdown:
         """In whatever order they get to look at each other."""
         for name in "ab":
             reg.spawn(gate.wait, name=name)
-        first, second, outsider = (registry._Shutdown(reg, HANG) for _ in range(3))
+        first, second, outsider = (Shutdown(reg._calls, HANG) for _ in range(3))
         first.caller, second.caller = reg._entries()
         reg._calls += [first, second, outsider]
         for call in (second, first, outsider):
@@ -916,13 +917,13 @@ class TestShutdown:
 
     def test_whoever_sees_a_call_knows_who_its_caller_is(self, reg, monkeypatch):
         """Otherwise two could wait for each other."""
-        look, visible = registry._Shutdown.look, []
+        look, visible = Shutdown.look, []
 
-        def look_and_note(call):
+        def look_and_note(call, entries):
             visible.append(call in reg._calls)
-            look(call)
+            look(call, entries)
 
-        monkeypatch.setattr(registry._Shutdown, "look", look_and_note)
+        monkeypatch.setattr(Shutdown, "look", look_and_note)
         reg.shutdown_all(HANG)
 
         assert visible == [False]
@@ -1073,7 +1074,7 @@ class TestShutdownOfTrees:
             alive_at_join.append(app.alive)
             return join_all(waited_for, timeout)
 
-        monkeypatch.setattr(registry.threads, "join_all", look_and_join)
+        monkeypatch.setattr(threads, "join_all", look_and_join)
         stats = whole.shutdown_all(HANG)
 
         assert ended == ["app/in/c", "app/in/b", "app/a"]
@@ -1108,14 +1109,14 @@ class TestShutdownOfTrees:
     def test_what_a_tree_lets_go_while_it_ends_is_asked(self, whole, launch, monkeypatch):
         """The tree was told to detach before, and has not come to that when the others are asked."""
         app = launch(supervisor("app", children=[thread(lambda ctx: ctx.wait_stop(), id="a")]))
-        all_asked, wait, detach = threading.Event(), registry._Shutdown.wait, ThreadChild.detach
+        all_asked, wait, detach = threading.Event(), Shutdown.wait, ThreadChild.detach
 
         def late(child):
             assert all_asked.wait(HANG)
             detach(child)
 
         monkeypatch.setattr(ThreadChild, "detach", late)
-        monkeypatch.setattr(registry._Shutdown, "wait", lambda call: (all_asked.set(), wait(call)))
+        monkeypatch.setattr(Shutdown, "wait", lambda call: (all_asked.set(), wait(call)))
         app._core().detach()
         stats = whole.shutdown_all(HANG)
 
@@ -1143,11 +1144,11 @@ class TestShutdownOfTrees:
         up.wait(HANG)
         whole.spawn(gate.wait, name="t")
         monkeypatch.setattr(
-            registry.threads,
+            threads,
             "join_all",
             lambda those, left: budgets.append(left) or join_all(those, left),
         )
-        monkeypatch.setattr(registry, "TREES_SHARE", 0.25)  # so that a slow machine does not matter
+        monkeypatch.setattr(shutdown, "TREES_SHARE", 0.25)  # so that a slow machine does not matter
         stats = whole.shutdown_all(1.0)
 
         assert 0 <= budgets[-1] <= 0.75  # what the trees have left
@@ -1162,7 +1163,9 @@ class TestShutdownOfTrees:
     def test_trees_get_nine_tenths_of_the_budget(self, whole, monkeypatch):
         """What they cannot stop must be known before all of it is over."""
         budgets = []
-        monkeypatch.setattr(registry, "ask_all", lambda within: budgets.append(within) or {})
+        monkeypatch.setattr(
+            registry.registry, "ask_all", lambda within: budgets.append(within) or {}
+        )
         for timeout in (10, 0):
             whole.shutdown_all(timeout)
 
@@ -1481,8 +1484,8 @@ class TestDump:
         gate.set()
         ended.join(HANG)
 
-        monkeypatch.setattr(stacks, "stack_of", lambda ident: "another thread's")
-        assert registry._stacks([seen]) == {ended: ""}
+        monkeypatch.setattr(table, "stack_of", lambda ident: "another thread's")
+        assert table.stacks([seen]) == {ended: ""}
 
 
 class TestBridge:
@@ -1740,10 +1743,11 @@ class TestPrograms:
             warnings.simplefilter("ignore", DeprecationWarning)
             gate, held = threading.Event(), threading.Event()
             private = registry.ThreadRegistry()
+            from otpy.registry.door import door
             for reg in (registry.default(), private):
                 reg.spawn(gate.wait, name="t")
             def hold():
-                with registry._door:
+                with door():
                     held.set()
                     gate.wait()
             holder = threading.Thread(target=hold)

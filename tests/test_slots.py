@@ -25,10 +25,11 @@ from otpy.core.slots import (
 )
 from otpy.exceptions import InternalError
 from otpy.reports import Cause, ExitKind, ExitReason
+from tests import pages
 from tests.machine_talk import NORMAL, Talk, booted, child
 from tests.walks import World
 
-DESIGN = pathlib.Path(__file__).parent.parent / "docs" / "design.md"
+DESIGN = pages.find("design.md")
 
 CRASHED = ExitReason(ExitKind.CRASHED)
 

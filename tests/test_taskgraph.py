@@ -24,7 +24,9 @@ from hypothesis import strategies as st
 import otpy
 from otpy import Backoff, Context, ExitKind, SpecError, taskgraph
 from otpy.runtime import running, threads
-from otpy.taskgraph import Outcome, TaskGraph, marked, task
+from otpy.taskgraph import Outcome, TaskGraph, marked, run, task
+from otpy.taskgraph.run import Scheduler
+from otpy.taskgraph.worker import Worker
 from tests.helpers import HANG, wait_until
 
 PASSED, FAILED, SKIPPED, CANCELLED = Outcome
@@ -456,7 +458,7 @@ def test_whatever_a_task_raises_is_its_failure(kind, is_late):
     assert (failure.name, failure.kind, failure.attempts) == ("bad", ExitKind.CRASHED, 1)
     assert isinstance(failure.exception, kind)
     assert "in body" in failure.traceback
-    assert taskgraph.__file__ not in failure.traceback
+    assert str(Path(taskgraph.__file__).parent) not in failure.traceback
     assert "bad" not in graph.state["results"]
     assert is_late or len(seen) == 1
 
@@ -495,15 +497,15 @@ def test_a_task_is_tried_again(backoff):
 def test_waits_before_retries_grow_up_to_the_maximum(monkeypatch):
     """They are those of a child with the same ``Backoff``."""
     waits = []
-    arm = taskgraph._Run._arm
+    arm = Scheduler._arm
 
-    def note(run, at, call, *arguments):
-        if call == run._try_again:
+    def note(self, at, call, *arguments):
+        if call == self._try_again:
             waits.append(round(at - time.monotonic()))
             at = 0.0
-        arm(run, at, call, *arguments)
+        arm(self, at, call, *arguments)
 
-    monkeypatch.setattr(taskgraph._Run, "_arm", note)
+    monkeypatch.setattr(Scheduler, "_arm", note)
     graph = TaskGraph(workers=1)
     graph.add(fail, retries=5, backoff=Backoff(1.0, 10.0, factor=3.0, jitter=0.0))
     graph.run()
@@ -562,7 +564,7 @@ def test_a_task_that_can_be_interrupted_is():
 
 def test_a_task_that_looks_hears_that_its_time_is_over(monkeypatch):
     """``otpy.current().running`` turns False; so it can end by itself, before it is interrupted."""
-    monkeypatch.setattr(taskgraph, "FAREWELL", HANG)
+    monkeypatch.setattr(run, "FAREWELL", HANG)
     ended = threading.Event()
 
     def look():
@@ -579,7 +581,7 @@ def test_a_task_that_looks_hears_that_its_time_is_over(monkeypatch):
 
 def test_an_async_function_that_begins_when_its_time_is_over_is_cancelled_at_once(monkeypatch):
     """Who asked it to stop could not know what to cancel: there was no loop yet."""
-    monkeypatch.setattr(taskgraph, "FAREWELL", HANG)
+    monkeypatch.setattr(run, "FAREWELL", HANG)
     cancelled = threading.Event()
 
     async def rest():
@@ -689,12 +691,12 @@ def test_a_worker_whose_task_has_stalled_takes_no_other():
         seen["slow"].join(HANG)
         replace(self, seat)
 
-    replace = taskgraph._Run._replace
+    replace = Scheduler._replace
     graph = TaskGraph(workers=1)
     graph.add(slow, timeout=0.02)
     graph.add(lambda: seen.update(next=threading.current_thread()), "next")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(taskgraph._Run, "_replace", late)
+        patch.setattr(Scheduler, "_replace", late)
         summary = graph.run()
 
     assert dict(summary.outcomes) == {"slow": FAILED, "next": PASSED}
@@ -778,7 +780,7 @@ def test_each_async_function_has_a_loop_of_its_own():
 def test_an_async_function_that_takes_too_long_is_cancelled(monkeypatch):
     """Its thread waits in a selector, where no interrupt reaches it; so nothing is left behind."""
     monkeypatch.setattr(
-        taskgraph, "FAREWELL", HANG
+        run, "FAREWELL", HANG
     )  # on a slow machine an interrupt could hit the end of its loop
     cancelled = threading.Event()
 
@@ -803,14 +805,14 @@ def test_an_async_function_that_takes_too_long_is_cancelled(monkeypatch):
 def test_a_worker_that_dies_of_something_else_loses_no_task(monkeypatch):
     """Somebody raises SystemExit in its thread, after the task: that counts as its failure, and it is tried again."""
     deaths = iter([True, True])
-    finish = taskgraph._Run._finish
+    finish = Worker._finish
 
     def die(self, attempt, *args):
         if attempt.task.name == "unlucky" and next(deaths, False):
             raise SystemExit(3)
         return finish(self, attempt, *args)
 
-    monkeypatch.setattr(taskgraph._Run, "_finish", die)
+    monkeypatch.setattr(Worker, "_finish", die)
     for retries, outcome in ((1, FAILED), (2, PASSED)):
         deaths = iter([True, True])
         tries = []
@@ -828,7 +830,7 @@ def test_a_worker_that_dies_of_something_else_loses_no_task(monkeypatch):
 def serves(thread):
     """Whether a worker is at work: not yet on its way out, where its exit is told."""
     frame = sys._current_frames().get(thread.ident)
-    while frame is not None and frame.f_code is not taskgraph._Run._serve.__code__:
+    while frame is not None and frame.f_code is not Worker._serve.__code__:
         frame = frame.f_back
     return frame is not None
 
@@ -898,7 +900,7 @@ def test_who_terminates_a_worker_cancels_its_task():
 
 def test_a_worker_that_the_system_refuses_once_comes_later(monkeypatch):
     """The replacement of a stalled one cannot be started; it is ordered again."""
-    monkeypatch.setattr(taskgraph, "SOON", 0.01)
+    monkeypatch.setattr(run, "SOON", 0.01)
     start, refusals = threading.Thread.start, []
 
     def refuse(self):
@@ -1150,7 +1152,7 @@ def test_an_interrupt_lets_finish_what_runs_and_cancels_the_rest():
         return "done"
 
     stopping = threading.Event()
-    stop = taskgraph._Run._stop
+    stop = Scheduler._on_stop
     graph = TaskGraph(workers=1)
     graph.add(interrupt)
     for number in range(5):
@@ -1158,7 +1160,7 @@ def test_an_interrupt_lets_finish_what_runs_and_cancels_the_rest():
     settled = []
     graph.on_task_done(lambda name, outcome: settled.append((name, outcome)))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(taskgraph._Run, "_stop", lambda self: (stop(self), stopping.set()))
+        patch.setattr(Scheduler, "_on_stop", lambda *args: (stop(*args), stopping.set()))
         summary = graph.run()
 
     assert summary.outcomes["interrupt"] is PASSED
@@ -1171,7 +1173,7 @@ def test_an_interrupt_lets_finish_what_runs_and_cancels_the_rest():
 
 @pytest.mark.parametrize("backoff", [None, Backoff(0.001, 0.001)])
 def test_nothing_is_tried_again_after_an_interrupt(backoff):
-    stopping, stop, tries = threading.Event(), taskgraph._Run._stop, []
+    stopping, stop, tries = threading.Event(), Scheduler._on_stop, []
 
     def interrupt():
         tries.append(1)
@@ -1182,7 +1184,7 @@ def test_nothing_is_tried_again_after_an_interrupt(backoff):
     graph = TaskGraph(workers=1)
     graph.add(interrupt, retries=3, backoff=backoff)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(taskgraph._Run, "_stop", lambda self: (stop(self), stopping.set()))
+        patch.setattr(Scheduler, "_on_stop", lambda *args: (stop(*args), stopping.set()))
         summary = graph.run()
 
     assert summary.failures["interrupt"].attempts == len(tries) == 1
@@ -1205,15 +1207,15 @@ def test_a_second_interrupt_cancels_what_still_runs(kind):
     graph = TaskGraph(workers=2)
     graph.add({"stuck": stuck, "loop": loop}[kind], "long")
     graph.add(nothing, "after", ["long"])
-    stop = taskgraph._Run._stop
+    stop = Scheduler._on_stop
 
-    def again(self):
-        stop(self)
+    def again(*args):
+        stop(*args)
         os.kill(os.getpid(), signal.SIGINT)
 
     graph.on_task_run(lambda name, thread: os.kill(os.getpid(), signal.SIGINT))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(taskgraph._Run, "_stop", again)
+        patch.setattr(Scheduler, "_on_stop", again)
         try:
             summary = graph.run()
         finally:
@@ -1357,9 +1359,9 @@ def test_a_graph_that_is_stopped_with_its_tree(launch):
     graph.add(slow)
     graph.add(nothing, "after", ["slow"])
     graph.on_done(done.put)
-    stop = taskgraph._Run._stop
+    stop = Scheduler._on_stop
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(taskgraph._Run, "_stop", lambda self: (stop(self), go_on.set()))
+        patch.setattr(Scheduler, "_on_stop", lambda *args: (stop(*args), go_on.set()))
         app = launch(otpy.supervisor("app", children=[graph.as_child("graph")]))
         assert begun.wait(HANG)
         app.stop()
@@ -1455,14 +1457,28 @@ def test_to_mermaid_and_to_dot():
 
 
 def test_it_uses_the_public_api_and_nothing_of_the_running_system():
-    """From inside otpy come words only: nothing that starts, stops or holds a thread."""
-    text = Path(taskgraph.__file__).read_text()
+    """From inside otpy come words only, and looks at a stack and at the number of forks."""
     words = {
         "otpy.arguments",
+        "otpy.core.pauses",
         "otpy.core.restarts",
         "otpy.exceptions",
+        "otpy.reports",
         "otpy.specs",
+        "otpy.values",
         "otpy.runtime.log",
     }
+    looks = {"threads.forks", "stacks.stack_of"}
+    text = "".join(path.read_text() for path in Path(taskgraph.__file__).parent.glob("*.py"))
+    used = set(re.findall(r"^(?:from|import) (otpy[\w.]*)", text, re.MULTILINE))
 
-    assert set(re.findall(r"^(?:from|import) (otpy[\w.]*)", text, re.MULTILINE)) == {"otpy", *words}
+    assert {one for one in used if not one.startswith("otpy.taskgraph")} == {
+        "otpy",
+        "otpy.runtime",
+        *words,
+    }
+    assert sorted(re.findall(r"^from otpy.runtime import (.*)", text, re.MULTILINE)) == [
+        "stacks",
+        "threads",
+    ]
+    assert set(re.findall(r"\b(?:stacks|threads)\.\w+", text)) == looks

@@ -10,8 +10,6 @@ import sys
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
-import attrs
-
 from otpy.arguments import (
     USE_COROUTINE,
     check_call,
@@ -24,7 +22,7 @@ from otpy.children.names import name_of
 from otpy.children.service import Service
 from otpy.exceptions import SpecError, show
 from otpy.runtime.context import Context
-from otpy.values import Value
+from otpy.values import Value, value
 
 PATH = "<adopt>"
 """The path that an error names: the place in a tree is not known yet."""
@@ -120,7 +118,7 @@ def _is_process(made: type) -> bool:
     return processes is not None and issubclass(made, processes.BaseProcess)
 
 
-@attrs.frozen(repr=False, eq=False)
+@value
 class Adopted(Value):
     """A target that makes an object, runs it, and has it stopped."""
 

@@ -34,6 +34,7 @@ import attrs
 from otpy.children.moments import is_good
 from otpy.exceptions import Killed
 from otpy.runtime.posix import has_real_threads
+from otpy.values import running
 
 RLock = type(threading.RLock())
 """The class of what ``threading.RLock`` makes; to call it makes one without a detour."""
@@ -152,7 +153,7 @@ def raise_in(ident: int, exception: type[BaseException]) -> bool:
     return hits > 0
 
 
-@attrs.define(eq=False, repr=False)
+@running
 class Wait:
     """The search for a moment of one thread.
 
@@ -167,7 +168,7 @@ class Wait:
     pause: float = SHORTLY
 
 
-@attrs.define(eq=False, repr=False)
+@running
 class Interrupts:
     """The interrupts of one supervisor's children that wait for their moment.
 

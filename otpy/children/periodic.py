@@ -10,8 +10,6 @@ import time
 from collections.abc import Callable
 from typing import Any, Unpack
 
-import attrs
-
 from otpy.abc import Birth
 from otpy.arguments import check_call, check_function, check_result
 from otpy.children.names import name_of, path_of
@@ -20,7 +18,7 @@ from otpy.exceptions import SpecError
 from otpy.runtime import threads
 from otpy.runtime.context import Context
 from otpy.specs import ChildSpec, Common, check_common, is_number
-from otpy.values import Value
+from otpy.values import Value, running, value
 
 IN_A_COROUTINE = "use coroutine(), with a loop that awaits it and ctx.sleep()"
 """What an error says of an async function."""
@@ -81,7 +79,7 @@ def _check_numbers(path: str, interval: Any, retry_interval: Any, retries: Any) 
         raise SpecError(path, "retries", retries, "an int >= 0")
 
 
-@attrs.frozen(repr=False, eq=False)
+@value
 class PeriodicStart(Value):
     """Makes a thread child that calls the function; the ``start`` of its spec."""
 
@@ -119,7 +117,7 @@ class PeriodicStart(Value):
         return wait
 
 
-@attrs.define(eq=False)
+@running
 class Rhythm:
     """Says when the next call is due.
 

@@ -91,7 +91,7 @@ def process(target: Any, /, *args: Any, id: str | None = None, **options: Any) -
         env: All of its environment, at each start the same; None: that of this process at that
             time. ``OTPY_MARK`` is added, by which its descendants are found.
         stdout: "discard"; "inherit": where ours goes; a path: that file is appended to, see
-            docs/programs.md; or a callable: it is called with each line, without the line's end,
+            docs/how-to/programs.md; or a callable: it is called with each line, without its end,
             on a thread of its own. It may block: then the program has to wait.
         stderr: The same. The last 64 KiB are in the exit reason anyway.
         err_dir: stderr also goes to ``{err_dir}/{path}.stderr.log``, where *path* is the child's, with

@@ -26,7 +26,7 @@ from otpy.runtime import spares, stacks, threads
 from otpy.runtime.context import Context
 from otpy.runtime.threads import ThreadState
 from otpy.specs import ChildSpec, Common, check_common
-from otpy.values import Value
+from otpy.values import Value, running, value
 
 LOST = ExitReason(CRASHED, detail="its thread ended without a word")
 
@@ -61,7 +61,7 @@ def thread(
     return ChildSpec(id=name, start=ThreadStart(target, args), **common)
 
 
-@attrs.frozen(repr=False, eq=False)
+@value
 class ThreadStart(Value):
     """Makes a thread child; the ``start`` of its spec."""
 
@@ -76,7 +76,7 @@ class ThreadStart(Value):
         check_result(self.target, self.target(ctx, *self.args), USE_COROUTINE)
 
 
-@attrs.frozen(repr=False, eq=False)
+@value
 class ServiceStart(ThreadStart):
     """The same for a subclass of ``Service``."""
 
@@ -84,7 +84,7 @@ class ServiceStart(ThreadStart):
         service.live(self.target, self.args, ctx)  # type: ignore[arg-type]
 
 
-@attrs.define(eq=False, repr=False)
+@running
 class ThreadChild:
     """One incarnation: a thread that runs *life* and then reports its end. Meets ``Child``."""
 

@@ -56,7 +56,7 @@ The bank crashed and was restarted, with nothing else touched. When that had
 happened too often, its supervisor gave up, and the whole subsystem was started
 afresh. When that did not help, the root gave up, and everything else was
 stopped in order. A program ends there, with an exit status that says so.
-Next: otpy show otpy.cli.demo:tree, and docs/tutorial.md"""
+Next: otpy show otpy.cli.demo:tree, and docs/tutorial/tutorial.md"""
 
 
 # The tree

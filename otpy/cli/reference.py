@@ -1,4 +1,7 @@
-"""Writes the lower part of docs/cli.md from the commands: ``python -m otpy.cli.reference docs/cli.md``."""
+"""Writes the lower part of docs/reference/cli.md from the commands.
+
+``python -m otpy.cli.reference docs/reference/cli.md`` does so.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ import click
 
 from otpy.cli.group import otpy
 
-MARK = "<!--- from here on written by python -m otpy.cli.reference docs/cli.md -->\n"
+MARK = "<!--- from here on written by python -m otpy.cli.reference docs/reference/cli.md -->\n"
 
 
 def page(text: str) -> str:

@@ -21,6 +21,7 @@ from otpy.cli.run import text
 from otpy.cli.target import Problem, load_file, show_traceback, told_in_one_line
 from otpy.cli.terminal import say
 from otpy.taskgraph import Outcome, Summary, Task, TaskGraph, marked
+from otpy.values import Value, value
 
 LETTERS = {Outcome.PASSED: ".", Outcome.FAILED: "f", Outcome.SKIPPED: "s", Outcome.CANCELLED: "c"}
 
@@ -47,8 +48,8 @@ DEEPEST = 6
 """So many levels of dicts and lists are shown."""
 
 
-@attrs.frozen(kw_only=True)
-class Order:
+@value(kw_only=True)
+class Order(Value):
     """What the command line says, checked.
 
     Attributes:

@@ -33,7 +33,7 @@ from otpy.core.slots import (
 from otpy.core.strategy import restart_group
 from otpy.reports import Escalation, ExitKind, ExitReason
 from otpy.specs import AutoShutdown, Budget, SupervisorSpec
-from otpy.values import Word
+from otpy.values import Word, running
 
 ASKED_TO_STOP = ExitReason(ExitKind.SHUTDOWN)
 DETACHED = ExitReason(ExitKind.SHUTDOWN, detail="detached")
@@ -57,7 +57,7 @@ STAYS = frozenset({RUNNING, ENDED, RESTARTING})
 """The states in which a significant child keeps its supervisor up, whatever comes next."""
 
 
-@attrs.define(eq=False)
+@running
 class Ending:
     """What is known while the supervisor ends.
 
@@ -136,14 +136,14 @@ class Endings(Roster):
             self.slots.pop(slot.id, None)
 
     def absorb(self, slot: Slot, reason: ExitReason) -> None:
-        """Take a death as the stop that was to come (docs/otp.md, "Deaths during stops")."""
+        """Take a death as the stop that was to come (otp.md, "Deaths during stops")."""
         self.check_end(slot, reason)
         self.account(slot)
         slot.move(UNDEFINED)
         self.release(slot, reason)
 
     def give_up(self, child: str, incarnation: int, reason: ExitReason) -> None:
-        """Report that a child has failed once too often, and end (docs/otp.md, "Limit breach")."""
+        """Report that a child has failed once too often, and end (otp.md, "Limit breach")."""
         escalation = Escalation(
             path=self.path,
             child=child,
@@ -166,7 +166,7 @@ class Endings(Roster):
         """End with the significant child that has ended, or go on, or leave it open.
 
         It is open while nothing is left of the significant children but starts. OTP is
-        blocked by these, and reads of the end when they are over (docs/otp.md,
+        blocked by these, and reads of the end when they are over (docs/explanation/otp.md,
         "Significant children").
         """
         if self._open_end is None:

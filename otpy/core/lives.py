@@ -10,7 +10,7 @@ Where OTP blocks, this keeps what can be observed, and lets messages in:
   OTP's mailbox would keep them. OTP answers no question meanwhile; this machine does,
   and says that they are down.
 * A failed start in a plan ends the plan; the child is RESTARTING, and a Retry goes to the
-  end of the queue, so that calls and a shutdown come first (docs/otp.md, "Failed
+  end of the queue, so that calls and a shutdown come first (docs/explanation/otp.md, "Failed
   restarts"). A message that takes the child out of RESTARTING calls the retry off.
 
 Where otpy goes beyond OTP:

@@ -120,7 +120,7 @@ CLAUSES: dict[type, str] = {
 }
 
 REFUSALS: dict[type[Call], dict[State, type[Refusal]]] = {
-    # call: {state: refusal}            docs/otp.md, "Management calls"
+    # call: {state: refusal}            docs/explanation/otp.md, "Management calls"
     # STOPPING is not here: its end is worth waiting for. ENDED is not, either: no call is
     # served while the supervisor boots.
     StartChild: {

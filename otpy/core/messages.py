@@ -13,10 +13,10 @@ import attrs
 
 from otpy.reports import Escalation, ExitReason, Report, Stalled, Unstopped
 from otpy.specs import ChildSpec
-from otpy.values import Value, value
+from otpy.values import Value, message, running
 
 
-@attrs.define(eq=False)
+@running
 class Handover:
     """What the incarnations of a child leave to each other. It lives as long as the child's spec.
 
@@ -49,12 +49,12 @@ class Action(Value):
 # Told by the runtime.
 
 
-@value
+@message
 class Begin(Message):
     """Start the children."""
 
 
-@value
+@message
 class StopSupervisor(Message):
     """End in order.
 
@@ -71,7 +71,7 @@ class StopSupervisor(Message):
     signal: str = ""
 
 
-@value
+@message
 class TooManyUnstopped(Message):
     """The tree has left more threads behind than it may; *path* was the last. Told to the root."""
 
@@ -82,7 +82,7 @@ class TooManyUnstopped(Message):
 # Told by children and timers. Kinds of children come from outside, so theirs are checked where they are made.
 
 
-@attrs.define(init=False, repr=False, eq=False)
+@message(init=False)
 class ChildStarted(Message):
     """The child is up. *thread* is the name of its thread."""
 
@@ -92,10 +92,10 @@ class ChildStarted(Message):
     def __init__(self, ref: int, thread: str = "") -> None:
         if not isinstance(ref, int):
             raise TypeError(f"ref = {ref!r}: expected the number of the child's birth")
-        self.ref, self.thread = ref, thread
+        self.ref, self.thread = ref, thread  # type: ignore[misc]
 
 
-@attrs.define(init=False, repr=False, eq=False)
+@message(init=False)
 class ChildExited(Message):
     """The child has ended. Exactly one for each Start, whatever happened."""
 
@@ -107,10 +107,10 @@ class ChildExited(Message):
             raise TypeError(f"ref = {ref!r}: expected the number of the child's birth")
         if not isinstance(reason, ExitReason):
             raise TypeError(f"reason = {reason!r}: expected an ExitReason")
-        self.ref, self.reason = ref, reason
+        self.ref, self.reason = ref, reason  # type: ignore[misc]
 
 
-@value
+@message
 class Due(Message):
     """The timer of *ref* ran out. What that means depends on the state the child is in.
 
@@ -130,7 +130,7 @@ class Due(Message):
     hint: str = attrs.field(default="", eq=False)
 
 
-@value
+@message
 class Retry(Message):
     """The machine's word to itself: everything that was queued before it has been served, try again."""
 
@@ -140,7 +140,7 @@ class Retry(Message):
 # Told by callers. *reply* is the caller's and means nothing to the machine.
 
 
-@value(kw_only=True)
+@message(kw_only=True)
 class Call(Message):
     """Base of all calls. Each is one of its own, whatever it asks for.
 
@@ -156,7 +156,7 @@ class Call(Message):
     __hash__ = object.__hash__
 
 
-@value(kw_only=True)
+@message(kw_only=True)
 class StartChild(Call):
     """Add a child and start it."""
 
@@ -167,7 +167,7 @@ class StartChild(Call):
         return self.spec.id
 
 
-@value(kw_only=True)
+@message(kw_only=True)
 class TerminateChild(Call):
     """Stop a child; its spec stays, unless it is temporary or the supervisor dynamic.
 
@@ -179,38 +179,38 @@ class TerminateChild(Call):
     detach: bool = False
 
 
-@value(kw_only=True)
+@message(kw_only=True)
 class RestartChild(Call):
     """Start a child that is specified and not running."""
 
     id: str
 
 
-@value(kw_only=True)
+@message(kw_only=True)
 class DeleteChild(Call):
     """Forget the spec of a child that is not running."""
 
     id: str
 
 
-@value(kw_only=True)
+@message(kw_only=True)
 class GetChildSpec(Call):
     """Ask for a spec."""
 
     id: str
 
 
-@value(kw_only=True)
+@message(kw_only=True)
 class WhichChildren(Call):
     """Ask for all children in start order."""
 
 
-@value(kw_only=True)
+@message(kw_only=True)
 class CountChildren(Call):
     """Ask for the counts."""
 
 
-@value(kw_only=True)
+@message(kw_only=True)
 class TakeSnapshot(Call):
     """Ask for the supervisor and its children.
 
@@ -224,7 +224,7 @@ class TakeSnapshot(Call):
 # Orders. The runtime performs them in order and reports what comes of them as messages.
 
 
-@value
+@message
 class Start(Action):
     """Start an incarnation: a ChildStarted may follow, one ChildExited must."""
 
@@ -235,14 +235,14 @@ class Start(Action):
     handover: Handover = attrs.field(factory=Handover, eq=False)
 
 
-@value
+@message
 class Stop(Action):
     """Ask the child to stop."""
 
     ref: int
 
 
-@value
+@message
 class Kill(Action):
     """Interrupt the child, or kill it where that can be done; after *grace* seconds it is given up."""
 
@@ -250,7 +250,7 @@ class Kill(Action):
     grace: float
 
 
-@value
+@message
 class Abandon(Action):
     """Fence the child, count it as unstopped, and tell *report* with its stack."""
 
@@ -258,14 +258,14 @@ class Abandon(Action):
     report: Unstopped
 
 
-@value
+@message
 class Detach(Action):
     """Let the child go: a worker runs on unsupervised, a supervisor lets its children go and ends."""
 
     ref: int
 
 
-@value
+@message
 class Expose(Action):
     """Tell *report* with the current stack of the child."""
 
@@ -273,7 +273,7 @@ class Expose(Action):
     report: Stalled
 
 
-@value
+@message
 class Arm(Action):
     """Set the one timer of *ref* to *at*, monotonic."""
 
@@ -281,21 +281,21 @@ class Arm(Action):
     at: float
 
 
-@value
+@message
 class Disarm(Action):
     """Clear the timer of *ref*."""
 
     ref: int
 
 
-@value
+@message
 class Again(Action):
     """Put a Retry at the end of the supervisor's own queue."""
 
     ref: int
 
 
-@value
+@message
 class Answer(Action):
     """Answer a call."""
 
@@ -303,7 +303,7 @@ class Answer(Action):
     value: object
 
 
-@value
+@message
 class Refuse(Action):
     """Answer a call with an exception."""
 
@@ -311,26 +311,26 @@ class Refuse(Action):
     error: Exception
 
 
-@value
+@message
 class Tell(Action):
     """Send a report to the world."""
 
     report: Report
 
 
-@value
+@message
 class Escalate(Action):
     """Call the escalation handlers."""
 
     escalation: Escalation
 
 
-@value
+@message
 class Up(Action):
     """All children are up: tell the parent."""
 
 
-@value
+@message
 class End(Action):
     """Nothing runs any more: tell the parent, and end the thread.
 

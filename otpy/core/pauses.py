@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import bisect
 
-import attrs
+from otpy.values import Value, value
 
 PAUSE = 1.0
 """How late a deadline is read after a pause, in seconds: at least so much."""
@@ -33,8 +33,8 @@ def slack(heartbeat: float) -> float:
     return min(PAUSE, heartbeat / 4)
 
 
-@attrs.frozen
-class Pause:
+@value
+class Pause(Value):
     """A pause as a supervisor has noticed it.
 
     Attributes:

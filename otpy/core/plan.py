@@ -22,9 +22,10 @@ from collections.abc import Set as AbstractSet
 import attrs
 
 from otpy.core.slots import Slot
+from otpy.values import running
 
 
-@attrs.define(eq=False, repr=False)
+@running
 class Plan:
     """Stop these, release the temporary ones among them, then start those.
 

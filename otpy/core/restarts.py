@@ -10,11 +10,9 @@ import collections
 import random
 from typing import Literal
 
-import attrs
-
 from otpy.reports import ExitKind, ExitReason
 from otpy.specs import INFINITY, Backoff, Restart
-from otpy.values import Word
+from otpy.values import Value, Word, value
 
 
 class Fate(Word):
@@ -25,8 +23,8 @@ class Fate(Word):
     FORGET = "forget the spec"
 
 
-@attrs.frozen
-class Verdict:
+@value
+class Verdict(Value):
     """A row of the restart table.
 
     Attributes:
@@ -60,7 +58,7 @@ class Final(Word):
 
 
 ACCEPTABLE = {
-    # (final, brutal_kill): the restart types for which it needs no ShutdownError     docs/otp.md, "Acceptable ends"
+    # (final, brutal_kill): the restart types for which it needs no ShutdownError     otp.md, "Acceptable ends"
     (Final.SHUTDOWN, False): frozenset(Restart),
     (Final.SHUTDOWN, True): frozenset({Restart.TRANSIENT, Restart.TEMPORARY}),
     (Final.SHUTDOWN_REASON, False): frozenset({Restart.TRANSIENT, Restart.TEMPORARY}),
@@ -93,7 +91,7 @@ def is_acceptable(restart: Restart, brutal_kill: bool, reason: ExitReason) -> bo
 class Window:
     """The restarts of one supervisor within its period. One unit per restart, also per failed attempt.
 
-    Laws (docs/otp.md, "The window"):
+    Laws (docs/explanation/otp.md, "The window"):
     1. *intensity* restarts within *period* are allowed, one more is refused, before any start attempt. With the
        intensity "infinity" none is refused, and none is kept.
     2. A restart counts while ``now - then <= period``, the boundary included.

@@ -21,7 +21,7 @@ from otpy.core.restarts import Delays
 from otpy.exceptions import InternalError
 from otpy.reports import Cause, ChildState, ExitReason
 from otpy.specs import Budget, ChildSpec
-from otpy.values import Word
+from otpy.values import Value, Word, running, value
 
 
 class State(Word):
@@ -103,7 +103,7 @@ FAILURES = frozenset({LATE, SILENT})
 """The stops that are failures of the child itself, and are judged as such."""
 
 
-@attrs.frozen(eq=False)
+@running(frozen=True)
 class Rung:
     """A rung of the ladder by which a child is stopped.
 
@@ -130,8 +130,8 @@ def above(rung: Rung) -> Rung:
     return LADDER[LADDER.index(rung) + 1]
 
 
-@attrs.frozen(eq=False)
-class Starting:
+@value
+class Starting(Value):
     """What is known while STARTING.
 
     Attributes:
@@ -141,7 +141,7 @@ class Starting:
     cause: Cause
 
 
-@attrs.define(eq=False)
+@running
 class Stopping:
     """What is known while STOPPING.
 
@@ -168,8 +168,8 @@ class Stopping:
         return LADDER.index(self.rung) >= LADDER.index(INTERRUPT)
 
 
-@attrs.frozen(eq=False)
-class Waiting:
+@value
+class Waiting(Value):
     """What is known while RESTARTING.
 
     Attributes:
@@ -181,7 +181,7 @@ class Waiting:
     due: float | None = None
 
 
-@attrs.define(eq=False)
+@running
 class Held:
     """What is known while UNSTOPPED.
 
@@ -200,7 +200,7 @@ class Held:
         return self.why in FAILURES
 
 
-@attrs.define(eq=False, repr=False)
+@running
 class Slot:
     """A child: its spec, its state and, in the states of NUMBERED, its number.
 
@@ -279,7 +279,7 @@ class Slot:
 
 
 def diagram() -> str:
-    """Return MOVES as a Mermaid diagram, for docs/design.md."""
+    """Return MOVES as a Mermaid diagram, for docs/explanation/design.md."""
     order = list(State)
     names = {state: state.name.lower() for state in order}
     moves = sorted(MOVES, key=lambda move: (order.index(move[0]), order.index(move[1])))

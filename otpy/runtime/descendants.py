@@ -33,6 +33,7 @@ from pathlib import Path
 import attrs
 
 from otpy.runtime import posix
+from otpy.values import Value, running, value
 
 MARK = "OTPY_MARK"
 """The environment variable by which a descendant is known.
@@ -62,8 +63,8 @@ CHUNK = 1 << 16
 """How many bytes of a file are read at once."""
 
 
-@attrs.frozen
-class Seen:
+@value
+class Seen(Value):
     """A process, as /proc shows it.
 
     Attributes:
@@ -142,7 +143,7 @@ def ticks() -> int:
     return int(time.clock_gettime(_CLOCK) * _TICKS) if _CLOCK is not None else 0
 
 
-@attrs.define(eq=False)
+@running
 class Family:
     """The descendants of one leader.
 

@@ -32,8 +32,10 @@ class Supervisor:
     It names a path in a running tree, and stays valid while the supervisor there is restarted. All methods may be
     called from any thread. As a context manager it stops the supervisor when the block is left.
 
-    Calls take a *timeout* in seconds; None waits as long as it takes. All of them may raise:
+    Calls take a *timeout* in seconds; None waits as long as it takes. All calls may raise
+    these exceptions.
 
+    Raises:
         NotAlive: The supervisor has ended, is ending, or is just being restarted.
         CallTimeout: There was no answer in time. The call may still be served.
         WouldDeadlock: The calling thread is a child for whose own end or start the call would have to wait, or it is a

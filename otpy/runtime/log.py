@@ -23,12 +23,12 @@ import threading
 import time
 from typing import Any
 
-import attrs
 import structlog
 
 from otpy import reports
 from otpy.exceptions import printable, show, traceback_object, traceback_of
 from otpy.reports import Cause, Escalation, Report
+from otpy.values import running
 
 EVENTS = {
     # report: (log level, event)
@@ -178,7 +178,7 @@ def _clean(fields: dict[str, object]) -> dict[str, object]:
 # Complaints
 
 
-@attrs.define(eq=False)
+@running
 class _Made:
     """A complaint that was logged.
 

@@ -48,7 +48,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from pathlib import Path
 from typing import Any, Self
 
-import attrs
+from otpy.values import Value, value
 
 NO_SIGNAL = getattr(socket, "MSG_NOSIGNAL", 0)
 """The flag of ``send`` that prevents SIGPIPE, where the system has it.
@@ -464,8 +464,8 @@ def current_directory() -> str | None:
 # The ends of processes
 
 
-@attrs.frozen
-class Ended:
+@value
+class Ended(Value):
     """That a process has ended.
 
     Attributes:

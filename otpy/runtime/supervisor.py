@@ -72,6 +72,7 @@ from otpy.specs import (
     SupervisorSpec,
     check_common,
 )
+from otpy.values import message, running
 
 
 def supervisor(
@@ -149,7 +150,7 @@ def dynamic_supervisor(
     )
 
 
-@attrs.frozen(eq=False)
+@message
 class _Reminder(Message):
     """A note of a kind of child: no news, and nothing for the machine.
 
@@ -236,7 +237,7 @@ class StopTimers:
         return ref
 
 
-@attrs.define(eq=False, repr=False)
+@running
 class SupervisorThread:
     """The thread that obeys one machine. Meets ``Child``.
 

@@ -41,6 +41,7 @@ from otpy.runtime import threads
 from otpy.runtime.log import complain
 from otpy.runtime.threads import Role
 from otpy.runtime.waiting import Door
+from otpy.values import running
 
 
 def call(handler: Callable[[Any], object], value: object) -> None:
@@ -201,7 +202,7 @@ class Outlet:
         self._helpers.work_off()
 
 
-@attrs.define(eq=False)
+@running
 class Line:
     """The values that wait for a handler. It exists while a helper thread works it off.
 
@@ -220,7 +221,7 @@ class Line:
         return len(self.values) + self.is_calling
 
 
-@attrs.frozen(eq=False, repr=False)
+@running(frozen=True)
 class _Subscription:
     """A handler that gets the reports at or below a path.
 

@@ -33,6 +33,7 @@ from typing import Any
 import attrs
 
 from otpy.runtime.waiting import Once, bounded
+from otpy.values import running
 
 
 class Role(enum.Enum):
@@ -198,7 +199,7 @@ class _Begun:
         self._lock = threading.Lock()
 
 
-@attrs.define(eq=False, repr=False)
+@running
 class Entry:
     """A living thread of otpy, or one that is about to start.
 

@@ -26,6 +26,7 @@ from otpy.runtime.stopping import Until, Wait, never, wait_plainly
 from otpy.runtime.telemetry import Telemetry
 from otpy.runtime.threads import Role
 from otpy.runtime.waiting import Door, Once, Reply
+from otpy.values import running
 
 FLUSH = 10.0
 """The default of the option ``flush``: how long handlers may take at the end of a tree, in seconds, all together."""
@@ -66,7 +67,7 @@ class Closable(Protocol):
 C = TypeVar("C", bound=Closable)
 
 
-@attrs.define(eq=False, repr=False)
+@running
 class Tree:
     """One running tree.
 

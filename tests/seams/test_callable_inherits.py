@@ -18,7 +18,7 @@ from types import SimpleNamespace
 import pytest
 
 import otpy
-from otpy.children.callable import far_side as remote
+from otpy.children.callable import far_side, protocol
 from tests.helpers import HANG
 from tests.seams.kit import python
 
@@ -191,16 +191,18 @@ def test_green_threads_are_asked_by_one_of_them(monkeypatch, module):
     """No thread of the system can wake a thread of eventlet; all others are asked by the watch, which polls nothing."""
     orders = queue.SimpleQueue()
     wire = SimpleNamespace(orders=lambda: orders.get(timeout=HANG))
-    monkeypatch.setattr(remote._thread, "start_new_thread", Named(_thread.start_new_thread, module))
-    monkeypatch.setattr(remote.os, "getpgrp", lambda: 0)
-    monkeypatch.setattr(remote.os, "_exit", lambda status: None)
-    waiting, asked = remote.Orders(wire, -1), Asked()
-    watch = threading.Thread(target=waiting.watch)
+    monkeypatch.setattr(
+        far_side._thread, "start_new_thread", Named(_thread.start_new_thread, module)
+    )
+    monkeypatch.setattr(far_side.os, "getpgrp", lambda: 0)
+    monkeypatch.setattr(far_side.os, "_exit", lambda status: None)
+    waiting, asked = far_side.Orders(wire, -1), Asked()
+    watch = threading.Thread(target=waiting.listen)
     watch.start()
     waiting.obey(asked)
-    orders.put(remote.ASK)
+    orders.put(protocol.ASK)
     by_watch = asked.by.get(timeout=HANG) is watch
-    orders.put(remote.FENCE)
+    orders.put(protocol.FENCE)
     orders.put(b"")
     watch.join(HANG)
 

@@ -302,7 +302,7 @@ def test_an_interrupt_that_comes_out_of_a_task_group_is_an_interrupt(launch, rec
 
 @pytest.mark.parametrize("restart", list(Restart))
 def test_a_group_of_shutdown_is_as_acceptable_as_shutdown(restart):
-    """docs/otp.md, "Acceptable ends"."""
+    """docs/explanation/otp.md, "Acceptable ends"."""
     alone = otpy.ExitReason(ExitKind.SHUTDOWN, Shutdown())
     grouped = otpy.ExitReason(ExitKind.SHUTDOWN, group(Shutdown(), group(Shutdown())))
     mixed = otpy.ExitReason(ExitKind.SHUTDOWN, group(Shutdown(), ValueError()))
@@ -337,7 +337,7 @@ PROCFILE = """
 
 @pytest.mark.parametrize("status", [0, 7])
 def test_the_recipe_for_a_procfile_ends_with_the_first_exit_and_its_status(status):
-    """docs/migrating.md: with code 0, too."""
+    """docs/how-to/migrating.md: with code 0, too."""
     code = textwrap.dedent(PROCFILE)
     ended = subprocess.run(
         [sys.executable, "-c", code, f"exit {status}"],

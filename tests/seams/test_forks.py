@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 
 from otpy import process, supervisor
-from otpy.children.callable import child as callee
+from otpy.children.callable.wires import fork_lock
 from otpy.reports import Progress
 from tests.callees import obedient
 from tests.helpers import HANG, wait_until
@@ -113,7 +113,7 @@ def test_no_supervisor_waits_for_a_fork(launch, recorder):
         threading.Thread(target=app.terminate_child, args=("a",)),
         threading.Thread(target=app.start_child, args=(process(obedient, id="b"),)),
     ]
-    with callee._forks:
+    with fork_lock:
         for call in calls:
             call.start()
         wait_until(

@@ -404,7 +404,7 @@ def test_a_probe_that_was_suspended_has_not_failed(monkeypatch):
 
 def test_a_task_that_could_not_run_has_its_timeout_once_more(monkeypatch):
     """As if the whole program had been suspended when its timeout came."""
-    monkeypatch.setattr(taskgraph, "PAUSED", -1.0)
+    monkeypatch.setattr(taskgraph.run, "PAUSE", -1.0)
     graph, release = taskgraph.TaskGraph(), threading.Event()
     graph.add(release.wait, name="hangs", timeout=0.1)
     began = time.monotonic()

@@ -19,6 +19,7 @@ from otpy.children.program import guard_process as guard
 from otpy.children.program import notify
 from otpy.reports import ChildTerminated
 from otpy.runtime import descendants, posix, threads
+from tests import pages
 from tests.helpers import wait_until
 from tests.programs import SEND, mark, marked, number_in, sh
 from tests.programs import python as python_program
@@ -181,7 +182,7 @@ def try_without(names, tmp_path):
 
 @pytest.mark.parametrize("platform", TOGETHER)
 def test_one_of_everything_works_where_a_platform_lacks(platform, tmp_path):
-    """What docs/platforms.md says of these platforms."""
+    """What docs/reference/platforms.md says of these platforms."""
     try_without(TOGETHER[platform], tmp_path)
 
 
@@ -438,9 +439,9 @@ for version, has_lock in (((3, 14), False), ((3, 13), True), ((3, 13), False)):
 
 
 def test_the_page_quotes_what_is_said():
-    """Each refusal in docs/platforms.md is in the code, or is tested here."""
+    """Each refusal in docs/reference/platforms.md is in the code, or is tested here."""
     root = Path(__file__).parents[2]
-    page = (root / "docs" / "platforms.md").read_text()
+    page = pages.read("platforms.md")
     code = "".join(path.read_text() for path in (root / "otpy").rglob("*.py")).replace(
         '"\n        "', ""
     )

@@ -13,14 +13,16 @@ import decimal
 import queue
 import sys
 import threading
+import time
 
 import pytest
 
 import otpy
-from otpy import Backoff, ExitKind, registry, start, supervisor, taskgraph
+from otpy import Backoff, ExitKind, registry, start, supervisor
 from otpy.registry import ThreadRegistry, ThreadState
 from otpy.runtime import threads
 from otpy.taskgraph import Outcome, TaskGraph
+from otpy.taskgraph.run import Scheduler
 from tests.helpers import HANG, wait_until
 from tests.seams.kit import python
 
@@ -104,9 +106,13 @@ def test_an_exception_raised_from_outside_in_the_wrapper_is_one_report(fails):
         reg.subscribe(told.append)
 
         def trace(frame, event, arg):
-            if frame.f_code.co_filename != registry.__file__ or frame.f_code.co_name not in (
-                "run",
-                "_outcome",
+            if (
+                frame.f_code.co_filename != registry.spawned.__file__
+                or frame.f_code.co_name
+                not in (
+                    "run",
+                    "_outcome",
+                )
             ):
                 return None
             if event == "line":
@@ -257,18 +263,18 @@ def test_what_a_task_sets_in_context_variables_no_other_one_sees(body):
 
 def test_a_task_waits_as_a_child_with_the_same_backoff_does(monkeypatch):
     """One arithmetic for both, also where the waits grow steeply."""
-    waits, arm = [], taskgraph._Run._arm
+    waits, arm = [], Scheduler._arm
 
-    def note(run, at, call, *arguments):
-        if call == run._try_again:
-            waits.append(round(at - taskgraph.time.monotonic()))
+    def note(self, at, call, *arguments):
+        if call == self._try_again:
+            waits.append(round(at - time.monotonic()))
             at = 0.0
-        arm(run, at, call, *arguments)
+        arm(self, at, call, *arguments)
 
     def fail():
         raise ValueError
 
-    monkeypatch.setattr(taskgraph._Run, "_arm", note)
+    monkeypatch.setattr(Scheduler, "_arm", note)
     graph = TaskGraph(workers=1)
     graph.add(fail, retries=5, backoff=Backoff(0.001, 3600.0, factor=1000.0, jitter=0.0))
     graph.run()
@@ -285,7 +291,7 @@ HANGING = """
     from otpy import taskgraph
     from otpy.taskgraph import TaskGraph
 
-    taskgraph.LAST_WORD = 0.1
+    taskgraph.run.LAST_WORD = 0.1
     late = threading.Event()
 
     def hang(*args):
@@ -353,13 +359,13 @@ def test_a_scheduler_that_crashes_before_it_begins_is_told(monkeypatch):
                 raise OSError("ours is broken")
             return self.lock.acquire(blocking)
 
-    make = taskgraph._Run.__init__
+    make = Scheduler.__init__
 
-    def made_with_broken(run, plan):
-        make(run, plan)
-        run._is_begun = Broken()
+    def made_with_broken(self, blueprint):
+        make(self, blueprint)
+        self.begun = Broken()
 
-    monkeypatch.setattr(taskgraph._Run, "__init__", made_with_broken)
+    monkeypatch.setattr(Scheduler, "__init__", made_with_broken)
     graph = TaskGraph()
     graph.add(nothing, "a")
     with pytest.raises(otpy.InternalError, match="ours is broken"):

@@ -161,7 +161,7 @@ def test_a_third_signal_exits_a_task_graph_at_once():
     ran = program(
         """
     from otpy import taskgraph
-    running.SAME, taskgraph.LAST_WORD = 0.05, HANG
+    running.SAME, taskgraph.run.LAST_WORD = 0.05, HANG
     graph = TaskGraph(workers=1)
     def insist(name):
         for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):

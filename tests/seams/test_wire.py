@@ -23,9 +23,17 @@ import pytest
 
 import otpy
 from otpy import ExitKind, Fatal, Ignore, ProtocolError, RemoteError, SpecError, process, supervisor
-from otpy.children.callable import child as callee
-from otpy.children.callable import far_side as remote
-from otpy.children.callable import wires as wire
+from otpy.children.callable import (
+    child,
+    epitaph,
+    far_side,
+    keeper,
+    parcel,
+    protocol,
+    reading,
+    wires,
+)
+from otpy.children.callable import process as processes
 from otpy.core import machine
 from otpy.core.messages import ChildExited
 from otpy.exceptions import RemoteTraceback, is_sealed
@@ -42,7 +50,7 @@ LIMIT = 1 << 20
 
 def heard(*pieces, limit=LIMIT):
     """Return the messages in what comes in these *pieces*."""
-    messages = wire.Messages(limit)
+    messages = reading.Messages(limit)
     return [message for piece in pieces for message in messages.cut(piece)]
 
 
@@ -51,14 +59,14 @@ def told(error, **facts):
     it.
     """
     common = {
-        "word": remote._word(error),
-        "packed": remote._packed(error, False),
-        "name": remote._qualified_name(error),
+        "word": epitaph.word_of(error),
+        "packed": epitaph.pack(error, False),
+        "name": epitaph.qualified_name(error),
     }
     facts = common | {"shown": repr(error), "message": str(error), "story": "its traceback"} | facts
     texts = (facts[name].encode() for name in ("word", "name", "shown", "message", "story"))
-    return wire.raised_by(
-        remote._joined(*texts, facts["packed"]), allow_pickle=facts.get("allow_pickle", False)
+    return reading.raised_by(
+        epitaph.join(*texts, facts["packed"]), allow_pickle=facts.get("allow_pickle", False)
     )
 
 
@@ -69,13 +77,13 @@ def told(error, **facts):
     ("head", "said"),
     [
         (
-            remote.HEAD.pack(remote.STATE, 1 << 60),
+            protocol.HEAD.pack(protocol.STATE, 1 << 60),
             rf"of {1 << 60} bytes \(max_message_size: {LIMIT}\)",
         ),
-        (remote.HEAD.pack(remote.EXIT, LIMIT + 1), "max_message_size"),
-        (remote.HEAD.pack(remote.BEAT, 9), "which has 8"),
-        (remote.HEAD.pack(remote.UP, 1), "which has 0"),
-        (remote.HEAD.pack(b"?", 0), r"no message begins with b'\?'"),
+        (protocol.HEAD.pack(protocol.EXIT, LIMIT + 1), "max_message_size"),
+        (protocol.HEAD.pack(protocol.BEAT, 9), "which has 8"),
+        (protocol.HEAD.pack(protocol.UP, 1), "which has 0"),
+        (protocol.HEAD.pack(b"?", 0), r"no message begins with b'\?'"),
     ],
 )
 def test_the_head_of_a_message_is_enough_to_refuse_it(head, said):
@@ -87,14 +95,14 @@ def test_the_head_of_a_message_is_enough_to_refuse_it(head, said):
 def test_a_message_as_large_as_the_limit_is_heard():
     content = bytes(LIMIT)
 
-    assert heard(remote.HEAD.pack(remote.STATE, LIMIT), content) == [(remote.STATE, content)]
+    assert heard(protocol.HEAD.pack(protocol.STATE, LIMIT), content) == [(protocol.STATE, content)]
 
 
 @pytest.mark.parametrize("seconds", [-1.0, float("nan"), float("inf")])
 def test_a_check_in_that_allows_no_number_of_seconds_is_refused(seconds):
     """It would spoil the order of the supervisor's deadlines."""
     with pytest.raises(ProtocolError, match="allows"):
-        wire.allowed(remote.ALLOWED.pack(seconds))
+        reading.allowed(protocol.ALLOWED.pack(seconds))
 
 
 def test_rubbish_is_a_protocol_error_or_nothing_and_is_never_opened():
@@ -105,13 +113,13 @@ def test_rubbish_is_a_protocol_error_or_nothing_and_is_never_opened():
     for _ in range(2000):
         content = chance.randbytes(chance.randrange(200))
         if chance.random() < 0.5:
-            content = remote._joined(*(chance.randbytes(chance.randrange(9)) for _ in range(6)))
+            content = epitaph.join(*(chance.randbytes(chance.randrange(9)) for _ in range(6)))
         try:
             for kind, part in heard(
                 *(content[at : at + 7] for at in range(0, len(content), 7)), limit=100
             ):
                 assert len(part) <= 100, kind
-            sealed = wire.raised_by(content, allow_pickle=False)
+            sealed = reading.raised_by(content, allow_pickle=False)
         except ProtocolError:
             continue
         assert sealed is None or type(sealed.open()) in (RemoteError, *otpy.exceptions.CONTROL)
@@ -119,7 +127,7 @@ def test_rubbish_is_a_protocol_error_or_nothing_and_is_never_opened():
 
 def test_a_callable_that_sends_something_too_large_is_killed_and_the_reason_is_told(stage):  # noqa: F811
     """A header of 4 GiB alone is enough."""
-    reason = end_of(stage(process(callables.send_raw, remote.STATE, (1 << 32) - 1)))
+    reason = end_of(stage(process(callables.send_raw, protocol.STATE, (1 << 32) - 1)))
 
     assert reason.kind is ExitKind.CRASHED
     assert type(reason.exception) is ProtocolError
@@ -128,7 +136,9 @@ def test_a_callable_that_sends_something_too_large_is_killed_and_the_reason_is_t
 
 def test_a_process_that_holds_the_wire_and_sends_for_ever_holds_up_no_end(stage):  # noqa: F811
     """The end of the callable is told, and what goes on sending is killed."""
-    reason = end_of(stage(process(callables.leave_a_flood, remote.BEAT, remote.ALLOWED.pack(0.0))))
+    reason = end_of(
+        stage(process(callables.leave_a_flood, protocol.BEAT, protocol.ALLOWED.pack(0.0)))
+    )
 
     assert reason.kind is ExitKind.CRASHED
     assert str(reason) == "crashed: SystemExit(3)"
@@ -147,12 +157,11 @@ def test_a_state_that_is_too_large_is_refused_where_it_is_saved():
     assert len(ctx._wire.frames) == 1
 
 
-def test_an_exception_that_is_too_large_is_told_in_short(monkeypatch):
+def test_an_exception_that_is_too_large_is_told_in_short():
     """Its name always, and of its text and its traceback what there is room for."""
-    for limit in (remote.LEAST, 20_000):
-        monkeypatch.setattr(remote, "here", context(max_message_size=limit))
-        content = remote._epitaph(ValueError("x" * 100_000))
-        opened = wire.raised_by(content, allow_pickle=False).open()
+    for limit in (protocol.LEAST, 20_000):
+        content = epitaph.epitaph_of(ValueError("x" * 100_000), limit, allow_pickle=False)
+        opened = reading.raised_by(content, allow_pickle=False).open()
 
         assert len(content) <= limit
         assert (type(opened), opened.type_name) == (RemoteError, "ValueError")
@@ -252,7 +261,7 @@ def test_no_code_of_its_class_runs_when_it_is_opened():
     pickling is not asked.
     """
     error = callables.Watchful("one", 2)
-    packed = remote._packed(error, False)
+    packed = epitaph.pack(error, False)
     del callables.CALLS[:]
     opened = told(ValueError(), packed=packed).open()
 
@@ -388,7 +397,7 @@ def test_plain_keys_arrive():
 
 
 @pytest.mark.parametrize(
-    "packed", [b"{", b"\xff", b"[" * 100_000, b'"' + b"x" * remote.LARGEST + b'"'], ids=len
+    "packed", [b"{", b"\xff", b"[" * 100_000, b'"' + b"x" * protocol.LARGEST + b'"'], ids=len
 )
 def test_what_cannot_be_read_is_told_as_text(packed):
     assert type(told(ValueError("bad luck"), packed=packed).open()) is RemoteError
@@ -401,10 +410,10 @@ def test_what_is_not_plain_is_told_as_text():
     for bad in (
         ValueError(threading.Lock()),
         ValueError(object),
-        ValueError([0] * remote.MOST),
+        ValueError([0] * protocol.MOST),
         error,
     ):
-        assert remote._packed(bad, False) == b""
+        assert epitaph.pack(bad, False) == b""
         assert type(told(ValueError("x"), packed=b"").open()) is RemoteError
 
 
@@ -451,7 +460,7 @@ def test_an_exception_is_opened_once():
 
 def test_a_reason_can_be_pickled_and_stays_sealed(monkeypatch):
     monkeypatch.setattr(
-        wire.SealedException, "_rebuilt", lambda sealed: pytest.fail("it was opened")
+        reading.SealedException, "_rebuilt", lambda sealed: pytest.fail("it was opened")
     )
     reason = ExitReason(CRASHED, told(ValueError("bad luck")), "detail")
     copy = pickle.loads(pickle.dumps(reason))
@@ -469,13 +478,13 @@ def test_a_reason_can_be_pickled_and_stays_sealed(monkeypatch):
 @pytest.fixture
 def opened_on(monkeypatch):
     """The names of the threads on which exceptions have been opened."""
-    names, rebuilt = [], wire.SealedException._rebuilt
+    names, rebuilt = [], reading.SealedException._rebuilt
 
     def note(sealed):
         names.append(threading.current_thread().name)
         return rebuilt(sealed)
 
-    monkeypatch.setattr(wire.SealedException, "_rebuilt", note)
+    monkeypatch.setattr(reading.SealedException, "_rebuilt", note)
     return names
 
 
@@ -507,7 +516,7 @@ def test_neither_a_supervisor_nor_the_log_opens_an_exception(launch, recorder, o
 
 @pytest.mark.parametrize(
     "module",
-    [machine, supervisors, tree, mailbox, waiting, log, telemetry, callee],
+    [machine, supervisors, tree, mailbox, waiting, log, telemetry, child, keeper, processes],
     ids=lambda one: one.__name__,
 )
 def test_what_a_supervisor_runs_does_not_ask_for_the_exception_of_a_reason(module):
@@ -552,7 +561,7 @@ def test_a_failed_start_in_a_report_has_the_words_as_its_cause():
 def test_the_next_incarnation_gets_the_last_exit_sealed(stage):  # noqa: F811
     """It opens it by the same rules."""
     reason = ExitReason(CRASHED, told(ValueError("bad luck")))
-    last = pickle.loads(otpy.children.callable.child._pickled_exit(reason))
+    last = pickle.loads(parcel.pickled_exit(reason))
 
     assert is_sealed(last.raised)
     assert (
@@ -563,9 +572,7 @@ def test_the_next_incarnation_gets_the_last_exit_sealed(stage):  # noqa: F811
 
 def test_what_does_not_travel_to_the_next_incarnation_is_told_as_text():
     error = ValueError(threading.Lock())
-    last = pickle.loads(
-        otpy.children.callable.child._pickled_exit(ExitReason(CRASHED, error, threading.Lock()))
-    )
+    last = pickle.loads(parcel.pickled_exit(ExitReason(CRASHED, error, threading.Lock())))
 
     assert type(last.exception) is RemoteError
     assert last.exception.type_name == "ValueError"
@@ -616,9 +623,9 @@ class Pipe:
 
     def states(self):
         """Return the states that have arrived; what is incomplete must not be there."""
-        messages = wire.Messages(LIMIT)
+        messages = reading.Messages(LIMIT)
         found = [
-            content for kind, content in messages.cut(bytes(self.bytes)) if kind == remote.STATE
+            content for kind, content in messages.cut(bytes(self.bytes)) if kind == protocol.STATE
         ]
         assert not messages._begun, "a message was not finished"
         return found
@@ -641,7 +648,7 @@ def at_step(number, act, function, *args):
         return step
 
     def trace(frame, event, arg):
-        return step(frame, event, arg) if frame.f_code.co_filename == remote.__file__ else None
+        return step(frame, event, arg) if frame.f_code.co_filename == far_side.__file__ else None
 
     before = sys.gettrace()
     sys.settrace(trace)
@@ -659,18 +666,18 @@ def interrupted(handler):
     instruction and some sockets.
     """
     at_step(
-        1 << 30, None, remote.Wire(Pipe()).send, remote.STATE, b""
+        1 << 30, None, far_side.Wire(Pipe()).send, protocol.STATE, b""
     )  # 3.12 sees no instruction of a first call
     for takes in ((), (3,), (20, 5), (HEAD_ONLY,)):
         number = 1
         while True:
             end = Pipe(*takes)
-            sender = remote.Wire(end)
+            sender = far_side.Wire(end)
             if not at_step(
                 number,
                 lambda sender=sender: handler(sender),
                 sender.send,
-                remote.STATE,
+                protocol.STATE,
                 b"interrupted",
             ):
                 break
@@ -679,7 +686,7 @@ def interrupted(handler):
         assert number > 50
 
 
-HEAD_ONLY = remote.HEAD.size
+HEAD_ONLY = protocol.HEAD.size
 
 
 def ring(sender):
@@ -691,7 +698,7 @@ def test_an_interrupted_send_loses_no_later_message():
     had taken by then.
     """
     for sender, end in interrupted(ring):
-        sender.send(remote.STATE, b"later")
+        sender.send(protocol.STATE, b"later")
 
         assert end.states() in ([b"later"], [b"interrupted", b"later"])
 
@@ -700,17 +707,17 @@ def test_a_signal_handler_may_send():
     """In the middle of a send as well; what it has sent is out when that one
     returns.
     """
-    for _, end in interrupted(lambda sender: sender.send(remote.STATE, b"handler")):
+    for _, end in interrupted(lambda sender: sender.send(protocol.STATE, b"handler")):
         assert sorted(end.states()) == [b"handler", b"interrupted"]
 
 
 def test_a_signal_handler_may_send_and_raise():
     def send_and_raise(sender):
-        sender.send(remote.STATE, b"handler")
+        sender.send(protocol.STATE, b"handler")
         raise Alarm
 
     for sender, end in interrupted(send_and_raise):
-        sender.send(remote.STATE, b"later")
+        sender.send(protocol.STATE, b"later")
 
         states = end.states()
         assert b"handler" in states
@@ -721,8 +728,8 @@ def test_only_the_last_state_of_a_handler_waits():
     """So a handler that is called again and again does not fill the memory."""
 
     def send_twice(sender):
-        sender.send(remote.STATE, b"handler 1")
-        sender.send(remote.STATE, b"handler 2")
+        sender.send(protocol.STATE, b"handler 1")
+        sender.send(protocol.STATE, b"handler 2")
 
     for _, end in interrupted(send_twice):
         assert b"handler 2" in end.states()
@@ -734,16 +741,16 @@ def test_a_socket_that_does_not_block_is_not_the_end():
     arrived = bytearray()
 
     def read():
-        while len(arrived) < remote.HEAD.size + (1 << 20):
+        while len(arrived) < protocol.HEAD.size + (1 << 20):
             arrived.extend(near.recv(1 << 16))
         near.shutdown(socket.SHUT_WR)
 
     with near, far:
-        sender = remote.Wire(far)
+        sender = far_side.Wire(far)
         far.setblocking(False)
         reader = threading.Thread(target=read)
         reader.start()
-        sender.send(remote.STATE, bytes(1 << 20))
+        sender.send(protocol.STATE, bytes(1 << 20))
         far.setblocking(False)
 
         assert sender.orders() == b""
@@ -751,10 +758,10 @@ def test_a_socket_that_does_not_block_is_not_the_end():
 
 
 def test_what_is_sent_when_the_program_is_gone_is_lost():
-    sender = remote.Wire(Pipe(BrokenPipeError(), ConnectionResetError()))
-    sender.send(remote.STATE, b"one")
-    sender.send(remote.STATE, b"two")
-    sender.send(remote.STATE, b"three")
+    sender = far_side.Wire(Pipe(BrokenPipeError(), ConnectionResetError()))
+    sender.send(protocol.STATE, b"one")
+    sender.send(protocol.STATE, b"two")
+    sender.send(protocol.STATE, b"three")
 
     assert sender._end.states() == [b"three"]
 
@@ -764,7 +771,7 @@ def test_when_memory_is_short_in_the_middle_every_later_check_in_is_refused():
     told, each time.
     """
     ctx = context()
-    ctx._wire = remote.Wire(Pipe(3, MemoryError()))
+    ctx._wire = far_side.Wire(Pipe(3, MemoryError()))
     with pytest.raises(MemoryError):
         ctx.check_in("one")
     for state in ("two", "three"):
@@ -777,8 +784,8 @@ def test_when_memory_is_short_in_the_middle_every_later_check_in_is_refused():
 
 def test_memory_that_is_short_before_a_message_is_begun_changes_nothing(monkeypatch):
     ctx = context()
-    ctx._wire = remote.Wire(Pipe())
-    monkeypatch.setattr(remote, "HEAD", None)
+    ctx._wire = far_side.Wire(Pipe())
+    monkeypatch.setattr(far_side, "HEAD", None)
     with pytest.raises(AttributeError):  # stands for a MemoryError
         ctx.check_in("one")
     monkeypatch.undo()
@@ -789,23 +796,23 @@ def test_memory_that_is_short_before_a_message_is_begun_changes_nothing(monkeypa
 
 def test_the_last_word_is_said_whatever_handlers_raise():
     end = Pipe(Alarm(), 3, Alarm(), KeyboardInterrupt())
-    sender = remote.Wire(end)
-    remote._say_last_word(sender, -1, ValueError("bad luck"))
+    sender = far_side.Wire(end)
+    far_side._report_end(sender, -1, ValueError("bad luck"))
     (kind, content), *again = heard(bytes(end.bytes))
 
-    assert kind == remote.EXIT
+    assert kind == protocol.EXIT
     assert all(one == (kind, content) for one in again)
-    assert repr(wire.raised_by(content, allow_pickle=False)) == "ValueError('bad luck')"
+    assert repr(reading.raised_by(content, allow_pickle=False)) == "ValueError('bad luck')"
 
 
 def test_when_nothing_can_be_said_the_traceback_is_left_where_stacks_are():
     """The near side looks there when it has heard of no exit."""
     read, write = os.pipe()
     with os.fdopen(read, "rb") as dump:
-        sender = remote.Wire(Pipe(MemoryError()))
+        sender = far_side.Wire(Pipe(MemoryError()))
         with pytest.raises(MemoryError):
-            sender.send(remote.STATE, b"one")
-        remote._say_last_word(sender, write, ValueError("bad luck"))
+            sender.send(protocol.STATE, b"one")
+        far_side._report_end(sender, write, ValueError("bad luck"))
         os.close(write)
 
         assert dump.read() == b"ValueError: bad luck\n"
@@ -854,7 +861,7 @@ def test_news_after_the_first_of_being_up_is_one_message(stage):  # noqa: F811
 
 def say_up_often(ctx):
     for _ in range(100):
-        ctx._wire.send(remote.UP)
+        ctx._wire.send(protocol.UP)
 
 
 # Its end is told, whatever is raised in the thread that listens to it
@@ -863,6 +870,10 @@ QUICK, SLOW = ("head", "-c", "16"), ("sleep", "1000")
 """Programs that stand for the interpreter: one ends when it has read some bytes, the
 other has to be killed.
 """
+
+
+KEPT = {module.__file__ for module in (keeper, parcel, processes, reading, wires)}
+"""The files whose code the keeper's thread runs."""
 
 
 def raise_at_line(number):
@@ -875,18 +886,18 @@ def raise_at_line(number):
     left = [number]
 
     def step(frame, event, arg):
-        text = linecache.getline(callee.__file__, frame.f_lineno).strip()
-        if event == "line" and frame.f_code.co_name != "_main" and not text.startswith("with "):
+        text = linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip()
+        if event == "line" and frame.f_code.co_name != "run" and not text.startswith("with "):
             left[0] -= 1
             if not left[0]:
                 raise Alarm
         return step
 
-    return lambda frame, event, arg: step if frame.f_code.co_filename == callee.__file__ else None
+    return lambda frame, event, arg: step if frame.f_code.co_filename in KEPT else None
 
 
 def has_a_process_or_ended(child):
-    return (child._body is not None and child._body.pid) or not child.alive
+    return (child._line.process is not None and child._line.process.pid) or not child.alive
 
 
 @pytest.mark.parametrize("command", [QUICK, SLOW], ids=lambda command: command[0])
@@ -901,9 +912,9 @@ def test_an_exception_at_any_line_of_its_thread_ends_it_and_is_told(command, sta
         pids.append(popen.pid)
         return popen
 
-    callee._tracker()
+    processes.tracker_descriptor()
     monkeypatch.setattr(posix, "start_process", start_process)
-    monkeypatch.setattr(callee, "_python", lambda *args: list(command))
+    monkeypatch.setattr(processes, "_python", lambda *args: list(command))
     spec, number, raised = process(callees.obedient), 0, True
     while raised:
         number += 1
@@ -920,14 +931,14 @@ def test_an_exception_at_any_line_of_its_thread_ends_it_and_is_told(command, sta
         wait_until(lambda: not scene.child.alive)  # noqa: B023
 
     assert number > 50
-    assert not callee._near_ends
+    assert not wires.near_ends
     assert all(is_reaped(pid) for pid in pids)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_the_end_of_a_callable_whose_thread_was_lost_is_told(stage, monkeypatch):  # noqa: F811
     """What comes when its thread is about to tell the end ends that thread; a witness tells then."""
-    end, calls = callee.CalleeChild._end, []
+    end, calls = keeper.Keeper.end, []
 
     def interrupted_twice(child, error):
         calls.append(threading.current_thread())
@@ -935,10 +946,10 @@ def test_the_end_of_a_callable_whose_thread_was_lost_is_told(stage, monkeypatch)
             raise SystemExit
         end(child, error)
 
-    monkeypatch.setattr(callee.CalleeChild, "_end", interrupted_twice)
+    monkeypatch.setattr(keeper.Keeper, "end", interrupted_twice)
     scene = stage(process(callees.obedient))
     scene.hear()
-    scene.child._body.kill()
+    scene.child._line.process.kill()
     reason = end_of(scene)
 
     assert str(reason.exception) == "its thread ended without a word"

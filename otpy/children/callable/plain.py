@@ -1,15 +1,15 @@
-"""Exceptions of callables in processes of their own, made here of what they have said.
+"""Exceptions of callables, made in the parent process from the plain values of an EXIT.
 
 Laws:
-1. Only what is plain is made: an exception or a member of an enum, of a class in a
-   module that is imported here already; and the values in ``MAKERS``. No module is
-   imported because of what a child says.
-2. No code of the class runs: neither its constructor nor ``__setstate__``, nor a
-   property, nor what hashes, compares or converts an object. The builtin exception that
-   it extends makes the object, and the attributes are put into it.
+1. Only plain objects are made: the values in ``MAKERS``, exceptions, and members of
+   enums. The class of an exception or an enum must be in a module that is imported here
+   already. No module is imported because of a message.
+2. No code of the class runs: no constructor, no ``__setstate__``, no property, no
+   method that hashes, compares or converts an object. The builtin exception that the
+   class extends makes the object, and the attributes are put into it.
 
-All of this runs on the thread of whoever asks for the exception. How the other side
-takes an exception apart is in remote.py; the two tables have the same words.
+All of this runs on the thread that asks for the exception. How the process takes an
+exception apart is in epitaph.py; the two tables have the same words.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from otpy.children.callable.far_side import HEAP_TYPE, LARGEST
+from otpy.children.callable.protocol import HEAP_TYPE, LARGEST
 
 
 def exception_of(packed: bytes) -> object:
-    """Make what a child has packed: an exception, if it is an honest one.
+    """Make the object that a child has packed: an exception, if the child is honest.
 
     Raises:
-        Exception: It cannot be made here.
+        Exception: The object cannot be made here.
     """
     if len(packed) > LARGEST:
         raise ValueError("too large")
@@ -40,7 +40,7 @@ def exception_of(packed: bytes) -> object:
 
 
 def _value(said: Any) -> Any:
-    """Return what *said* stands for: a list is a word and its parts."""
+    """Return the value that *said* stands for: a list is a word and its parts."""
     if type(said) is not list:
         return said
     word, *parts = said
@@ -48,7 +48,7 @@ def _value(said: Any) -> Any:
 
 
 def _text(kind: Callable[[str], object]) -> Callable[[object], object]:
-    """Return a maker for what has a text that says all."""
+    """Return a maker of values that are made from a text."""
 
     def make(text: object) -> object:
         if type(text) is not str:
@@ -59,7 +59,10 @@ def _text(kind: Callable[[str], object]) -> Callable[[object], object]:
 
 
 def _numbers(kind: Callable[..., object]) -> Callable[..., object]:
-    """Return a maker for what is made of numbers: any other object may convert itself."""
+    """Return a maker of values that are made from numbers.
+
+    It refuses all other objects: they may convert themselves by their own code.
+    """
 
     def make(*parts: object) -> object:
         if any(type(one) not in (int, float) for one in parts):
@@ -70,10 +73,10 @@ def _numbers(kind: Callable[..., object]) -> Callable[..., object]:
 
 
 def _keys(values: Iterable[Any]) -> Iterator[Any]:
-    """Yield *values* for a set or a dict, which hash and compare them.
+    """Yield *values* for a set or a dict, which will hash and compare them.
 
     Raises:
-        TypeError: To hash or to compare one would run code of its class.
+        TypeError: To hash or to compare one of them would run code of its class.
     """
     for value in values:
         if not _is_plain_key(value):
@@ -97,7 +100,7 @@ def _is_plain_key(value: Any) -> bool:
 def _exception(
     module: str, name: str, args: tuple[Any, ...], attributes: dict[str, Any]
 ) -> BaseException:
-    """Make an exception as its builtin base does, and give it the attributes."""
+    """Make an exception as its builtin base does, and set its attributes."""
     kind = _class(module, name)
     if not issubclass(kind, BaseException):
         raise TypeError("no exception")
@@ -110,7 +113,7 @@ def _exception(
 
 
 def _set(error: BaseException, name: str, value: object) -> None:
-    """Set an attribute, in its slot or in the object's dict; no property is called."""
+    """Set an attribute in its slot or in the dict of *error*; call no property."""
     if type(name) is not str or (name.startswith("__") and name != "__notes__"):
         raise TypeError("no attribute")
     place: Any = next(
@@ -131,11 +134,10 @@ def _member(module: str, name: str, member: str) -> object:
 
 
 def _class(module: str, name: str) -> type[Any]:
-    """Return a class of a module that is imported; no code of either runs."""
+    """Return a class of a module that is imported; run no code of either."""
     found: Any = sys.modules[module]
-    space = object.__getattribute__(
-        found, "__dict__"
-    )  # some modules load themselves at the first look
+    # some modules load themselves when an attribute is read
+    space = object.__getattribute__(found, "__dict__")
     for part in name.split("."):
         found = space[part]
         if not issubclass(type(found), type):
@@ -159,7 +161,7 @@ PLAIN_KEYS = frozenset(
 """Classes of the standard library whose hash may be code in Python, but no user's."""
 
 MAKERS: dict[str, Callable[..., object]] = {
-    # what makes a value, by the word that stands for it in remote.py
+    # a word of epitaph.py: the function that makes the value
     "builtins.list": lambda *parts: list(parts),
     "builtins.tuple": lambda *parts: parts,
     "builtins.set": lambda *parts: set(_keys(parts)),

@@ -1,143 +1,154 @@
-"""What a callable in a process of its own says, as the program hears it.
+"""The wires between the parent process and the process of a callable.
 
 Laws:
-1. What comes is data. It is measured before it is kept, and looked at before it is
-   used; whatever is wrong about it is a ``ProtocolError``.
-2. Nothing of it is executed, and no module is imported because of it. Exceptions are
-   made of plain values, by a reader, see plain.py. To unpickle them must be asked for:
-   ``allow_pickle``.
-3. A state is handed on as it came. This process never looks into it.
+1. A fork of the parent process closes the near ends of all wires before it runs any
+   other code. A process ends when its near ends are closed, so a fork that kept them
+   would keep it alive after the parent process has died.
+2. The supervisor's thread never waits for a fork: hooks of the user run before a fork,
+   and may take long. Only a keeper's thread takes ``fork_lock``.
+3. An order never blocks. One that comes before the wires are laid is kept; later ones
+   wait in the socket until the process reads them.
 
-All of this is called by the thread of the child, but for ``SealedException.open``: that
-runs on the thread of a reader. How the other side makes what is read here is in
-remote.py.
+Who calls what: ``order`` and ``last_stacks`` are called under the lock of the child
+(keeper.py) by the supervisor's thread and the keeper's; all else by the keeper's.
 """
 
 from __future__ import annotations
 
-import math
-import pickle
-from collections.abc import Iterator
-from typing import Any
+import contextlib
+import io
+import os
+import signal
+import threading
+from typing import Protocol
 
-from otpy.children.callable.far_side import ALLOWED, BEAT, EXIT, HEAD, PARTS, STATE, UP
-from otpy.exceptions import CONTROL, ProtocolError, Sealed
+from otpy.children.callable.protocol import SIZES
+from otpy.exceptions import printable
+from otpy.runtime import posix
 
-SIZES: dict[bytes, int | None] = {UP: 0, BEAT: ALLOWED.size, STATE: None, EXIT: None}
-"""How many bytes a message has, by its kind; None: as many as the limit allows."""
+CHUNK = 1 << 16
+"""How many bytes are read at a time."""
 
 
-class Messages:
-    """Cuts what is heard into messages; it keeps at most one that is not complete.
+class Closable(Protocol):
+    """An end of a wire."""
 
-    Args:
-        limit: The most bytes that a message may have.
+    def close(self) -> object:
+        """Close this end."""
+
+
+fork_lock = threading.RLock()
+"""Held while wires are laid or closed, and while this process is forked.
+
+Without it a fork could happen between the making of a wire and the note of its near
+ends, and would keep ends that it does not know of.
+"""
+
+near_ends: set[Closable] = set()
+"""The near ends of all wires that are laid; guarded by ``fork_lock``."""
+
+
+def _close_in_fork() -> None:
+    for end in near_ends:
+        end.close()
+    near_ends.clear()
+    fork_lock.release()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, where nothing forks
+    os.register_at_fork(
+        before=fork_lock.acquire,
+        after_in_parent=fork_lock.release,
+        after_in_child=_close_in_fork,
+    )
+
+
+def _pipe() -> tuple[io.FileIO, io.FileIO]:
+    read, write = posix.pipe()
+    return io.FileIO(read, "rb"), io.FileIO(write, "wb")
+
+
+class Wires:
+    """The socket and the two pipes of one process. ``lay`` makes them.
+
+    Attributes:
+        near, far: The two ends of the socket for orders and messages.
+        stdin, lifeline: A pipe: stdin of the process, and our end of it. The parcel is
+            written to it; after that it stays open, and empty.
+        stacks, dump: A pipe: our end, and the end to which the process writes the
+            stacks of its threads, when that is ordered or when it dies of a signal.
     """
 
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._begun, self._needed = bytearray(), 0
+    near: posix.Socket
+    far: posix.Socket
+    stdin: io.FileIO
+    lifeline: io.FileIO
+    stacks: io.FileIO
+    dump: io.FileIO
 
-    def cut(self, data: bytes | memoryview) -> Iterator[tuple[bytes, bytes]]:
-        """Take *data*, and yield what is complete: kind and content.
+    def __init__(self) -> None:
+        self._near_ends: set[Closable] = set()
+        # the orders that came before the wires were laid; None: they are laid
+        self._early: bytes | None = b""
+
+    def lay(self) -> None:
+        """Make the wires. Wait while this process is forked, for as long as that takes.
 
         Raises:
-            ProtocolError: A message is none, or too large; found out as soon as its
-                head is there.
+            OSError: The system has no more descriptors.
         """
-        if self._begun:
-            self._begun += data
-            if len(self._begun) < self._needed:
-                return
-            data, self._begun = memoryview(self._begun), bytearray()
-        at, self._needed, available = 0, HEAD.size, len(data)
-        while available - at >= HEAD.size:
-            kind, size = HEAD.unpack_from(data, at)
-            right = SIZES.get(kind, -1)
-            if right != size and (right is not None or size > self._limit):
-                raise ProtocolError(self._what_is_wrong(kind, size))
-            begin, end = at + HEAD.size, at + HEAD.size + size
-            if end > available:
-                self._needed = end - at
-                break
-            yield kind, bytes(data[begin:end])
-            at = end
-        self._begun += data[at:]
+        with fork_lock, contextlib.ExitStack() as ends:
+            self.near, self.far = map(ends.enter_context, posix.socket_pair())
+            self.stdin, self.lifeline = map(ends.enter_context, _pipe())
+            self.stacks, self.dump = map(ends.enter_context, _pipe())
+            self._near_ends = {self.near, self.lifeline, self.stacks}
+            near_ends.update(self._near_ends)
+            ends.pop_all()
+        self.near.setblocking(False)
+        for end in (self.stacks, self.dump):
+            os.set_blocking(end.fileno(), False)
 
-    def _what_is_wrong(self, kind: bytes, size: int) -> str:
-        if kind not in SIZES:
-            return f"no message begins with {kind!r}"
-        if SIZES[kind] is None:
-            return f"a message of {size} bytes (max_message_size: {self._limit})"
-        return f"a message {kind!r} of {size} bytes, which has {SIZES[kind]}"
+    def hand_over(self, *parts: bytes) -> None:
+        """Write the parcel; wait until the process has read it, or has died."""
+        # A process that has just died would kill this one by SIGPIPE, if this program
+        # does not ignore that. The mask is this thread's.
+        posix.block({signal.SIGPIPE})
+        with contextlib.suppress(BrokenPipeError):
+            for part in (SIZES.pack(*map(len, parts)), *parts):
+                left = memoryview(part)
+                while left:
+                    left = left[self.lifeline.write(left) :]
 
+    def send_early_orders(self) -> None:
+        """Send the orders that came before ``lay``; under the lock, as ``order`` is."""
+        early, self._early = self._early, None
+        if early:
+            self.order(early)
 
-def allowed(content: bytes) -> float:
-    """Return what a check-in allows, in seconds.
+    def order(self, order: bytes) -> None:
+        """Send *order*; it waits in the socket until the process reads it."""
+        if self._early is not None:
+            self._early += order
+            return
+        # OSError: the process has ended, or has not read thousands of orders.
+        with contextlib.suppress(OSError):
+            self.near.send(order, posix.NO_SIGNAL)
 
-    Raises:
-        ProtocolError: It is no number of seconds.
-    """
-    (seconds,) = ALLOWED.unpack(content)
-    if not 0 <= seconds < math.inf:
-        raise ProtocolError(f"a check-in that allows {seconds} s")
-    return float(seconds)
+    def last_stacks(self) -> str:
+        """Return the stacks that the process has written since the last call."""
+        if self._early is not None:
+            return ""
+        return printable((self.stacks.read(CHUNK) or b"").decode(errors="replace"))
 
+    def close_far_ends(self) -> None:
+        """Close the ends that the process has inherited."""
+        for end in (self.far, self.stdin, self.dump):
+            end.close()
 
-def raised_by(content: bytes, allow_pickle: bool) -> Sealed | None:
-    """Return what the child has raised, by its EXIT; None: it has returned.
-
-    Raises:
-        ProtocolError: It is no EXIT.
-    """
-    if not content:
-        return None
-    if (
-        len(content) < PARTS.size
-        or sum(sizes := PARTS.unpack_from(content)) != len(content) - PARTS.size
-    ):
-        raise ProtocolError("an exit that cannot be read")
-    parts, at = [], PARTS.size
-    for size in sizes:
-        parts.append(content[at : at + size])
-        at += size
-    word, name, shown, message, traceback = (part.decode(errors="replace") for part in parts[:-1])
-    kind = next((one for one in CONTROL if one.__name__ == word), Exception)
-    return SealedException(kind, (name, message, shown, traceback), parts[-1], allow_pickle)
-
-
-class SealedException(Sealed):
-    """What a callable has raised: the words, and the exception as it came."""
-
-    __slots__ = ("_allow_pickle", "_packed")
-
-    def __init__(
-        self,
-        kind: type[BaseException],
-        texts: tuple[str, str, str, str],
-        packed: bytes,
-        allow_pickle: bool,
-    ) -> None:
-        super().__init__(kind, *texts)
-        self._packed, self._allow_pickle = packed, allow_pickle
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        texts = self.type_name, self.message, self.shown, self.traceback
-        return SealedException, (self.kind, texts, self._packed, self._allow_pickle)
-
-    def _rebuilt(self) -> BaseException | None:
-        if not self._packed:
-            return None
-        from otpy.children.callable.plain import (
-            exception_of,  # few programs need it, and few of those often
-        )
-
-        try:
-            load = pickle.loads if self._allow_pickle else exception_of
-            error: Any = load(self._packed)
-        except (
-            Exception,
-            SystemExit,
-        ):  # but not what a signal handler, or otpy, raises in the thread of the reader
-            return None
-        return error if issubclass(type(error), BaseException) else None
+    def close(self) -> None:
+        """Close all ends; under ``fork_lock``. Another call closes what is left."""
+        if self._near_ends:
+            self.close_far_ends()
+            near_ends.difference_update(self._near_ends)
+            for end in self._near_ends:
+                end.close()

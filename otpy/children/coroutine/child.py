@@ -41,7 +41,7 @@ from otpy.runtime.context import Context, current
 from otpy.runtime.threads import Role, ThreadState
 from otpy.runtime.waiting import Once
 from otpy.specs import Budget, ChildSpec, Common, check_common
-from otpy.values import Value
+from otpy.values import Value, running, value
 
 T = TypeVar("T")
 
@@ -227,7 +227,7 @@ def _rouse_there(nap: asyncio.Future[None]) -> None:
             loop.call_soon_threadsafe(_rouse, nap)
 
 
-@attrs.frozen(repr=False, eq=False)
+@value
 class CoroutineStart(Value):
     """Makes a coroutine child; the ``start`` of its spec."""
 
@@ -305,7 +305,7 @@ def _note_work(work: Work) -> None:
             ctx.note(work)
 
 
-@attrs.define(eq=False, repr=False)
+@running
 class CoroutineChild:
     """One incarnation: a task that runs the target. Meets ``Child``, and ``Member`` of a loop.
 

@@ -35,6 +35,7 @@ import attrs
 
 from otpy.runtime import stacks, threads
 from otpy.runtime.threads import Role, ThreadState
+from otpy.values import running
 
 MOST = min(32, (os.cpu_count() or 1) + 4)
 """How many threads there may be for one loop."""
@@ -42,7 +43,7 @@ MOST = min(32, (os.cpu_count() or 1) + 4)
 LOOK_UPS = (socket.getaddrinfo, socket.getnameinfo)
 
 
-@attrs.define(eq=False, repr=False)
+@running
 class Work:
     """Something that was given to a thread. As a stray it is what could not be stopped.
 

@@ -73,6 +73,7 @@ from otpy.runtime.posix import NoPython, signal_group, signal_name
 from otpy.runtime.threads import Role, ThreadState
 from otpy.runtime.waiting import Once
 from otpy.specs import Budget
+from otpy.values import Value, running, value
 
 LINGER = 0.5
 """How long an exit waits at most until what was killed has gone, and then until its logs are written, in seconds."""
@@ -109,8 +110,8 @@ def _names_only(env: tuple[tuple[str, str], ...] | None) -> str:
     return "None" if env is None else f"<{', '.join(name for name, _ in env)}>"
 
 
-@attrs.frozen(kw_only=True)
-class ProgramStart:
+@value(kw_only=True)
+class ProgramStart(Value):
     """Makes a program child; the ``start`` of its spec. All of it has been checked by ``process``."""
 
     argv: tuple[str, ...]
@@ -140,8 +141,8 @@ class ProgramStart:
 # How programs end
 
 
-@attrs.frozen
-class ProgramExit:
+@value
+class ProgramExit(Value):
     """How a program has ended; the ``detail`` of its ``ExitReason``.
 
     Attributes:
@@ -170,7 +171,7 @@ def _died(exit: ProgramExit) -> ProcessDied:
     return error
 
 
-@attrs.define(eq=False, repr=False)
+@running
 class Program:
     """One incarnation of a program. Meets ``Child``."""
 

@@ -37,6 +37,7 @@ from otpy.children.program.patterns import Finder
 from otpy.exceptions import show
 from otpy.runtime import log, threads
 from otpy.runtime.threads import Role, ThreadState
+from otpy.values import running
 
 CHUNK = 64 * 1024
 TAIL = 64 * 1024
@@ -156,7 +157,7 @@ class Scan(Lines):
             found()
 
 
-@attrs.frozen(eq=False)
+@running(frozen=True)
 class Called:
     """Calls a handler of the user's; what it raises is logged, and the next line comes all the same."""
 
@@ -176,7 +177,7 @@ class Called:
             )
 
 
-@attrs.define(eq=False)
+@running
 class Journal:
     """What one run of a program writes to a log file. It notes in the file what is missing there.
 
@@ -467,7 +468,7 @@ if hasattr(os, "register_at_fork"):  # not on Windows, where nothing forks
 # What runs on the watch's thread
 
 
-@attrs.define(eq=False)
+@running
 class Stream:
     """The pipe of one program, and where its output goes.
 

@@ -34,6 +34,7 @@ from otpy.runtime import posix, threads
 from otpy.runtime.threads import Role
 from otpy.runtime.waiting import Once
 from otpy.specs import is_number
+from otpy.values import Value, value
 
 AGAIN = 0.05
 """Seconds from one look whether a program is ready to the next."""
@@ -97,8 +98,8 @@ def _url(probe: Any, field: Any, value: Any) -> None:
         raise SpecError(_where(probe), field.name, shown, "a URL without a user and a password")
 
 
-@attrs.frozen
-class Line:
+@value
+class Line(Value):
     """The program has written a line, to stdout or stderr, in which *pattern* is found.
 
     Attributes:
@@ -110,8 +111,8 @@ class Line:
     pattern: str = attrs.field(validator=_regex)
 
 
-@attrs.frozen
-class Port:
+@value
+class Port(Value):
     """A TCP port accepts connections.
 
     Attributes:
@@ -133,8 +134,8 @@ class Port:
             return False
 
 
-@attrs.frozen
-class Http:
+@value
+class Http(Value):
     """An HTTP GET is answered with a status from 200 to 299; nothing is redirected, no proxy is used.
 
     Attributes:
@@ -340,8 +341,8 @@ if hasattr(os, "register_at_fork"):  # not on Windows, where nothing forks
     os.register_at_fork(after_in_child=_searches.clear)  # none of their threads exists in a fork
 
 
-@attrs.frozen
-class Notify:
+@value
+class Notify(Value):
     """The program says so itself, as to systemd: ``READY=1`` to the socket that ``NOTIFY_SOCKET`` names. Linux only."""
 
 
@@ -355,8 +356,8 @@ def _asking(health: Any, field: Any, value: Any) -> None:
         raise SpecError(_where(health), field.name, value, expected)
 
 
-@attrs.frozen
-class Health:
+@value
+class Health(Value):
     """Ask a program again and again whether it is well.
 
     Attributes:

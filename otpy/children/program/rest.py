@@ -20,6 +20,7 @@ import attrs
 from otpy.children.program.watch import Watch
 from otpy.runtime import descendants, posix
 from otpy.runtime.descendants import Family, Seen
+from otpy.values import running
 
 WATCHED = 64
 """So many processes are waited for at a time.
@@ -30,7 +31,7 @@ AGAIN = 0.02
 """Seconds until the end of a process is looked for, where nothing announces it."""
 
 
-@attrs.define(eq=False)
+@running
 class Rest:
     """The processes that a leader has left.
 
