@@ -40,6 +40,11 @@ napoleon_custom_sections = [
 html_theme = "furo"
 html_title = "otpy"
 html_static_path = ["_static"]
+html_theme_options = {
+    "source_repository": "https://github.com/otpy/otpy/",
+    "source_branch": "main",
+    "source_directory": "docs/",
+}
 
 LIST_BEGINS = re.compile(r"(.*:)\n( *)(?=1\. )")
 SEVERAL = re.compile(r"^ {4}(\w+(?:, [*\w]+)+)(: .*(?:\n {5,}.*)*)", re.MULTILINE)
@@ -56,7 +61,7 @@ def mend(app: object, kind: str, name: str, one: object, options: object, lines:
     text = SEVERAL.sub(
         lambda entry: "\n".join(f"    {each}{entry[2]}" for each in entry[1].split(", ")), text
     )
-    is_attribute = kind in ("attribute", "property") and ":" in text
+    is_attribute = kind in ("attribute", "data", "property") and ":" in text
     lines[:] = (": " * is_attribute + text).split("\n")
 
 

@@ -1,11 +1,13 @@
-"""The ports: what outsiders may provide, and what they are given."""
+"""The ports: what other packages may provide, and what a kind of child is given.
+
+To write a kind of child, write a class that meets ``Child`` and a callable that makes
+one of a ``Birth``. The callable is the ``start`` of a ``ChildSpec``.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol, runtime_checkable
-
-import attrs
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from otpy.core.messages import Handover, Message
 from otpy.reports import ExitReason, Report
@@ -13,11 +15,17 @@ from otpy.runtime.threads import Thread
 from otpy.specs import ChildSpec
 from otpy.values import running
 
+if TYPE_CHECKING:
+    from otpy.runtime.handle import Supervisor
+    from otpy.runtime.tree import Tree
+
 ReportHandler = Callable[[Report], object]
-"""What gets the reports. It runs on a thread of its own; what it raises is logged."""
+"""A function that gets the reports. It runs on a thread of its own. What it raises is
+logged."""
 
 Deliver = Callable[[Message], None]
-"""How a child talks to its supervisor. May be called from any thread; never blocks."""
+"""The function by which a child delivers news to its supervisor. It may be called on any
+thread, and never blocks."""
 
 
 @runtime_checkable
@@ -25,10 +33,10 @@ class Clock(Protocol):
     """Where time comes from."""
 
     def monotonic(self) -> float:
-        """Return seconds that never step; all deadlines are in these."""
+        """Return seconds that never step back. All deadlines are in these."""
 
     def wall(self) -> float:
-        """Return seconds since the epoch; for reports only."""
+        """Return seconds since the epoch, for reports only."""
 
 
 @runtime_checkable
@@ -39,31 +47,58 @@ class Puttable(Protocol):
         """Take *item*."""
 
 
+class Closable(Protocol):
+    """What several children share, such as a thread that waits for all of them."""
+
+    def close(self) -> object:
+        """End as soon as no child needs it any more. Neither wait nor raise."""
+
+
+class Stray(Protocol):
+    """What could not be stopped: a child, or a loop that was blocked."""
+
+    @property
+    def alive(self) -> bool:
+        """Whether it still runs."""
+
+    def stack(self) -> str:
+        """Return what it is doing now."""
+
+
 @running(kw_only=True)
 class Birth:
-    """What a kind of child gets to make one incarnation of it. Nothing of it changes while the child lives.
+    """What one incarnation of a child is made from. It does not change while the child lives.
+
+    Nothing here has a default, so that no stage of a test swallows a call by mistake.
 
     Attributes:
-        ref: The number that its news must carry.
-        path, spec, incarnation: Who it is.
-        last_exit: Why the incarnation before ended, None if there was none; also None when this one has ended, or
-            each would keep the one before alive.
-        handover: What the incarnations before have left; to be read only.
-        spawn: Starts a thread for it: ``spawn(target, name=…, purpose=…, if_lost=…)``; may raise RuntimeError. The
-            supervisor's thread calls *if_lost* if the thread ends in another way than by returning from *target*.
-        supervisor: The handle of its supervisor, None at the root.
+        ref: The number that the news of the child must carry.
+        path, spec, incarnation: Which child, and which life of it.
+        last_exit: Why the incarnation before ended; None if there was none. A kind sets
+            it to None at the end of the child, or each life would keep the one before
+            alive.
+        handover: What the incarnations before have left. A child only reads it.
+        spawn: Starts a thread for the child: ``spawn(target, name=…, purpose=…,
+            if_lost=…)``. It may raise RuntimeError. The supervisor's thread calls
+            *if_lost* if the thread ends in another way than by returning from *target*.
+        supervisor: The handle of the child's supervisor.
         tree: What all supervisors of the running tree share.
-        shared: What the children of its supervisor share; only the supervisor's thread may touch it. What they need
-            together, such as an event loop, goes there under a key of their kind. When that supervisor ends, it
-            calls ``close()`` of each, which must neither block nor raise.
-        remind: Has a function called on the supervisor's thread: ``remind(seconds, function)``. May be called on any
-            thread. The function must not block or raise; if the supervisor ends before, it is not called.
-        soon: Has a function called before the supervisor's thread waits again: ``soon(function)``, for what can be done
-            for many children at once. May be called on that thread only. The function must not block or raise.
-        returns_in: Returns in how many seconds the supervisor will start a child of this id again, None if it does not
-            wait for that: ``returns_in(id)``. May be called on the supervisor's thread only.
-        leftovers: Returns a list of what earlier children have left, for a thread that clears it at its end, when it
-            has said its last word. To be called on the supervisor's thread, once, and only by a kind that does so.
+        shared: What the children of one supervisor share, such as an event loop, each
+            under a key of its kind. Only the supervisor's thread may touch it. Each
+            value is ``Closable``; the supervisor calls ``close()`` when it ends.
+        remind: Has a function called on the supervisor's thread: ``remind(seconds,
+            function)``. May be called on any thread. The function must neither block nor
+            raise. If the supervisor ends before, the function is not called.
+        soon: Has a function called before the supervisor's thread waits again:
+            ``soon(function)``. It is for what can be done for many children at once. May
+            be called on the supervisor's thread only. The function must neither block
+            nor raise.
+        returns_in: Returns in how many seconds the supervisor starts the child of an id
+            again: ``returns_in(id)``; None: that child waits for no restart. May be
+            called on the supervisor's thread only.
+        leftovers: Returns a list of what earlier children have left. The child's thread
+            clears the list at its end, when it has said its last word. To be called
+            once, on the supervisor's thread, and only by a kind that does so.
     """
 
     ref: int
@@ -73,46 +108,54 @@ class Birth:
     last_exit: ExitReason | None
     handover: Handover
     spawn: Callable[..., Thread]
-    supervisor: Any
-    tree: Any
-    shared: dict[object, Any] = attrs.field(factory=dict)
-    remind: Callable[[float, Callable[[], object]], object] = lambda seconds, function: None
-    soon: Callable[[Callable[[], object]], object] = lambda function: function()
-    returns_in: Callable[[str], float | None] = lambda id: None
-    leftovers: Callable[[], list[object]] = list
+    supervisor: Supervisor
+    tree: Tree
+    shared: dict[object, Any]
+    remind: Callable[[float, Callable[[], object]], object]
+    soon: Callable[[Callable[[], object]], object]
+    returns_in: Callable[[str], float | None]
+    leftovers: Callable[[], list[object]]
 
 
 class Child(Protocol):
     """One incarnation of something that a supervisor can run.
 
-    No method blocks or raises; all news goes to *deliver*. All methods are called from the supervisor's thread.
+    The supervisor's thread calls all methods. No method blocks or raises. All news goes
+    to *deliver*.
     """
 
     def start(self, deliver: Deliver) -> None:
-        """Start. ChildStarted once it is up; in the end, always, exactly one ChildExited.
+        """Start. Deliver one ChildStarted when the child is up, and one ChildExited at the end.
 
-        What is delivered from within this call is read before what other threads deliver.
+        The ChildExited comes always, and exactly once. News that is delivered from
+        within this call is read before the news of other threads.
         """
 
     def stop(self) -> None:
-        """Ask it politely to stop. Idempotent; a late call is harmless."""
+        """Ask the child to stop. A second or a late call changes nothing."""
 
     def kill(self, grace: float) -> bool:
-        """Stop it by force, it has *grace* seconds to end; False: this kind cannot be killed. Idempotent."""
+        """Stop the child by force; it has *grace* seconds to end.
+
+        A second call changes nothing.
+
+        Returns:
+            False: this kind of child cannot be killed.
+        """
 
     def abandon(self) -> None:
-        """Fence it off: it could not be stopped, and nothing that it does counts any more."""
+        """Fence off a child that could not be stopped: nothing that it does counts any more."""
 
     def stack(self) -> str:
         """Return what it is doing now, formatted like a traceback; "" if nothing runs."""
 
     def detach(self) -> None:
-        """Run on without a supervisor. Its ChildExited is delivered all the same."""
+        """Let the child run on without a supervisor. It still delivers its ChildExited."""
 
     def pulse(self) -> tuple[float, float]:
-        """Return when it last checked in, and until when it may be silent, both monotonic; asked if it has a heartbeat.
+        """Return when it last checked in, and until when it may be silent, both monotonic.
 
-        To come up counts as a check-in.
+        Only a child with a heartbeat is asked. To come up counts as a check-in.
         """
 
     @property

@@ -22,11 +22,11 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any, TypeVar, Unpack
 
 from otpy.abc import Puttable, ReportHandler
-from otpy.children.coroutine.child import as_awaited_here
+from otpy.children.coroutine.context import as_awaited_here
 from otpy.reports import ChildInfo, Counts, ExitReason, Snapshot, StopReport
 from otpy.runtime import running, threads
 from otpy.runtime.handle import Supervisor
-from otpy.runtime.running import Options
+from otpy.runtime.options import Options
 from otpy.runtime.threads import Role
 from otpy.specs import ChildSpec, SupervisorSpec
 from otpy.values import Value, value

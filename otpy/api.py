@@ -7,6 +7,7 @@ from otpy import abc, registry, reports
 from otpy.children.adopted import adopt
 from otpy.children.periodic import periodic
 from otpy.children.service import Service
+from otpy.children.supervisor import dynamic_supervisor, supervisor
 from otpy.children.thread import thread
 from otpy.exceptions import (
     AlreadyPresent,
@@ -45,7 +46,6 @@ from otpy.reports import (
 from otpy.runtime.context import Context, current
 from otpy.runtime.handle import Supervisor
 from otpy.runtime.running import run, start
-from otpy.runtime.supervisor import dynamic_supervisor, supervisor
 from otpy.specs import (
     AutoShutdown,
     Backoff,
@@ -62,7 +62,7 @@ if TYPE_CHECKING:
     from otpy import aio
     from otpy.children.coroutine.child import coroutine
     from otpy.children.processes import process, programs
-    from otpy.children.program.child import ProgramExit
+    from otpy.children.program.exit import ProgramExit
     from otpy.children.program.json_reports import json_reports
     from otpy.children.program.logfiles import reopen_logs
     from otpy.children.program.probes import Health, Http, Line, Notify, Port
@@ -141,7 +141,7 @@ LATER = {
     "json_reports": "children.program.json_reports",
     **dict.fromkeys(("Health", "Http", "Line", "Notify", "Port"), "children.program.probes"),
     **dict.fromkeys(("process", "programs"), "children.processes"),
-    "ProgramExit": "children.program.child",
+    "ProgramExit": "children.program.exit",
     "reopen_logs": "children.program.logfiles",
 }
 """Where those names are that only programs with coroutines or processes need: these modules are slow to import."""

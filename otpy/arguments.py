@@ -202,11 +202,11 @@ def why_not_with(
     value: Callable[..., object], args: tuple[Any, ...], kwargs: Mapping[str, Any] = _NO_KEYWORDS
 ) -> str:
     """Return why *value* cannot be called with *args* and *kwargs*; "" if it can, or if
-    nobody can know.
+    its signature is unknown.
     """
     try:
         signature = inspect.signature(value, **_AS_WRITTEN)
-    # a builtin that does not tell it, or an object that does not like to be looked at
+    # A builtin without a signature, or an object that raises when it is inspected.
     except Exception:
         return ""
     try:

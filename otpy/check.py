@@ -1,16 +1,19 @@
-"""Looks at a tree that has not been started, and tells what will surprise its author. ``otpy check`` prints it.
+"""Finds what will surprise the author of a tree, before the tree is started.
+
+``otpy check`` prints the findings.
 
 Laws:
-1. Nothing is started and nothing is called. Of a target, the source is read.
-2. An error is certain: something in the spec can never have its effect, or must go wrong. A warning is likely to be a
-   mistake. A note is what the author should know.
-3. One cause, one finding, at the path where it can be mended.
+1. Nothing is started and nothing is called. Of a target, only the source is read.
+2. An error is certain: a part of the spec can never have its effect, or must go wrong.
+   A warning is probably a mistake. A note is what the author should know.
+3. One cause gives one finding, at the path where it can be mended.
+4. Every strategy has a row in ``COSTS``.
 
-A rule is a function from a place in the tree to messages; ``RULES`` is the table of all. What the codes mean for users
-is in docs/how-to/check.md.
+A rule is a function from a place in the tree to messages. ``RULES`` is the table of all
+rules. What the codes mean for users is in docs/how-to/check.md.
 
-The author is not proud of how sleeps are known: by the names ``sleep`` and ``wait_stop``, in the target's own lines,
-with a number or the name of a global number.
+Not proud of: how sleeps are found. They are known by the names ``sleep`` and
+``wait_stop``, in the target's own lines, with a number or the name of a global number.
 """
 
 from __future__ import annotations
@@ -41,10 +44,39 @@ from otpy.specs import INFINITY
 from otpy.values import Value, report, value
 
 MANY = 10
-"""So many children of a root are many."""
+"""From how many children on a root has many."""
 
 FAR = 1000
-"""How many restarts of one child are counted; who fits more of them into a period can reach any limit."""
+"""Up to how many restarts of one child are counted. More of them reach any limit."""
+
+
+def _all_but_the_slowest(times: list[float], crashes: list[int]) -> float:
+    at = max(crashes, key=times.__getitem__)
+    return sum(times[:at]) + sum(times[at + 1 :])
+
+
+@value
+class Cost(Value):
+    """What a failure costs, by the strategy of the supervisor.
+
+    Attributes:
+        stops: How long the other children may take to stop after a failure, in seconds,
+            for the child for which that is least. It gets the stop time of each child,
+            and the places of the children that can be restarted.
+        is_shared: Whether one restart mends the failures of all children at once.
+    """
+
+    stops: Callable[[list[float], list[int]], float]
+    is_shared: bool
+
+
+COSTS = {
+    Strategy.ONE_FOR_ONE: Cost(lambda times, crashes: 0.0, is_shared=False),
+    Strategy.REST_FOR_ONE: Cost(
+        lambda times, crashes: sum(times[crashes[-1] + 1 :]), is_shared=False
+    ),
+    Strategy.ONE_FOR_ALL: Cost(_all_but_the_slowest, is_shared=True),
+}
 
 
 class Level(enum.Enum):
@@ -57,13 +89,13 @@ class Level(enum.Enum):
 
 @report
 class Finding(Value):
-    """Something to look at before the tree is started.
+    """A finding, to be looked at before the tree is started.
 
     Attributes:
-        code: Which rule, such as "TREE101"; docs/how-to/check.md explains it.
+        code: The rule, such as "TREE101"; docs/how-to/check.md explains it.
         level: How bad it is.
-        path: Where in the tree.
-        message: What is found there.
+        path: The place in the tree.
+        message: What was found there, in one sentence.
     """
 
     code: str
@@ -94,7 +126,7 @@ def check(tree: SupervisorSpec) -> tuple[Finding, ...]:
 
 @value(kw_only=True)
 class Place(Value):
-    """A spec where it stands: with its path, and the place of its supervisor, None for the root."""
+    """A spec with its path, and the place of its supervisor; None for the root."""
 
     path: str
     spec: ChildSpec
@@ -102,7 +134,10 @@ class Place(Value):
 
     @property
     def children(self) -> list[Place]:
-        """The places of its children, in start order; a graph of tasks has none that its user could mend."""
+        """The places of its children, in start order.
+
+        A task graph has none, because its user can mend nothing in it.
+        """
         spec = self.spec
         below = (
             spec.children if isinstance(spec, SupervisorSpec) and spec.kind != "task_graph" else ()
@@ -111,12 +146,12 @@ class Place(Value):
 
 
 def walk(tree: ChildSpec) -> Iterator[Place]:
-    """Yield every place of a tree, parents before their children, children in start order."""
+    """Yield every place of a tree: parents before their children, in start order."""
     return descend(Place(path=tree.id, spec=tree))
 
 
 def descend(place: Place) -> Iterator[Place]:
-    """Yield *place* and every place below it, parents before their children, children in start order."""
+    """Yield *place* and every place below it: parents before their children, in start order."""
     left = [place]
     while left:
         yield (one := left.pop())
@@ -131,13 +166,13 @@ def _restartable(spec: SupervisorSpec) -> list[ChildSpec]:
 
 
 def _spends(spec: SupervisorSpec) -> bool:
-    """Whether it has children, now or later, whose restarts count."""
+    """Whether the supervisor has children, now or later, whose restarts count."""
     has_some = spec.dynamic or (spec.kind != "task_graph" and bool(_restartable(spec)))
     return has_some and spec.intensity != INFINITY
 
 
 def _most(spec: SupervisorSpec) -> float:
-    """Return its intensity as a number."""
+    """Return the intensity of a supervisor as a number."""
     return math.inf if spec.intensity == INFINITY else spec.intensity
 
 
@@ -146,29 +181,31 @@ def _limit(spec: SupervisorSpec) -> str:
 
 
 def unreachable_by_backoff(place: Place) -> Iterator[str]:
-    """The waits of the children leave no room for one restart too many within a period."""
+    """Find a limit that the back-off of the children keeps them from ever reaching."""
     spec = place.spec
     if not isinstance(spec, SupervisorSpec) or spec.dynamic or not _spends(spec):
         return
     most = sum(most_restarts(child.backoff, spec.period) for child in _restartable(spec))
     if most <= _most(spec):
         yield (
-            f"the limit, {_limit(spec)}, can never be reached: with the waits of their back-off, the children are "
-            f"restarted at most {most:g} times in {spec.period:g} s; a child that never recovers is tried for ever "
-            f"(if that is meant, say intensity={INFINITY!r})"
+            f"the limit, {_limit(spec)}, can never be reached: with the waits of their back-off, "
+            f"the children are restarted at most {most:g} times in {spec.period:g} s; a child that "
+            f"never recovers is tried for ever (if that is meant, say intensity={INFINITY!r})"
         )
 
 
 @functools.cache
 def most_restarts(backoff: Backoff | None, period: float) -> float:
-    """Return how many restarts of one child fit into *period* seconds, if it fails as soon as its wait is over.
+    """Return how many restarts of one child fit into *period* seconds.
 
-    Between two failures it either goes on at once, and waits longer, or it first stays up long enough to be calm. The
-    least time for each number of waits since then is kept; what does not fit any more is dropped.
+    The child fails as soon as its wait is over.
     """
     if backoff is None:
         return math.inf
     waits = _waits(backoff)
+    # A child that has failed has two ways on. It fails again at once, and waits one step longer;
+    # or it stays up for ``reset_after``, and its waits begin anew. For each step, *spent* holds
+    # the least time in which *count* restarts lead to it, as far as that is within the period.
     spent, count = {0: 0.0}, 0
     while spent and count < FAR:
         count += 1
@@ -181,7 +218,10 @@ def most_restarts(backoff: Backoff | None, period: float) -> float:
 
 
 def _waits(backoff: Backoff) -> list[float]:
-    """Return the shortest first wait, the shortest second one, and so on; the last one is that of all further ones."""
+    """Return the shortest first wait, the shortest second one, and so on.
+
+    The last one stands for all further ones.
+    """
     waits = [backoff.initial]
     while waits[-1] < backoff.maximum and backoff.factor > 1 and len(waits) < FAR:
         waits.append(min(backoff.maximum, waits[-1] * backoff.factor))
@@ -189,34 +229,27 @@ def _waits(backoff: Backoff) -> list[float]:
 
 
 def unreachable_by_stops(place: Place) -> Iterator[str]:
-    """Children that need their time to stop keep a group from being restarted fast enough."""
+    """Find a limit that is out of reach while the children need all their time to stop."""
     spec = place.spec
     if not isinstance(spec, SupervisorSpec) or spec.dynamic or not _spends(spec):
         return
-    least = _least_stops(spec)
-    if least > 0 and _most(spec) * least > spec.period:
-        yield (
-            f"the limit, {_limit(spec)}, cannot be reached while the children need all their time to stop: "
-            f"each restart of the group may take {_seconds(least)}"
-        )
-
-
-def _least_stops(spec: SupervisorSpec) -> float:
-    """Return how long the stops may take that the crash of one child costs, for the child where that is least."""
     times = [stop_time(child) for child in spec.children]
     crashes = [
         at for at, child in enumerate(spec.children) if child.restart is not Restart.TEMPORARY
     ]
-    longest = max(crashes, key=times.__getitem__)
-    return {
-        Strategy.ONE_FOR_ONE: 0.0,
-        Strategy.REST_FOR_ONE: sum(times[crashes[-1] + 1 :]),
-        Strategy.ONE_FOR_ALL: sum(times[:longest]) + sum(times[longest + 1 :]),
-    }[spec.strategy]
+    least = COSTS[spec.strategy].stops(times, crashes)
+    if least > 0 and _most(spec) * least > spec.period:
+        yield (
+            f"the limit, {_limit(spec)}, cannot be reached while the children need all their time "
+            f"to stop: each restart of the group may take {_seconds(least)}"
+        )
 
 
 def stop_time(spec: ChildSpec) -> float:
-    """Return how long a child may take to stop; of a supervisor, all that it has below it, one after the other."""
+    """Return how many seconds a child may take to stop.
+
+    A supervisor takes the sum of the times of its children, which stop one after the other.
+    """
     if not isinstance(spec.shutdown, Budget):
         return spec.shutdown
     if spec.shutdown is Budget.BRUTAL_KILL:
@@ -229,7 +262,7 @@ def _seconds(seconds: float) -> str:
 
 
 def multiplied(place: Place) -> Iterator[str]:
-    """Each level restarts the one below, which then begins to count anew."""
+    """Find levels whose limits multiply: a supervisor that is restarted counts from zero."""
     chain = _levels(place)
     if sum(_most(spec) > 0 for _, spec in chain) < 2 or not _spends(chain[0][1]):
         return
@@ -240,13 +273,13 @@ def multiplied(place: Place) -> Iterator[str]:
             f"{int(_most(spec)) + 1} in {path}" for path, spec in reversed(chain)
         )
         yield (
-            f"a child here is started {starts:,} times before {chain[-1][0]} gives up, if each start follows the one "
-            f"before within {longest:.3g} s: {levels}"
+            f"a child here is started {starts:,} times before {chain[-1][0]} gives up, if each "
+            f"start follows the one before within {longest:.3g} s: {levels}"
         )
 
 
 def out_of_reach(place: Place) -> Iterator[str]:
-    """A level below gives up too seldom to reach this limit, and is restarted for ever."""
+    """Find a level below that gives up too rarely to reach this limit."""
     spec = place.spec
     found = (
         min(_too_slow(place), default=None)
@@ -261,16 +294,17 @@ def out_of_reach(place: Place) -> Iterator[str]:
             else "with this back-off"
         )
         yield (
-            f"the limit, {_limit(spec)}, is never reached by a child of {below} {seconds}: what gives up below is "
-            f"restarted, and the child is tried for ever"
+            f"the limit, {_limit(spec)}, is never reached by a child of {below} {seconds}: what "
+            f"gives up below is restarted, and the child is tried for ever"
         )
 
 
 def _too_slow(place: Place) -> Iterator[tuple[float, str]]:
-    """Yield each supervisor below whose child can live too long for the limit of *place*, and give up all the same.
+    """Yield the supervisors below that can give up without *place* ever giving up.
 
-    The number is how long the child may live to reach that limit. A level with the limit 0 restarts nothing: what its
-    child does, the level above sees. So at least one level in between must restart something.
+    The number with each is how long its child may live, in seconds, to reach the limit of
+    *place*. A level with the limit 0 restarts nothing, so its parent sees every failure.
+    Hence at least one level in between must restart a child.
     """
     for below in descend(place):
         levels = _levels(below) if below is not place else []
@@ -288,19 +322,19 @@ def _too_slow(place: Place) -> Iterator[tuple[float, str]]:
 
 
 def slowest(chain: list[SupervisorSpec], wait: float = 0.0) -> list[float]:
-    """Return for each supervisor how long a child may live, in seconds, so that its failures reach that one's limit.
+    """Return how long a child may live to reach the limit of each supervisor, in seconds.
 
-    Of *chain* the first is the supervisor of the child, and each is restarted by the next when it has given up. One
-    that gives up every *c* seconds reaches the next limit if ``intensity * c <= period``.
+    A supervisor that gives up every *c* seconds reaches the limit of its parent if
+    ``intensity * c <= period``.
 
     Args:
-        wait: The shortest wait before a restart of the child.
+        chain: The supervisor of the child and those above it. Each is restarted by the next
+            when it has given up.
+        wait: The shortest wait before a restart of the child, in seconds.
     """
-    longest, starts, waits = (
-        [],
-        1.0,
-        0.0,
-    )  # what one failure costs the child: so many starts, and so long a wait
+    longest: list[float] = []
+    # What one failure of the level in hand costs the child: so many starts, so long a wait.
+    starts, waits = 1.0, 0.0
     for spec in chain:
         cost = waits + wait
         count = _most(spec)
@@ -311,7 +345,7 @@ def slowest(chain: list[SupervisorSpec], wait: float = 0.0) -> list[float]:
 
 
 def _shortest_wait(place: Place) -> float:
-    """Return the shortest wait before a restart of any of its children, as far as they are known."""
+    """Return the shortest wait before a restart of any known child, in seconds."""
     children = _restartable(place.spec) if isinstance(place.spec, SupervisorSpec) else []
     return min(
         (_waits(child.backoff)[0] if child.backoff is not None else 0.0 for child in children),
@@ -320,7 +354,10 @@ def _shortest_wait(place: Place) -> float:
 
 
 def _levels(place: Place | None) -> list[tuple[str, SupervisorSpec]]:
-    """Return the supervisor at *place* and those above it, as far as each gives up and is restarted by the next."""
+    """Return the supervisor at *place* and those above it, with their paths.
+
+    The list ends with the first one that never gives up, or is not restarted by the next.
+    """
     chain = []
     while (
         place is not None
@@ -333,12 +370,15 @@ def _levels(place: Place | None) -> list[tuple[str, SupervisorSpec]]:
 
 
 def default_budget(place: Place) -> Iterator[str]:
-    """What hits all children at once, such as a network that is down, must not end the program."""
+    """Find a root with the default limit and many children.
+
+    A cause that hits all children at once, such as a network that is down, would end it.
+    """
     spec = place.spec
     if (
         place.above is not None
         or not isinstance(spec, SupervisorSpec)
-        or spec.strategy is Strategy.ONE_FOR_ALL
+        or COSTS[spec.strategy].is_shared
     ):
         return
     fields = attrs.fields(SupervisorSpec)
@@ -347,8 +387,8 @@ def default_budget(place: Place) -> Iterator[str]:
     count = _most_children(spec)
     if count >= MANY:
         yield (
-            f"the root has the default limit, {_limit(spec)}, for {_number(count)} children: when more than "
-            f"{spec.intensity} of them fail at the same time, the whole program ends"
+            f"the root has the default limit, {_limit(spec)}, for {_number(count)} children: when "
+            f"more than {spec.intensity} of them fail at the same time, the whole tree ends"
         )
 
 
@@ -363,7 +403,10 @@ def _most_children(spec: SupervisorSpec) -> float:
 
 
 def unnoticed(place: Place) -> Iterator[str]:
-    """To give up is an end of the normal class: who is not permanent is then simply gone."""
+    """Find a supervisor that can give up without a trace for its parent.
+
+    To give up is an end of the normal class, so only a permanent supervisor is restarted.
+    """
     spec, above = place.spec, place.above
     if not isinstance(spec, SupervisorSpec) or above is None or not _spends(spec):
         return
@@ -373,7 +416,8 @@ def unnoticed(place: Place) -> Iterator[str]:
         and not spec.significant
     ):
         yield (
-            f"when this {spec.restart.value} supervisor gives up, {above.path} goes on without it, and nobody is called"
+            f"when this {spec.restart.value} supervisor gives up, {above.path} goes on without it, "
+            "and no handler is called"
         )
 
 
@@ -381,21 +425,24 @@ def unnoticed(place: Place) -> Iterator[str]:
 
 
 def infinite_shutdown(place: Place) -> Iterator[str]:
-    """A worker that does not listen holds up the stop of the whole tree."""
+    """Find a worker that can hold up the stop of the whole tree."""
     if not isinstance(place.spec, SupervisorSpec) and place.spec.shutdown is Budget.INFINITY:
         yield "shutdown='infinity' in a worker: if it does not listen, the tree never stops"
 
 
 def sleeps_too_long(place: Place) -> Iterator[str]:
-    """Who sleeps does not check in."""
+    """Find a child that sleeps longer than its heartbeat: it cannot check in meanwhile."""
     heartbeat = place.spec.heartbeat
     longest = max(sleeps(_target(place.spec)), default=0.0) if heartbeat is not None else 0.0
     if heartbeat is not None and longest >= heartbeat:
-        yield f"it sleeps {_seconds(longest)} in one piece, but must check in every {heartbeat:g} s: it will stall"
+        yield (
+            f"it sleeps {_seconds(longest)} in one piece, but must check in every "
+            f"{heartbeat:g} s: it will stall"
+        )
 
 
 def _target(spec: ChildSpec) -> Any:
-    """Return the function that a worker runs, as far as its kind tells; None: it does not."""
+    """Return the function that a worker runs; None if its kind does not show it."""
     target = getattr(spec.start, "target", None) or getattr(spec.start, "function", None)
     if isinstance(target, type):
         target = target.run if issubclass(target, Service) else None
@@ -403,12 +450,13 @@ def _target(spec: ChildSpec) -> Any:
         target = target.func
     try:
         return inspect.unwrap(target) if callable(target) else None
-    except ValueError:  # it wraps itself, or says so: a proxy has every attribute
+    except ValueError:
+        # The function wraps itself, or seems to: a proxy has every attribute.
         return None
 
 
 def sleeps(function: Any) -> list[float]:
-    """Return the seconds that *function* sleeps in one piece, as far as its source tells."""
+    """Return the seconds of each sleep that the source of *function* shows."""
     source = _source(function)
     if source is None or any(
         isinstance(node, ast.keyword) and node.arg == "allow" for node in ast.walk(source)
@@ -421,18 +469,14 @@ def sleeps(function: Any) -> list[float]:
 def _source(function: Any) -> ast.AST | None:
     try:
         [source] = ast.parse(textwrap.dedent(inspect.getsource(function))).body
-    except (
-        OSError,
-        TypeError,
-        SyntaxError,
-        ValueError,
-    ):  # there is none, or it is only a part of a statement
+    except (OSError, TypeError, SyntaxError, ValueError):
+        # The function has no source, or its source is only a part of a statement.
         return None
     return source if isinstance(source, ast.FunctionDef | ast.AsyncFunctionDef) else None
 
 
 def _own_nodes(source: ast.AST) -> Iterator[ast.AST]:
-    """Yield what *source* runs itself: nothing of the functions defined in it."""
+    """Yield the nodes of *source*, without those of the functions defined in it."""
     left = list(ast.iter_child_nodes(source))
     while left:
         node = left.pop()
@@ -442,7 +486,7 @@ def _own_nodes(source: ast.AST) -> Iterator[ast.AST]:
 
 
 def _slept(node: ast.AST, names: dict[str, Any]) -> float | None:
-    """Return how long a call sleeps; None: it is no such call, or it does not tell."""
+    """Return how long a call sleeps, in seconds; None: no call that sleeps, or no number."""
     name = _name(node.func) if isinstance(node, ast.Call) else ""
     if not isinstance(node, ast.Call) or name not in ("sleep", "wait_stop"):
         return None
@@ -462,7 +506,10 @@ def _name(node: ast.AST) -> str:
 
 
 def never_ends(place: Place) -> Iterator[str]:
-    """A periodic child does not return, and a crash restarts it, if it is transient."""
+    """Find a significant periodic child that never ends.
+
+    A periodic child does not return, and a transient one is restarted after a crash.
+    """
     spec = place.spec
     if (
         spec.significant
@@ -471,21 +518,21 @@ def never_ends(place: Place) -> Iterator[str]:
         and not _leaves(spec)
     ):
         yield (
-            "it is significant but never ends: a periodic child does not return, and a transient one is restarted "
-            "when it crashes"
+            "it is significant but never ends: a periodic child does not return, and a transient "
+            "one is restarted when it crashes"
         )
 
 
 def _leaves(spec: ChildSpec) -> bool:
-    """Whether its function speaks of an end in the normal class, or cannot be read."""
+    """Whether the function of a child names an end of the normal class, or cannot be read."""
     source = _source(_target(spec))
     return source is None or any(
         _name(node) in ("Shutdown", "SystemExit", "exit") for node in ast.walk(source)
     )
 
 
-def nobody_significant(place: Place) -> Iterator[str]:
-    """Nobody's end would be the end of the supervisor."""
+def none_significant(place: Place) -> Iterator[str]:
+    """Find an automatic shutdown without a significant child."""
     spec = place.spec
     if not isinstance(spec, SupervisorSpec) or spec.auto_shutdown is AutoShutdown.NEVER:
         return
@@ -497,7 +544,7 @@ def nobody_significant(place: Place) -> Iterator[str]:
 
 
 def same_names(place: Place) -> Iterator[str]:
-    """Told once, where an id is met first."""
+    """Find an id that several children have; it is reported at the root."""
     if place.above is not None:
         return
     paths: dict[str, list[str]] = collections.defaultdict(list)
@@ -505,15 +552,12 @@ def same_names(place: Place) -> Iterator[str]:
         paths[one.spec.id].append(one.path)
     for id, where in paths.items():
         if len(where) > 1:
-            yield f"{len(where)} children are called {id!r}, tell them apart by path: {_some(where)}"
-
-
-def _some(paths: list[str]) -> str:
-    return ", ".join(paths[:3]) + (", …" if len(paths) > 3 else "")
+            shown = ", ".join(where[:3]) + (", …" if len(where) > 3 else "")
+            yield f"{len(where)} children are called {id!r}, tell them apart by path: {shown}"
 
 
 RULES: dict[str, tuple[Level, Callable[[Place], Iterator[str]]]] = {
-    # code: how bad, and what finds it                  explained in docs/how-to/check.md
+    # code: (level, rule)                               explained in docs/how-to/check.md
     "TREE101": (Level.ERROR, unreachable_by_backoff),
     "TREE102": (Level.NOTE, unreachable_by_stops),
     "TREE103": (Level.NOTE, multiplied),
@@ -524,5 +568,5 @@ RULES: dict[str, tuple[Level, Callable[[Place], Iterator[str]]]] = {
     "TREE202": (Level.ERROR, sleeps_too_long),
     "TREE301": (Level.NOTE, same_names),
     "TREE302": (Level.ERROR, never_ends),
-    "TREE303": (Level.WARNING, nobody_significant),
+    "TREE303": (Level.WARNING, none_significant),
 }

@@ -417,16 +417,17 @@ def means_success(error: BaseException | Sealed | None) -> bool:
 
 
 class ProcessDied(Exception):
-    """How it is told that a process has ended without a word; nobody raises it.
+    """The exception of a process that ended without an exception of its own.
 
-    A program always ends like this, and what it has said last is a note on this.
+    It stands in an ``ExitReason``, and is never raised. Every program that fails ends with
+    it; the last output of the program is a note on it.
 
     Attributes:
-        returncode: Its exit code, or minus the number of the signal that killed it; None: somebody else in this program
-            has waited for it, and knows.
-        signal: The name of that signal, such as "SIGSEGV"; None: it was none.
-        stack: What the threads of a callable were doing when it died of a signal such as SIGSEGV, as faulthandler shows
-            it; or "".
+        returncode: The exit code, or minus the number of the signal that killed the process;
+            None: unknown, because other code in the parent process has reaped it.
+        signal: The name of that signal, such as "SIGSEGV"; None: no signal killed it.
+        stack: The stacks of the threads of a callable that died of a signal such as SIGSEGV,
+            as faulthandler shows them; or "".
     """
 
     def __init__(self, returncode: int | None, signal: str | None = None, stack: str = "") -> None:

@@ -32,27 +32,30 @@ import tokenize
 import tomllib
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, TypeAlias
 
 from otpy.exceptions import in_one_line
+from otpy.values import Value, value
 
 RULES = {
     # code: message                                           why, and what to write instead: lint.md
-    "OTP001": "raw thread, nobody sees it die: make it a child, otpy.thread(target)",
-    "OTP002": "subclass of Thread, nobody sees it die: derive from otpy.Service",
-    "OTP003": "low-level thread, nobody sees it die: make it a child, otpy.thread(target)",
-    "OTP004": "timer, nobody sees it die: make it a child that waits in ctx.wait_stop",
+    "OTP001": "raw thread, no supervisor sees it die: make it a child, otpy.thread(target)",
+    "OTP002": "subclass of Thread, no supervisor sees it die: derive from otpy.Service",
+    "OTP003": "low-level thread, no supervisor sees it die: make it a child, otpy.thread(target)",
+    "OTP004": "timer, no supervisor sees it die: make it a child that waits in ctx.wait_stop",
     "OTP005": "pool is never shut down: use it in a with statement, or call its shutdown()",
-    "OTP101": "daemon=True, the thread is cut off when the program ends: make it a child, otpy.thread(target)",
-    "OTP102": "daemon set to true, the thread is cut off when the program ends: make it a child, otpy.thread(target)",
+    "OTP101": "daemon=True, the thread is cut off when the program ends: "
+    "make it a child, otpy.thread(target)",
+    "OTP102": "daemon set to true, the thread is cut off when the program ends: "
+    "make it a child, otpy.thread(target)",
     "OTP901": "cannot be checked: {}",
     "OTP902": "allow comment without a reason, it allows nothing: say why",
     "OTP903": "allow comment with nothing to allow: remove it",
 }
 TIMER, POOL = "OTP004", "OTP005"
-ALWAYS = "OTP9"  # selected or not: who asks for one rule must know that it could not be checked
+ALWAYS = "OTP9"
+"""Selected or not: a user who selects one rule must know that a file could not be checked."""
 
 STARTS = {
     # where a called thing comes from: code
@@ -130,8 +133,8 @@ KEYS: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 
 
-@dataclass(frozen=True)
-class Config:
+@value
+class Config(Value):
     """What a pyproject.toml says. Globs are relative to its directory, *root*."""
 
     root: Path
@@ -198,11 +201,11 @@ def load(file: Path | None = None) -> Config:
     if file is None:
         return Config(here)
     table = _table(file)
-    for key, value in table.items():
+    for key, given in table.items():
         if key not in KEYS:
             raise UsageError(f"{file}: [tool.otpy.lint] has no key {key!r}, only {', '.join(KEYS)}")
-        if not KEYS[key][0](value):
-            raise UsageError(f"{file}: [tool.otpy.lint] {key} = {value!r}: expected {KEYS[key][1]}")
+        if not KEYS[key][0](given):
+            raise UsageError(f"{file}: [tool.otpy.lint] {key} = {given!r}: expected {KEYS[key][1]}")
     return Config(
         file.parent.resolve(), tuple(table.get("exempt", ())), table.get("allow-timer", True)
     )
@@ -302,8 +305,8 @@ def survey(tree: ast.AST) -> list[Seen]:
 
 def children(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
     """Yield the nodes directly below *node*, each with its field."""
-    for field, value in ast.iter_fields(node):
-        for child in value if isinstance(value, list) else [value]:
+    for field, content in ast.iter_fields(node):
+        for child in content if isinstance(content, list) else [content]:
             if isinstance(child, ast.AST):
                 yield field, child
 
@@ -331,9 +334,9 @@ def bind(node: ast.AST, scope: Scope) -> None:
             scope.bind(name)
         case ast.Name(id=name, ctx=ast.Store()):
             scope.bind(name)
-    for target, value in assigned(node):
+    for target, source in assigned(node):
         if isinstance(target, ast.Name):
-            scope.bind(target.id, origins(value, scope))
+            scope.bind(target.id, origins(source, scope))
 
 
 def imported(node: ast.Import | ast.ImportFrom) -> Iterator[tuple[str, str]]:
@@ -448,16 +451,16 @@ def daemon_asked(call: ast.Call, scope: Scope) -> Found:
 
 def daemon_set(node: ast.AST, scope: Scope) -> Found:
     """Something's ``daemon`` is set to true, unless it is known to be a process; or that of all threads of a class."""
-    for target, value in assigned(node):
+    for target, source in assigned(node):
         match target:
-            case ast.Attribute(value=owner, attr="daemon") if is_true(value):
+            case ast.Attribute(value=owner, attr="daemon") if is_true(source):
                 is_self = isinstance(owner, ast.Name) and owner.id == "self"
                 paths = (
                     bases(next(scope.up(ast.ClassDef), None)) if is_self else origins(owner, scope)
                 )
                 if paths != {PROCESS}:
                     yield target, "OTP102"
-            case ast.Name(id="daemon") if is_true(value) and not bases(scope).isdisjoint(BASES):
+            case ast.Name(id="daemon") if is_true(source) and not bases(scope).isdisjoint(BASES):
                 yield target, "OTP102"
 
 
@@ -487,10 +490,10 @@ def ends(seen: list[Seen]) -> set[object]:
     todo: list[object] = []
     for node, scope, _ in seen:
         todo += (variable(leaf, scope) for leaf in ended(node))
-        for target, value in assigned(node):
+        for target, source in assigned(node):
             for one in leaves(target):
                 sources[variable(one, scope)].update(
-                    variable(leaf, scope) for leaf in leaves(value)
+                    variable(leaf, scope) for leaf in leaves(source)
                 )
     found: set[object] = set()
     while todo:

@@ -23,8 +23,7 @@ from otpy.exceptions import (
     show,
     traceback_of,
 )
-from otpy.specs import AutoShutdown as AutoShutdownMode
-from otpy.specs import ChildType, Strategy
+from otpy.specs import AutoShutdown, ChildType, Strategy
 from otpy.values import Value, Word, report, value
 
 
@@ -204,7 +203,7 @@ class Snapshot(Value):
 
     path: str
     strategy: Strategy
-    auto_shutdown: AutoShutdownMode
+    auto_shutdown: AutoShutdown
     intensity: int | Literal["infinity"]
     period: float
     budget_left: int | None
@@ -340,7 +339,7 @@ class Stalled(Report):
 
 
 @report
-class StartError(Report):
+class StartFailed(Report):
     """A child did not start, at init or in a restart (OTP: start_error)."""
 
     reason: ExitReason
@@ -377,7 +376,7 @@ class Unstopped(Report):
 
 
 @report
-class AutoShutdown(Report):
+class AutoShutdownBegun(Report):
     """A supervisor ends because significant children have ended. ``path`` is the supervisor's.
 
     Attributes:

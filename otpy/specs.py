@@ -1,7 +1,7 @@
 """What a tree is declared with: frozen values, validated field by field when they are made.
 
 Laws:
-1. A spec that exists is valid. Whoever holds one need not check it again. Its texts and numbers are plain ones.
+1. A spec that exists is valid, and is never checked again. Its texts and numbers are plain.
 2. One validator per field; each names path, field, value and what would be right.
 3. Specs know no kind of child: ``start`` is the callable that makes a running one, and the kind's own file provides it.
 """

@@ -23,8 +23,6 @@ __all__ = ["Value", "Word", "message", "report", "running", "value"]
 
 T = TypeVar("T")
 
-_define: Callable[..., Decorator] = attrs.define
-
 
 class Word(enum.Enum):
     """A choice. It hashes by identity, as fast as can be: the rules are tables of these."""
@@ -94,6 +92,9 @@ class Decorator(Protocol):
     """What a decorator is that was given options."""
 
     def __call__(self, cls: type[T], /) -> type[T]: ...
+
+
+_define: Callable[..., Decorator] = attrs.define
 
 
 @dataclass_transform(

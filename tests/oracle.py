@@ -30,7 +30,7 @@ from otpy.core.endings import Phase
 from otpy.core.machine import SupervisorMachine
 from otpy.core.messages import ChildExited, Due
 from otpy.core.slots import LATE, RESTARTING, RUNNING, SILENT, STOPPING
-from otpy.reports import AutoShutdown, StartError
+from otpy.reports import AutoShutdownBegun, StartFailed
 from otpy.specs import AutoShutdown as Mode
 from otpy.specs import OnUnstopped, Restart, Strategy
 
@@ -105,7 +105,7 @@ class Oracle:
         if self.is_due:  # and was not put off
             self.is_own_end &= any(isinstance(one, messages.Abandon) for one in actions)
         told = [one.report for one in actions if isinstance(one, messages.Tell)]
-        has_ended = any(isinstance(one, AutoShutdown) for one in told)
+        has_ended = any(isinstance(one, AutoShutdownBegun) for one in told)
         if self.was is not Phase.UP or (machine.phase is not Phase.UP and not has_ended):
             self.owed = False  # deaths during the boot have tests of their own
             return
@@ -140,7 +140,7 @@ class Oracle:
         for action in actions:
             if isinstance(action, messages.Answer) and action.reply in self.terminating:
                 now_served[action.reply] = self.terminating[action.reply]
-            elif isinstance(action, messages.Tell) and isinstance(action.report, StartError):
+            elif isinstance(action, messages.Tell) and isinstance(action.report, StartFailed):
                 yield action.report.path.rpartition("/")[2]
         yield from (id for reply, id in now_served.items() if reply not in self.served)
 

@@ -22,7 +22,7 @@ from otpy.core.plan import Plan
 from otpy.core.restarts import VERDICTS, Fate, Verdict
 from otpy.core.slots import INTERRUPT, SILENT, STOPPING, UNDEFINED, Slot, Stopping, Why
 from otpy.reports import ExitReason
-from otpy.runtime.supervisor import PERFORM, SupervisorThread
+from otpy.runtime.supervisor import SupervisorThread
 from otpy.specs import Restart
 
 BUGS: list[Callable[[Any], None]] = []
@@ -313,7 +313,7 @@ def started_before_its_death(monkeypatch: Any) -> None:
 @bug
 def timers_survive(monkeypatch: Any) -> None:
     """The runtime never clears a timer, so that an old one meets a state that it was not set for."""
-    monkeypatch.setitem(PERFORM, messages.Disarm, _nothing)
+    monkeypatch.setattr(SupervisorThread, "_disarm", _nothing)
 
 
 @bug
@@ -476,7 +476,7 @@ def strays_are_heirs(monkeypatch: Any) -> None:
             self._keep(child, child.state)
         real(self, action)
 
-    monkeypatch.setitem(PERFORM, messages.Start, start)
+    monkeypatch.setattr(SupervisorThread, "_start", start)
 
 
 @bug

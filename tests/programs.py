@@ -1,15 +1,17 @@
-"""What tests of programs are made of: programs in one line, and what /proc knows of them."""
+"""For tests of programs: programs in one line, and what /proc knows of them."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from otpy import ChildSpec, process
-from otpy.children.program import guard_process as guard
+from otpy import ChildSpec, SupervisorSpec, process, supervisor
+from otpy.children.program import guard_process
 from tests.helpers import wait_until
 
 SEND = """
@@ -28,6 +30,11 @@ def python(code: str, *args: object, **options: Any) -> ChildSpec:
 def sh(script: str, *args: object, **options: Any) -> ChildSpec:
     """A program for the shell; *args* are $1 and so on."""
     return process("/bin/sh", "-c", script, "sh", *map(str, args), **{"id": "x", **options})
+
+
+def once(spec: ChildSpec, **options: Any) -> SupervisorSpec:
+    """A tree of one program, which ends when that crashes once."""
+    return supervisor("app", children=[spec], **{"intensity": 0, **options})
 
 
 def mark() -> str:
@@ -51,14 +58,16 @@ def _arguments(path: Path) -> list[bytes]:
 
 def stat(pid: int | str) -> tuple[str, int, int, int]:
     """The state, parent, group and session of a process."""
-    fields = (
-        Path(f"/proc/{pid}/stat").read_text("latin-1").rpartition(")")[2].split()
-    )  # a name may be no UTF-8
+    text = Path(f"/proc/{pid}/stat").read_text("latin-1")  # a name may be no UTF-8
+    fields = text.rpartition(")")[2].split()
     return fields[0], int(fields[1]), int(fields[2]), int(fields[3])
 
 
 def members(group: int) -> list[int]:
-    """The processes of *group*; zombies only if they are ours: process number 1 may be slow to reap the others."""
+    """The processes of *group*.
+
+    Zombies count only if they are ours: process number 1 may be slow to reap the others.
+    """
     found = []
     for path in Path("/proc").glob("[0-9]*"):
         try:
@@ -82,9 +91,17 @@ def children(parent: int | None = None) -> list[int]:
     return found
 
 
+@contextlib.contextmanager
+def no_process_left() -> Iterator[None]:
+    """Check that no child process of ours outlives the block."""
+    before = set(children())
+    yield
+    assert set(children()) <= before
+
+
 def guards_of(parent: int) -> set[int]:
     """The guards of the process *parent*."""
-    return marked(guard.__file__).intersection(children(parent))
+    return marked(guard_process.__file__).intersection(children(parent))
 
 
 def number_in(file: Path) -> int:

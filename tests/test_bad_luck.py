@@ -20,9 +20,15 @@ from otpy import (
     supervisor,
     thread,
 )
-from otpy.core.messages import ChildStarted, Due, StopSupervisor
-from otpy.reports import ChildTerminated, Progress, ShutdownError, StrayMessage, Unstopped
-from otpy.reports import StartError as StartErrorReport
+from otpy.core.messages import ChildStarted, StopSupervisor
+from otpy.reports import (
+    ChildTerminated,
+    Progress,
+    ShutdownError,
+    StartFailed,
+    StrayMessage,
+    Unstopped,
+)
 from otpy.runtime import threads
 from tests.helpers import HANG, Puppet, wait_until
 
@@ -66,7 +72,7 @@ class TestNoThreads:
         life.crash()
 
         assert app.wait(HANG).kind is ExitKind.LIMIT_REACHED
-        assert [str(one.reason.exception) for one in recorder.of(StartErrorReport)] == [
+        assert [str(one.reason.exception) for one in recorder.of(StartFailed)] == [
             "can't start new thread"
         ] * 2
 
@@ -77,7 +83,7 @@ class TestNoThreads:
         life = puppet.next()
         scarce.left = 0
         life.crash()
-        recorder.wait_for(StartErrorReport, "app/a", count=3)
+        recorder.wait_for(StartFailed, "app/a", count=3)
         scarce.left = None
         puppet.next()
 
@@ -379,32 +385,6 @@ class TestManyAtOnce:
 
         assert recorder.of(Unstopped) == []
         assert len(report.interrupted) == 1000
-
-    def test_mail_is_read_before_a_deadline_and_a_flood_does_not_hold_it_up(self, launch):
-        """What was there when time was up comes first; what comes then waits."""
-        core = core_of(launch(supervisor("app", children=[thread(idle, id="a")])))
-        twin = type(core)(core.birth)  # one whose turns this test takes
-        twin.timers.arm(7, at=0.0)
-        twin.mailbox.put("before")
-        first = twin._next()
-        twin.mailbox.put("after")
-
-        assert [first, twin._next(), twin._next()] == ["before", Due(7), "after"]
-
-    def test_mail_is_read_before_each_deadline(self, launch):
-        """Also when the mail that was read before the last one has cleared that."""
-        core = core_of(launch(supervisor("app", children=[thread(idle, id="a")])))
-        twin = type(core)(core.birth)
-        twin.timers.arm(7, at=0.0)
-        twin.mailbox.put("clears it")
-        assert twin._next() == "clears it"
-        twin.timers.disarm(7)
-        twin.mailbox.put("much later")
-        assert twin._next() == "much later"
-        twin.timers.arm(8, at=0.0)
-        twin.mailbox.put("before")
-
-        assert [twin._next(), twin._next()] == ["before", Due(8)]
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

@@ -9,12 +9,15 @@ import time
 import xmlrpc.client
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import otpy
 from otpy import (
     Backoff,
     Service,
     Shutdown,
+    Strategy,
     adopt,
     coroutine,
     dynamic_supervisor,
@@ -22,10 +25,11 @@ from otpy import (
     supervisor,
     thread,
 )
-from otpy.check import RULES, Finding, Level, check, most_restarts, slowest, stop_time, walk
+from otpy.check import COSTS, RULES, Finding, Level, check, most_restarts, slowest, stop_time, walk
 from otpy.core.machine import SupervisorMachine
 from otpy.core.messages import Arm, Begin, ChildExited, ChildStarted, Due, End, Start
 from otpy.core.restarts import Window
+from otpy.core.strategy import restart_group
 from otpy.taskgraph import TaskGraph
 from tests import pages
 from tests.machine_talk import CRASH
@@ -527,6 +531,33 @@ def test_the_rule_about_levels_is_what_windows_do(upper, lower):
     assert starts_until_the_top_gives_up(chain, longest * 1.001) is None
 
 
+def test_every_strategy_has_its_cost():
+    """Law 4: a new strategy without a row in COSTS fails here, before a user meets a KeyError."""
+    assert set(COSTS) == set(Strategy)
+
+
+@pytest.mark.parametrize("strategy", Strategy)
+@given(data=st.data())
+def test_a_cost_is_what_the_rule_of_its_strategy_stops(strategy, data):
+    """The cheapest failure stops the other members of its group, each in its time."""
+    times = data.draw(st.lists(st.integers(0, 9), min_size=1, max_size=9))
+    crashes = sorted(data.draw(st.sets(st.integers(0, len(times) - 1), min_size=1)))
+    ids = [str(place) for place in range(len(times))]
+    groups = [restart_group(strategy, ids, str(place))[0] for place in crashes]
+
+    assert COSTS[strategy].stops(times, crashes) == min(
+        sum(times[int(id)] for id in group) for group in groups
+    )
+
+
+@pytest.mark.parametrize("strategy", Strategy)
+def test_failures_are_shared_where_one_group_has_all_children(strategy):
+    """Then one restart mends them all, and a root with the default limit is not too small."""
+    groups = {restart_group(strategy, "abc", crashed)[1] for crashed in "abc"}
+
+    assert COSTS[strategy].is_shared == (groups == {("a", "b", "c")})
+
+
 def test_ten_thousand_children_are_checked_without_looking_at_each_pair():
     """A quadratic rule would take a hundred million steps here and run into the time limit."""
     spec = tree(*crew(10_000, backoff=PATIENT), strategy="one_for_all", intensity=100)
@@ -542,6 +573,7 @@ def test_slow_waits_are_counted_once():
 
 
 def test_a_deep_tree_is_checked():
+    """The walk does not recurse, so no depth that a spec allows is too deep."""
     spec = tree(thread(work))
     for number in range(90):
         spec = sub(spec, id=f"level-{number}", intensity=0)

@@ -1,7 +1,6 @@
 """The contract of ``Child``, for every kind: news in order, exactly one end, no method that blocks or raises."""
 
 import asyncio
-import queue
 import sys
 import threading
 import time
@@ -10,11 +9,9 @@ import attrs
 import pytest
 
 from otpy import (
-    ChildSpec,
     ChildType,
     ExitKind,
     Service,
-    Supervisor,
     adopt,
     coroutine,
     current,
@@ -23,16 +20,11 @@ from otpy import (
     supervisor,
     thread,
 )
-from otpy.abc import Birth, Child
-from otpy.core.messages import ChildExited, ChildStarted, Handover
+from otpy.core.messages import ChildExited, ChildStarted
 from otpy.runtime import threads
-from otpy.runtime.spares import Spawner
-from otpy.runtime.supervisor import SupervisorThread
-from otpy.runtime.telemetry import Telemetry
-from otpy.runtime.tree import Tree
-from otpy.runtime.waiting import SystemClock
 from tests.callees import crashing, looping, obedient, obedient_and_ready
-from tests.helpers import HANG, close, wait_until
+from tests.helpers import HANG, wait_until
+from tests.stage import Stage
 
 
 class Obedient(Service):
@@ -153,36 +145,6 @@ LOOPING = {
 }
 
 
-class Stage:
-    """A tree without a root, for one child, and what the child says."""
-
-    def __init__(self, spec: ChildSpec) -> None:
-        self.tree = Tree("root", SystemClock(), max_unstopped=100, seed=0)
-        self.tree.telemetry = Telemetry("root", self.tree, None)
-        self.news: queue.SimpleQueue = queue.SimpleQueue()
-        birth = Birth(
-            ref=7,
-            path="root/x",
-            spec=spec,
-            incarnation=1,
-            last_exit=None,
-            handover=Handover(),
-            spawn=Spawner(self.tree, "root").spawn,
-            supervisor=Supervisor(self.tree, "root"),
-            tree=self.tree,
-        )
-        self.child: Child = spec.start(birth)
-        self.first: list = []
-        self.ident = threading.get_ident()
-        self.child.start(self.deliver)
-
-    def deliver(self, message):
-        (self.first.append if threading.get_ident() == self.ident else self.news.put)(message)
-
-    def hear(self):
-        return self.first.pop(0) if self.first else self.news.get(timeout=HANG)
-
-
 @pytest.fixture
 def stage():
     stages = []
@@ -193,9 +155,7 @@ def stage():
 
     yield set_up
     for one in stages:
-        for shared in one.child.birth.shared.values():
-            shared.close()
-        close(one.tree)
+        one.close()
 
 
 @pytest.mark.parametrize("spec", OBEDIENT.values(), ids=OBEDIENT)
@@ -211,7 +171,7 @@ def test_it_starts_and_stops(spec, stage):
     scene.child.kill(1.0)
 
     assert (end.ref, end.reason.kind) == (7, ExitKind.SHUTDOWN)
-    assert scene.news.empty()
+    assert scene.is_silent()
 
 
 @pytest.mark.parametrize("spec", OBEDIENT.values(), ids=OBEDIENT)
@@ -224,7 +184,7 @@ def test_a_stop_may_overtake_the_start(spec, stage):
         news = scene.hear()
 
     assert isinstance(news, ChildExited)
-    assert scene.news.empty()
+    assert scene.is_silent()
 
 
 @pytest.mark.parametrize("spec", OBEDIENT.values(), ids=OBEDIENT)
@@ -237,7 +197,7 @@ def test_a_kill_may_overtake_the_start(spec, stage):
         news = scene.hear()
 
     assert news.reason.kind in (ExitKind.SHUTDOWN, ExitKind.KILLED)
-    assert scene.news.empty()
+    assert scene.is_silent()
 
 
 @pytest.mark.parametrize("spec", CRASHING.values(), ids=CRASHING)
@@ -252,7 +212,7 @@ def test_a_crash_on_the_first_line_is_told_once(spec, stage):
         [ChildExited] if spec in MUST_COME_UP else [ChildStarted, ChildExited]
     )
     assert "ValueError" in (news[-1].reason.traceback + str(news[-1].reason.exception))
-    assert scene.news.empty()
+    assert scene.is_silent()
 
 
 @pytest.mark.parametrize("spec", LOOPING.values(), ids=LOOPING)
@@ -266,10 +226,9 @@ def test_a_child_that_does_not_listen_can_be_killed(spec, stage):
     assert scene.child.kill(1.0) is True
     end = scene.hear()
 
-    assert end.reason.kind is (
-        ExitKind.KILLED if not isinstance(spec.start, type(SupervisorThread)) else ExitKind.SHUTDOWN
-    )
-    assert scene.news.empty()
+    is_worker = spec.type is ChildType.WORKER
+    assert end.reason.kind is (ExitKind.KILLED if is_worker else ExitKind.SHUTDOWN)
+    assert scene.is_silent()
 
 
 def test_a_fenced_thread_can_say_nothing_but_its_end(stage):
@@ -307,7 +266,7 @@ def test_a_detached_worker_runs_on_and_a_supervisor_ends(spec, stage):
     scene.child.detach()
     if spec in WORKERS.values():
         assert scene.child.alive
-        assert scene.news.empty()
+        assert scene.is_silent()
         scene.child.stop()
     end = scene.hear()
     for entry in threads.entries():
@@ -315,7 +274,7 @@ def test_a_detached_worker_runs_on_and_a_supervisor_ends(spec, stage):
             entry.ask()
 
     assert (end.ref, end.reason.kind) == (7, ExitKind.SHUTDOWN)
-    assert scene.news.empty()
+    assert scene.is_silent()
 
 
 @pytest.mark.parametrize("spec", WORKERS.values(), ids=WORKERS)

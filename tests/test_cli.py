@@ -660,7 +660,7 @@ def test_reports_are_lines_of_json(app):
     done = otpy_process("run", "app:ending", "--log-format", "json", cwd=app)
     lines = [json.loads(line) for line in done.stderr.splitlines()]
 
-    assert {line["event"] for line in lines} == {"progress", "hello", "auto_shutdown"}
+    assert {line["event"] for line in lines} == {"progress", "hello", "auto_shutdown_begun"}
     assert all({"level", "timestamp", "path"} <= set(line) for line in lines)
 
 
@@ -673,7 +673,7 @@ def test_a_target_that_configures_structlog_has_the_last_word(app):
     )
     done = otpy_process("run", "own", "--log-format", "json", cwd=app)
 
-    assert set(done.stderr.splitlines()) == {"OWN progress", "OWN hello", "OWN auto_shutdown"}
+    assert set(done.stderr.splitlines()) == {"OWN progress", "OWN hello", "OWN auto_shutdown_begun"}
 
 
 def test_reports_go_to_a_file_as_well(call, app):

@@ -11,8 +11,8 @@ import structlog
 import otpy
 from otpy import Context, ExitKind, NotFound, Service, Shutdown, supervisor, thread
 from otpy.children.callable.far_side import Facts, RemoteContext
-from otpy.children.coroutine.child import AsyncContext
-from otpy.reports import ChildTerminated, ShutdownError, StartError
+from otpy.children.coroutine.context import AsyncContext
+from otpy.reports import ChildTerminated, ShutdownError, StartFailed
 from tests.helpers import HANG, Puppet, wait_until
 
 
@@ -299,7 +299,7 @@ def test_a_service_that_fails_in_init_is_not_terminated(recorder):
         otpy.start(tree, reports=recorder, log=False)
     assert lines == ["init"]
     assert str(caught.value.__cause__) == "init"
-    assert recorder.wait_for(StartError, "app/a").reason.exception is caught.value.__cause__
+    assert recorder.wait_for(StartFailed, "app/a").reason.exception is caught.value.__cause__
 
 
 def test_a_service_that_was_asked_during_init_is_stopped_after_it(launch):

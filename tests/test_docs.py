@@ -11,7 +11,7 @@ import pytest
 
 import otpy
 from otpy import abc, reports
-from otpy.runtime.running import Options
+from otpy.runtime.options import Options
 from otpy.specs import Common
 from tests import pages
 from tests.pages import DOCS, PAGES, ROOT

@@ -82,7 +82,7 @@ def test_the_picture_of_the_readme_shows_what_the_quickstart_prints(quickstart):
     rows: dict[str, str] = {}
     for y, text in re.findall(r"<text [^>]*\by=\"([\d.]+)\"[^>]*>([^<]*)</text>", svg):
         rows[y] = rows.get(y, "") + html.unescape(text).replace("\xa0", " ")
-    lines = [line.replace(" ", "") for line in rows.values()]  # spaces are places in a picture
+    lines = ["".join(line.split()) for line in rows.values()]  # spaces are places in a picture
     shown = list(filter(None, lines[lines.index("$pythonexamples/quickstart.py") + 1 :]))
     undated = re.sub(r"^[\d-]+ [\d:]+ (?=\[)", "", quickstart.stdout, flags=re.MULTILINE)
     text = re.sub(r"^(Traceback .*\n)(?:  .*\n)+", r"\1…\n", undated, flags=re.MULTILINE)

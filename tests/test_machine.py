@@ -30,7 +30,7 @@ class TestBoot:
         talk.begin()
         talk.up("a", "b")
 
-        assert talk.exit("c") == ["tell StartError app/c crashed", "stop 2", "arm 2 at 5"]
+        assert talk.exit("c") == ["tell StartFailed app/c crashed", "stop 2", "arm 2 at 5"]
         assert talk.exit("b", SHUTDOWN) == ["disarm 2", "stop 1", "arm 1 at 5"]
         assert talk.exit("a", SHUTDOWN) == ["disarm 1", "end shutdown b a"]
         assert isinstance(talk.machine.ending.outcome.exception, exceptions.StartError)
@@ -77,7 +77,7 @@ class TestBoot:
         talk.exit("a")
 
         assert talk.exit("b") == [
-            "tell StartError app/b crashed",
+            "tell StartFailed app/b crashed",
             "tell ShutdownError app/a crashed",
             "end shutdown a",
         ]
@@ -91,7 +91,7 @@ class TestBoot:
         assert talk.due("a") == ["stop 1", "arm 1 at 7"]
         assert talk.exit("a", SHUTDOWN) == [
             "disarm 1",
-            "tell StartError app/a killed",
+            "tell StartFailed app/a killed",
             "end shutdown",
         ]
 
@@ -101,7 +101,7 @@ class TestBoot:
         talk.begin()
 
         assert talk.up("a")[:2] == ["disarm 1", "tell Progress app/a"]
-        assert talk.exit("b")[:2] == ["disarm 2", "tell StartError app/b crashed"]
+        assert talk.exit("b")[:2] == ["disarm 2", "tell StartFailed app/b crashed"]
 
     def test_a_stop_overtakes_the_boot(self):
         """What is starting is stopped, too; nothing that waits is started."""
@@ -146,10 +146,10 @@ class TestRestart:
         talk = booted(child("a"), intensity=2)
         talk.exit("a")
 
-        assert talk.exit("a") == ["tell StartError app/a crashed", "again 3"]
+        assert talk.exit("a") == ["tell StartFailed app/a crashed", "again 3"]
         assert talk.states() == {"a": "restarting"}
         assert talk.retry() == ["start a 3 as 4"]
-        assert talk.exit("a") == ["tell StartError app/a crashed", "again 5"]
+        assert talk.exit("a") == ["tell StartFailed app/a crashed", "again 5"]
         assert talk.retry() == [
             "tell LimitReached app crashed",
             "escalate app because of app/a",
@@ -202,7 +202,7 @@ class TestRestart:
         talk.exit("b", SHUTDOWN)
         talk.up("a")
 
-        assert talk.exit("b") == ["tell StartError app/b crashed", "again 6"]
+        assert talk.exit("b") == ["tell StartFailed app/b crashed", "again 6"]
         assert talk.states() == {"a": "running", "b": "restarting", "c": "undefined"}
         assert talk.retry() == ["start b 3 as 7"]
         assert talk.up("b") == ["tell Progress app/b", "start c 2 as 8"]
@@ -302,7 +302,7 @@ class TestRestart:
         talk.exit("a")
 
         assert talk.exit("a", ExitReason(ExitKind.CRASHED, exceptions.Fatal()))[:2] == [
-            "tell StartError app/a crashed",
+            "tell StartFailed app/a crashed",
             "tell LimitReached app crashed",
         ]
 
@@ -424,7 +424,7 @@ class TestLadder:
         talk.due("a")
 
         assert talk.due("a") == ["disarm 2", "abandon 2: app/a 2"]
-        assert talk.hear(ChildExited(2, SHUTDOWN)) == ["tell StartError app/a killed", "again 3"]
+        assert talk.hear(ChildExited(2, SHUTDOWN)) == ["tell StartFailed app/a killed", "again 3"]
 
     def test_a_late_restart_child_that_is_held_is_not_retried(self):
         """Nobody retries a call."""
@@ -572,7 +572,7 @@ class TestEnd:
         )
         ended = None
         for id in "ab":
-            if ended is None and any("AutoShutdown" in line for line in talk.exit(id, NORMAL)):
+            if ended is None and any("AutoShutdownBegun" in line for line in talk.exit(id, NORMAL)):
                 ended = id
 
         assert ended == ends_after

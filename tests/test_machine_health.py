@@ -163,7 +163,7 @@ class TestStalls:
         assert talk.exit("a", SHUTDOWN) == [
             "disarm 1",
             "tell ChildTerminated app/a stalled",
-            "tell AutoShutdown app stalled",
+            "tell AutoShutdownBegun app stalled",
             "refuse r: NotAlive",
             "end shutdown",
         ]
@@ -256,7 +256,7 @@ class TestWaits:
 
         assert talk.exit("a")[-1] == "arm 2 at 2"
         at(talk, 2.0).due("a")
-        assert talk.exit("a") == ["tell StartError app/a crashed", "arm 4 at 6"]
+        assert talk.exit("a") == ["tell StartFailed app/a crashed", "arm 4 at 6"]
         at(talk, 6.0).due("a")
         assert talk.exit("a")[-1] == "arm 6 at 14"
         at(talk, 14.0).due("a")
@@ -474,7 +474,7 @@ class TestGroupsWait:
         talk.hear(messages.RestartChild(reply="r", id="b"))
 
         assert talk.exit("a") == [
-            "tell StartError app/a crashed",
+            "tell StartFailed app/a crashed",
             "refuse r: StartError",
             "arm 5 at 2",
         ]
@@ -487,7 +487,7 @@ class TestGroupsWait:
         talk.hear(messages.RestartChild(reply="r", id="b"))
 
         assert talk.exit("a") == [
-            "tell StartError app/a crashed",
+            "tell StartFailed app/a crashed",
             "again 5",
             "refuse r: StartError",
         ]
@@ -511,7 +511,7 @@ class TestGroupsWait:
         talk.up("a")
 
         assert talk.exit("b") == [
-            "tell StartError app/b crashed",
+            "tell StartFailed app/b crashed",
             "arm 7 at 6",
             "stop 5",
             "arm 5 at 7",

@@ -1,4 +1,7 @@
-"""Many processes, much output, and others who meddle: the large cases, with children of all kinds beside them."""
+"""The large cases: many processes, much output, and code that reaps all children.
+
+Children of all kinds run beside them.
+"""
 
 import os
 import signal
@@ -13,8 +16,7 @@ import pytest
 
 import otpy
 from otpy import coroutine, process, supervisor, thread
-from otpy.children.program import guard_process as guard
-from otpy.children.program import output
+from otpy.children.program import guard_process, lanes
 from otpy.reports import ChildTerminated, Progress
 from otpy.runtime import threads
 from tests import callees
@@ -41,7 +43,9 @@ def others(**options):
 
 
 def test_two_hundred_programs_crash_at_once(launch, recorder):
-    """Each is told once and restarted once; nobody else notices, whatever its kind; no descriptor is lost."""
+    """Each is reported once and restarted once; children of other kinds run on, and no
+    descriptor is lost.
+    """
     number, count = mark(), 200
     open_files = len(list(Path("/proc/self/fd").iterdir()))
     specs = [process("sleep", number, id=f"s{index}") for index in range(count)]
@@ -89,10 +93,11 @@ def talks(**options):
 
 @pytest.mark.parametrize(("made", "costs"), COSTS.values(), ids=COSTS)
 def test_what_each_process_costs(launch, tmp_path, monkeypatch, made, costs):
-    """Descriptors and threads of this process, beside those that all programs of a tree share."""
-    monkeypatch.setattr(
-        output, "IDLE", 0.01
-    )  # the thread of a log lives a bit longer than it is needed
+    """Each option costs so many descriptors and threads, besides those that all
+    programs of a tree share.
+    """
+    # the thread of a log lives a bit longer than it is needed
+    monkeypatch.setattr(lanes, "IDLE", 0.01)
     app = launch(supervisor("app", children=[process("sleep", "1000", id="first")]))
 
     def used():
@@ -106,7 +111,7 @@ def test_what_each_process_costs(launch, tmp_path, monkeypatch, made, costs):
 
 
 def test_programs_share_three_threads(launch):
-    """One waits for all of them, one keeps the guard, one starts them."""
+    """One thread waits for all programs, one keeps the guard, one starts them."""
     app = launch(supervisor("app"))
     before = {one.name for one in threads.entries(app._tree)}
     for number in range(3):
@@ -135,7 +140,9 @@ def memory(field):
 
 
 def test_a_flood_of_a_hundred_megabytes(launch, recorder, tmp_path):
-    """It never takes memory to speak of; the reason has the last 64 KiB, the log no more than was allowed."""
+    """A flood takes little memory. The reason has the last 64 KiB, the log no more than
+    was allowed.
+    """
     spec = python(FLOOD, 100, err_dir=tmp_path, log_size=4 * MEGABYTE, log_backups=2)
     before = memory("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the most begins anew
@@ -207,7 +214,9 @@ def run_in(tmp_path, text, *args, **options):
 
 
 def test_others_may_wait_for_all_children(tmp_path):
-    """A handler of SIGCHLD and a thread that wait for whatever there is: no end is lost or told twice, none hangs."""
+    """A handler of SIGCHLD and a thread may reap every child: no end is lost or
+    reported twice, and nothing hangs.
+    """
     with run_in(tmp_path, THIEF, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as program:
         try:
             said = program.communicate(timeout=HANG)
@@ -249,7 +258,9 @@ if __name__ == "__main__":
 
 
 def test_nothing_survives_a_sigkill_of_the_program(tmp_path):
-    """Whatever its kind, also in the middle of restarts."""
+    """Programs and callables end with the process that runs the tree, also in the
+    middle of restarts.
+    """
     number, where = mark(), tmp_path / "where"
     with run_in(tmp_path, VICTIM, number, str(where), stdout=subprocess.PIPE) as program:
         said = program.stdout.readline()
@@ -259,7 +270,7 @@ def test_nothing_survives_a_sigkill_of_the_program(tmp_path):
         program.wait()
 
     assert (said, len(guards), len(pids)) == ("up\n", 1, 4)
-    wait_until(lambda: guards.isdisjoint(marked(guard.__file__)), "the end of the guard")
+    wait_until(lambda: guards.isdisjoint(marked(guard_process.__file__)), "the end of the guard")
     assert not marked(number)
     wait_until(lambda: all(is_gone(pid) for pid in pids), "the end of the callables")
 

@@ -19,28 +19,30 @@ from otpy import (
     ProcessDied,
     ProgramExit,
     json_reports,
-    process,
     registry,
     supervisor,
     thread,
 )
 from otpy.children.program import output
+from otpy.children.program.lanes import BACKLOG, Handout, lane
 from otpy.children.program.logfiles import LogFile
-from otpy.children.program.output import BACKLOG, Handout, Journal, Lines, Tail, lane
-from otpy.reports import ChildTerminated, OutputLost, Progress, ShutdownError
+from otpy.children.program.output import Journal, Lines, Tail
+from otpy.reports import ChildTerminated, OutputLost, ShutdownError
 from tests.helpers import HANG, wait_until
-from tests.programs import python, sh
+from tests.programs import once, python, sh
 
-MEGABYTES = "import os\nfor _ in range(48): os.write(2, b'x' * 65535 + b'\\n')\nos.write(2, b'the end')\nos._exit(1)"
-
-
-def alone(spec, **options):
-    return supervisor("app", children=[spec], **{"intensity": 0, **options})
+MEGABYTES = """
+import os
+for _ in range(48):
+    os.write(2, b"x" * 65535 + b"\\n")
+os.write(2, b"the end")
+os._exit(1)
+"""
 
 
 def test_a_flood_leaves_the_last_64_KiB(launch, recorder, tmp_path):
-    """Three megabytes: the reason is bounded, the files are, and no process waits for anybody."""
-    launch(alone(python(MEGABYTES, err_dir=tmp_path, log_size=1_000_000, log_backups=2)))
+    """Of three megabytes the reason keeps 64 KiB, and the files no more than allowed."""
+    launch(once(python(MEGABYTES, err_dir=tmp_path, log_size=1_000_000, log_backups=2)))
     stderr = recorder.wait_for(ChildTerminated).reason.detail.stderr
     logs = sorted((tmp_path / "app").iterdir())
 
@@ -51,9 +53,11 @@ def test_a_flood_leaves_the_last_64_KiB(launch, recorder, tmp_path):
 
 
 def test_each_run_has_its_own_stderr_and_the_log_has_all(launch, recorder, tmp_path):
-    """A line marks each start; nothing of one run is told with another."""
+    """A line in the log marks each start, and an exit reason has the output of its own
+    run only.
+    """
     app = launch(
-        alone(sh("echo this is $$ >&2; exit 1", err_dir=tmp_path / "made" / "here"), intensity=2)
+        once(sh("echo this is $$ >&2; exit 1", err_dir=tmp_path / "made" / "here"), intensity=2)
     )
     app.wait(HANG)
     said = [one.reason.detail.stderr.decode() for one in recorder.of(ChildTerminated)]
@@ -68,7 +72,8 @@ def test_each_run_has_its_own_stderr_and_the_log_has_all(launch, recorder, tmp_p
 
 
 def test_the_log_can_be_read_while_the_program_runs(launch, tmp_path):
-    launch(alone(sh("echo hello >&2; exec sleep 1000", err_dir="logs", cwd=tmp_path)))
+    """Output is written to the log as it comes."""
+    launch(once(sh("echo hello >&2; exec sleep 1000", err_dir="logs", cwd=tmp_path)))
     log = tmp_path / "logs" / "app" / "x.stderr.log"
 
     wait_until(lambda: log.exists() and log.read_text().endswith("hello\n"))
@@ -76,9 +81,9 @@ def test_the_log_can_be_read_while_the_program_runs(launch, tmp_path):
 
 @pytest.mark.parametrize("where", ["stdout", "stderr"])
 def test_output_to_a_file(launch, recorder, tmp_path, where):
-    """It is appended to, relative to the program's directory."""
+    """Output is appended to the file, whose path begins at the program's directory."""
     (tmp_path / "out").write_text("before\n")
-    app = launch(alone(sh("echo out; echo err >&2", cwd=tmp_path, **{where: "out"})))
+    app = launch(once(sh("echo out; echo err >&2", cwd=tmp_path, **{where: "out"})))
     app.wait(HANG)
 
     assert (tmp_path / "out").read_text() == f"before\n{where[3:]}\n"
@@ -86,15 +91,15 @@ def test_output_to_a_file(launch, recorder, tmp_path, where):
 
 @pytest.mark.parametrize("where", ["full", "no directory"])
 def test_what_cannot_be_written_is_told_once_and_ends_nothing(launch, recorder, tmp_path, where):
-    """A full disk, or a directory that cannot be: the program runs on, and is restarted."""
+    """With a full disk or without a directory a program runs on, and each run reports
+    the loss once.
+    """
     (tmp_path / "file").write_text("")
     options = (
         {"stderr": "/dev/full"} if where == "full" else {"err_dir": tmp_path / "file" / "below"}
     )
     launch(
-        alone(
-            sh("for n in 1 2 3; do echo $n >&2; sleep 0.01; done; exit 1", **options), intensity=1
-        )
+        once(sh("for n in 1 2 3; do echo $n >&2; sleep 0.01; done; exit 1", **options), intensity=1)
     )
     first = recorder.wait_for(OutputLost, "app/x")
     end = recorder.wait_for(ChildTerminated, "app/x", count=2)
@@ -106,6 +111,7 @@ def test_what_cannot_be_written_is_told_once_and_ends_nothing(launch, recorder, 
 
 
 def test_a_file_tells_what_is_missing_in_it(tmp_path):
+    """A line in the file says how many bytes were lost before it."""
     failures = []
     file = LogFile(str(tmp_path / "dir" / "log"))
     journal = Journal(file, 1000, 1, failures.append)
@@ -123,7 +129,9 @@ def test_a_file_tells_what_is_missing_in_it(tmp_path):
 
 
 def test_what_was_written_before_a_failure_does_not_count_as_missing(tmp_path, monkeypatch):
-    """The disk is full in the middle of a line; later the file says how much of it is missing."""
+    """If the disk is full in the middle of a line, only the rest of the line counts as
+    missing.
+    """
     told, path = [], tmp_path / "log"
     file, write = LogFile(str(path)), os.write
     journal = Journal(file, 1000, 1, told.append)
@@ -144,6 +152,7 @@ def test_what_was_written_before_a_failure_does_not_count_as_missing(tmp_path, m
 
 
 def test_what_is_missing_at_the_end_is_noted_at_the_end(tmp_path):
+    """The end of a run notes in the file what is still missing."""
     told = []
     file = LogFile(str(tmp_path / "dir" / "log"))
     journal = Journal(file, 1000, 1, told.append)
@@ -159,6 +168,7 @@ def test_what_is_missing_at_the_end_is_noted_at_the_end(tmp_path):
 
 @pytest.mark.parametrize("backups", [0, 1, 3])
 def test_rotation_cuts_at_lines_and_keeps_so_many(tmp_path, backups):
+    """Files are cut at the ends of lines, and only *backups* older ones are kept."""
     log = LogFile(str(tmp_path / "log"))
     for number in range(8):
         log.write(bytearray(b"%04d\n" % number), 10, backups)
@@ -172,7 +182,7 @@ def test_rotation_cuts_at_lines_and_keeps_so_many(tmp_path, backups):
 
 
 def test_what_is_no_file_is_not_rotated(tmp_path):
-    """As root that would move /dev/null away."""
+    """A FIFO or a device is never renamed: root would move /dev/null away."""
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
@@ -187,6 +197,7 @@ def test_what_is_no_file_is_not_rotated(tmp_path):
 
 
 def test_the_tail_is_bounded():
+    """A tail keeps the last bytes, and never more than twice as many."""
     tail = Tail()
     for _ in range(100):
         tail.add(b"x" * 10_000)
@@ -197,6 +208,9 @@ def test_the_tail_is_bounded():
 
 
 def test_lines_are_cut_wherever_the_bytes_are():
+    """Lines and characters may come in any pieces; bytes that are no UTF-8 are
+    replaced.
+    """
     seen = []
     lines = Lines(seen.append)
     for byte in "ä\nbc\r\n\nd".encode() + b"\xff":
@@ -208,6 +222,7 @@ def test_lines_are_cut_wherever_the_bytes_are():
 
 
 def test_a_line_without_end_is_cut():
+    """A line that is too long comes in pieces of LONG characters."""
     seen = []
     lines = Lines(seen.append)
     for _ in range(3):
@@ -217,7 +232,7 @@ def test_a_line_without_end_is_cut():
 
 
 def test_a_callable_gets_each_line(launch, capsys):
-    """One that raises is logged, and gets the next one all the same."""
+    """If a callable raises, that is logged, and it gets the next line all the same."""
     out, err = queue.SimpleQueue(), queue.SimpleQueue()
 
     def grumble(line):
@@ -225,7 +240,7 @@ def test_a_callable_gets_each_line(launch, capsys):
         raise ValueError(line)
 
     launch(
-        alone(
+        once(
             sh("echo one; echo two; echo three >&2; echo four >&2", stdout=out.put, stderr=grumble)
         )
     )
@@ -236,7 +251,9 @@ def test_a_callable_gets_each_line(launch, capsys):
 
 
 def test_a_callable_that_blocks_holds_up_its_own_program_only(launch, recorder):
-    """Its program waits once enough is queued, as any pipe makes it; the next program, and the stop, do not."""
+    """A program waits when enough of its output is queued, as with any pipe. Other
+    programs and the stop do not wait.
+    """
     go = threading.Event()
     flood = "import os\nwhile True: os.write(1, b'x' * 1000 + b'\\n')"
     specs = [python(flood, stdout=lambda line: go.wait(HANG)), sh("exit 1", id="y")]
@@ -268,7 +285,9 @@ def slow(key=None, resume=lambda: None, failed=print):
 
 
 def test_a_slow_sink_is_fed_again_when_it_has_caught_up(capsys):
-    """The reader is told to wait, and is called when there is room. What the sink raises is logged."""
+    """A full handout wants no more, and calls *resume* when there is room. An exception
+    of its sink is logged.
+    """
     resumed = threading.Event()
     sink, handout = slow(resume=resumed.set)
     assert handout.wants_more()
@@ -282,7 +301,10 @@ def test_a_slow_sink_is_fed_again_when_it_has_caught_up(capsys):
 
 
 def test_inherited_output_is_ours(launch, recorder, capfd):
-    app = launch(alone(sh("echo out; echo err >&2; exit 1", stdout="inherit", stderr="inherit")))
+    """With "inherit" output goes to the streams of this process, and stderr to the
+    reason, too.
+    """
+    app = launch(once(sh("echo out; echo err >&2; exit 1", stdout="inherit", stderr="inherit")))
     app.wait(HANG)
     app.stop()
 
@@ -291,6 +313,7 @@ def test_inherited_output_is_ours(launch, recorder, capfd):
 
 
 def test_a_crash_as_json(launch, recorder):
+    """The JSON text of a crash has the fields that the documentation names."""
     told = queue.SimpleQueue()
     spec = supervisor(
         "app", children=[sh("printf 'caf\\351\\n' >&2; exit 3"), thread(crash, restart="temporary")]
@@ -310,8 +333,9 @@ def test_a_crash_as_json(launch, recorder):
 
 
 def test_one_that_hangs_as_json(launch):
+    """A program that has stalled is reported with its signal and its last words."""
     told = queue.SimpleQueue()
-    spec = alone(sh("echo stuck >&2; sleep 1000", ready="stuck", heartbeat=0.1))
+    spec = once(sh("echo stuck >&2; sleep 1000", ready="stuck", heartbeat=0.1))
     launch(spec, reports=json_reports(lambda name, text: told.put(json.loads(text))))
     fields = told.get(timeout=HANG)
 
@@ -320,10 +344,11 @@ def test_one_that_hangs_as_json(launch):
 
 
 def test_one_that_was_not_ready_in_time_as_json(launch):
+    """A start that failed after the program ran is reported as JSON."""
     told = queue.SimpleQueue()
     with pytest.raises(otpy.StartError, match="not ready after"):
         launch(
-            alone(sh("sleep 1000", ready="never", start_timeout=0.1)),
+            once(sh("sleep 1000", ready="never", start_timeout=0.1)),
             reports=json_reports(lambda name, text: told.put(json.loads(text))),
         )
 
@@ -335,7 +360,8 @@ def crash(ctx):
 
 
 def test_json_is_printed_by_default(launch, capsys):
-    app = launch(alone(sh("exit 3")), reports=json_reports())
+    """Without a handler the JSON text is printed."""
+    app = launch(once(sh("exit 3")), reports=json_reports())
     app.wait(HANG)
     app.stop()
 
@@ -343,6 +369,7 @@ def test_json_is_printed_by_default(launch, capsys):
 
 
 def test_a_json_handler_that_raises_or_blocks_harms_nothing(launch, recorder, tmp_path):
+    """Restarts go on while the handler blocks, and after it has raised."""
     go, seen = threading.Event(), queue.SimpleQueue()
 
     def fail(name, text):
@@ -352,7 +379,7 @@ def test_a_json_handler_that_raises_or_blocks_harms_nothing(launch, recorder, tm
 
     listened_to = tmp_path / "listened to"
     app = launch(
-        alone(sh('until test -e "$1"; do sleep 0.01; done; exit 1', listened_to), intensity=3)
+        once(sh('until test -e "$1"; do sleep 0.01; done; exit 1', listened_to), intensity=3)
     )
     app.subscribe(json_reports(fail))
     listened_to.touch()
@@ -363,110 +390,21 @@ def test_a_json_handler_that_raises_or_blocks_harms_nothing(launch, recorder, tm
 
 @pytest.mark.parametrize("handler", [None, "print", lambda text: None])
 def test_a_json_handler_that_cannot_be_called_is_refused(handler):
+    """A handler must take a name and a text."""
     with pytest.raises(otpy.SpecError, match="<json_reports>: handler"):
         json_reports(handler)
 
 
 def test_a_failure_reads_like_its_exit():
+    """ProcessDied, ProgramExit and the exit reason use the same words."""
     died = ProcessDied(-11, "SIGSEGV")
 
     assert str(died) == repr(died) == str(ProgramExit(-11, b"a\n")) == "killed by SIGSEGV"
     assert str(ExitReason(ExitKind.CRASHED, died)) == "crashed: killed by SIGSEGV"
 
 
-def test_programs_makes_a_supervisor_of_a_dict(launch, recorder, tmp_path):
-    commands = {"web": ["/bin/sh", "-c", "pwd >&2; exec sleep 1000"], "job": ["sleep", "1000"]}
-    tree = otpy.programs(
-        tmp_path, commands, err_dir="logs", restart="transient", supervision={"intensity": 9}
-    )
-    launch(tree)
-
-    assert [child.id for child in tree.children] == ["web", "job"]
-    assert (tree.id, tree.intensity) == ("programs", 9)
-    assert tree.children[0].restart is otpy.Restart.TRANSIENT
-    log = tmp_path / "logs" / "programs" / "web.stderr.log"
-    wait_until(lambda: log.exists() and log.read_text().endswith(f"\n{tmp_path}\n"))
-    assert recorder.wait_for(Progress, "programs/job")
-
-
-def listener(line):
-    return None
-
-
-GOOD = {
-    "args": ("node", "service.js"),
-    "cwd": ".",
-    "env": {"A": "b"},
-    "stdout": listener,
-    "err_dir": "logs",
-    "stop_signal": "SIGINT",
-    "success_codes": [0, 3],
-    "ready": "listening",
-    "health": otpy.Health(otpy.Port(80)),
-}
-
-
-def test_specs_of_equal_parts_are_equal():
-    options = {name: value for name, value in GOOD.items() if name != "args"}
-
-    assert process(*GOOD["args"], **options) == process(*GOOD["args"], **options)
-    assert process(*GOOD["args"], **options) != process("node", "other.js", **options)
-    assert process("/usr/bin/node").id == "node"
-
-
-BAD = [
-    # argv, options, field
-    ([""], {}, "target"),
-    ([3], {}, "target"),
-    (["a", 3], {}, "args[0]"),
-    (["a", "b\0"], {}, "args[0]"),
-    (["a"], {"cwd": 3}, "cwd"),
-    (["a"], {"env": ["A=b"]}, "env"),
-    (["a"], {"env": {"A": 1}}, "env['A']"),
-    (["a"], {"env": {"A=": "1"}}, "env"),
-    (["a"], {"stdout": 3}, "stdout"),
-    (["a"], {"stderr": lambda: None}, "stderr"),
-    (["a"], {"err_dir": 3}, "err_dir"),
-    (["a"], {"log_size": 0}, "log_size"),
-    (["a"], {"log_backups": -1}, "log_backups"),
-    (["a"], {"stop_signal": "TERM"}, "stop_signal"),
-    (["a"], {"stop_signal": 1000}, "stop_signal"),
-    (["a"], {"success_codes": 0}, "success_codes"),
-    (["a"], {"success_codes": [256]}, "success_codes"),
-    (["a"], {"ready": 80}, "ready"),
-    (["a"], {"health": otpy.Port(80)}, "health"),
-    (["a"], {"shutdown": -1}, "shutdown"),
-    (["a"], {"id": "a/b"}, "id"),
-    (["a"], {"id": "a\0b", "err_dir": "/tmp"}, "id"),
-    (["a"], {"id": "\ud800", "err_dir": "/tmp"}, "id"),
-    (["a"], {"stdout": "\ud800"}, "stdout"),
-    (["a"], {"env": {"\ud800": ""}}, "env"),
-]
-
-
-@pytest.mark.parametrize(("argv", "options", "field"), BAD)
-def test_what_is_wrong_is_refused_before_anything_starts(argv, options, field):
-    with pytest.raises(otpy.SpecError) as caught:
-        process(*argv, **options)
-
-    assert caught.value.field == field
-
-
-@pytest.mark.parametrize(
-    "commands", [["a"], {"a": "sleep 3"}, {"a": []}, {"a": None}, {"a": ["b", 1]}]
-)
-def test_a_dict_of_programs_is_checked(commands):
-    with pytest.raises(otpy.SpecError):
-        otpy.programs("/", commands)
-
-
-def test_an_unknown_option_is_refused():
-    with pytest.raises(TypeError, match="unexpected keyword argument 'shell'"):
-        process("a", shell=True)
-
-
 def test_output_that_a_detached_program_loses_is_told(launch, recorder):
-    """Its tree has ended then, and its handlers hear of that all the same."""
+    """The handlers of a tree hear of the loss, although the tree has ended."""
     up = queue.SimpleQueue()
     script = "trap 'echo late; exit' TERM; echo up >&2; while :; do sleep 0.01; done"
     app = launch(supervisor("app", children=[sh(script, stdout="/dev/full", stderr=up.put)]))

@@ -12,7 +12,7 @@ import otpy
 from otpy import Health, Http, Line, Notify, Port, supervisor
 from otpy.children.program.watch import Watch
 from otpy.core.messages import ChildExited, ChildStarted
-from otpy.reports import ChildTerminated, Progress, Stalled, StartError
+from otpy.reports import ChildTerminated, Progress, Stalled, StartFailed
 from tests.helpers import HANG, close, wait_until
 from tests.programs import SEND, children, guards_of, python, sh, stat
 from tests.test_child_contract import Stage
@@ -76,6 +76,7 @@ NOTIFY = (
     "ready", ["line to stdout", "line to stderr", "notify", "True", "port", "http"]
 )
 def test_it_is_up_when_it_is_ready(launch_in_thread, recorder, tmp_path, port, ready):
+    """With each probe a program counts as started when it is ready, and not before."""
     file, status = tmp_path / "go", tmp_path / "status"
     status.write_text("204")
     specs = {
@@ -96,12 +97,15 @@ def test_it_is_up_when_it_is_ready(launch_in_thread, recorder, tmp_path, port, r
 
 
 def test_one_that_ends_before_it_is_ready_did_not_start(launch):
+    """An end before the program is ready is a StartError."""
     with pytest.raises(otpy.StartError, match="exit code 0"):
         launch(supervisor("app", children=[sh("echo almost", ready="^ready")]))
 
 
 def test_one_that_ends_when_it_has_said_that_it_is_ready_did_start(launch, recorder):
-    """Whatever it has said before that, and however late it is read."""
+    """``READY=1`` counts, whatever the program has sent before that, and however late
+    it is read.
+    """
     code = SEND + "tell(b'STATUS=almost')\ntell(b'READY=1')\nos._exit(0)"
     app, go, guards = launch(supervisor("app")), threading.Event(), guards_of(os.getpid())
     app._tree.shared(Watch).post(lambda: go.wait(HANG))
@@ -120,16 +124,16 @@ def test_one_that_ends_when_it_has_said_that_it_is_ready_did_start(launch, recor
 
 
 def test_mail_that_is_seen_together_with_the_end_is_no_failure():
-    """The watch hears of both at the same time, in any order; then there is no mailbox any more."""
+    """The watch may hear of the mail after the end, when the mailbox is closed."""
     scene = Stage(sh("exit 3", heartbeat=1000.0))
     while not isinstance(scene.hear(), ChildExited):
         pass
-    scene.child._read_mail()
+    scene.child._attendance.read_mail()
     close(scene.tree)
 
 
 def test_the_one_probe_decides(launch):
-    """Who is asked for a line is not ready for having told systemd so."""
+    """With ``ready`` set to a pattern, ``READY=1`` does not make a program ready."""
     with pytest.raises(otpy.StartError, match="exit code 0"):
         launch(
             supervisor(
@@ -139,12 +143,13 @@ def test_the_one_probe_decides(launch):
 
 
 def test_one_that_is_not_ready_in_time_did_not_start(launch, port):
+    """A program that is not ready after ``start_timeout`` is a StartError."""
     with pytest.raises(otpy.StartError, match="not ready after"):
         launch(supervisor("app", children=[sh("sleep 1000", ready=Port(port), start_timeout=0.1)]))
 
 
 def test_one_that_is_waited_for_by_its_lines_may_have_a_buffer(launch):
-    """Then the error says how to do without."""
+    """The error of a late line says how to run a program without a buffer."""
     with pytest.raises(otpy.StartError) as caught:
         launch(supervisor("app", children=[sh("exec sleep 1000", ready="^up", start_timeout=0.1)]))
 
@@ -155,14 +160,17 @@ def test_one_that_is_waited_for_by_its_lines_may_have_a_buffer(launch):
 
 
 def test_a_restart_that_is_not_ready_is_a_failed_one(launch, recorder, tmp_path):
+    """A restart whose program ends before it is ready is a StartError."""
     script = "test -e $1 && exit 7; touch $1; echo ready; exit 1"
     launch(supervisor("app", children=[sh(script, tmp_path / "once", ready="ready")], intensity=1))
 
-    assert recorder.wait_for(StartError, "app/x").reason.detail.returncode == 7
+    assert recorder.wait_for(StartFailed, "app/x").reason.detail.returncode == 7
 
 
 def test_watchdog_messages_are_check_ins(launch, recorder, tmp_path):
-    """It is told how often, and stalls when it falls silent; the report shows what it said last."""
+    """A program gets its heartbeat in WATCHDOG_USEC, and stalls when it is silent for
+    longer. The report has what it wrote last.
+    """
     code = SEND + (
         "import sys, time\n"
         "print(os.environ['WATCHDOG_USEC'], file=sys.stderr, flush=True)\n"
@@ -188,6 +196,7 @@ def test_watchdog_messages_are_check_ins(launch, recorder, tmp_path):
 
 
 def test_so_many_misses_in_a_row_are_a_stall(launch, recorder, tmp_path, port):
+    """A program that misses *misses* probes in a row has stalled, and is restarted."""
     go, status = tmp_path / "go", tmp_path / "status"
     go.touch()
     status.write_text("200")
@@ -211,13 +220,14 @@ def test_so_many_misses_in_a_row_are_a_stall(launch, recorder, tmp_path, port):
 
 
 def test_misses_count_in_a_row_only():
+    """A good answer sets the number of misses to zero."""
     health = Health(Port(1), interval=1000.0, misses=2)
     scene = Stage(sh("exec sleep 1000", health=health))
     assert isinstance(scene.hear(), ChildStarted)
     for is_well in (False, True, False):
-        scene.child._note_health(is_well)
+        scene.child._run.vitals.note_health(is_well)
     beat, until = scene.child.pulse()
-    scene.child._note_health(False)
+    scene.child._run.vitals.note_health(False)
     later = scene.child.pulse()
     scene.child.kill(0.0)
     while not isinstance(scene.hear(), ChildExited):
@@ -229,7 +239,7 @@ def test_misses_count_in_a_row_only():
 
 
 def test_health_and_heartbeat_both_count(launch, recorder):
-    """The port is open, and yet it never sends WATCHDOG=1."""
+    """A program with an open port that never sends ``WATCHDOG=1`` has stalled."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         health = Health(Port(server.getsockname()[1]), interval=0.05, misses=2)
         launch(
@@ -242,6 +252,8 @@ def test_health_and_heartbeat_both_count(launch, recorder):
 
 @pytest.mark.parametrize("status", [200, 299, 301, 404, 500])
 def test_2xx_is_well(status):
+    """Only a status from 200 to 299 is a good answer."""
+
     class Answer(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
             self.send_response(status)
@@ -257,6 +269,7 @@ def test_2xx_is_well(status):
 
 
 def test_what_does_not_answer_is_a_miss():
+    """A port without a listener, a silent server and an impossible name are misses."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         assert Port(port).check()
@@ -287,11 +300,13 @@ BAD = [
 
 @pytest.mark.parametrize("make", BAD)
 def test_probes_are_checked(make):
+    """A wrong field of a probe is a SpecError."""
     with pytest.raises(otpy.SpecError):
         make()
 
 
 def test_probes_end_with_their_program(launch):
+    """The thread of a probe ends with its program, whatever its interval is."""
     app = launch(
         supervisor(
             "app", children=[sh("exec sleep 1000", health=Health(Port(1), interval=60, misses=9))]

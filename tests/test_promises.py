@@ -27,7 +27,8 @@ from click.testing import CliRunner
 import otpy
 from otpy import coroutine, lint, process, registry, reports, supervisor, taskgraph, thread
 from otpy.children.callable.child import CalleeOptions, describe
-from otpy.children.processes import ProgramOptions, _program
+from otpy.children.program import child as program
+from otpy.children.program.options import ProgramOptions
 from otpy.cli.group import otpy as command
 from otpy.core import lives
 from otpy.core.restarts import ACCEPTABLE, VERDICTS, Delays, Fate, Final, Verdict, Window
@@ -35,7 +36,8 @@ from otpy.core.strategy import restart_group
 from otpy.reports import Cause, ExitKind, ExitReason
 from otpy.runtime import log, threads
 from otpy.runtime import stopping as ending
-from otpy.runtime.running import Launch, Options
+from otpy.runtime.options import Options
+from otpy.runtime.running import Launch
 from otpy.specs import ChildSpec, Common, Restart, Strategy
 from tests import callees, pages, test_layers
 from tests.helpers import ManualClock, wait_until
@@ -211,7 +213,7 @@ def of_children() -> dict[str, Any]:
 def of_processes() -> dict[str, Any]:
     return (
         of_children()
-        | of_parameters(_program)
+        | of_parameters(program.describe)
         | of_parameters(describe)
         | {"shutdown": otpy.process("x").shutdown}
     )
@@ -522,7 +524,7 @@ NUMBERS = [
     ),
     (
         "recipes.md",
-        "and after another half second it gives the thread up",
+        "After another half second it gives the thread up",
         "core.lives.INTERRUPT_GRACE",
         0.5,
     ),
@@ -548,19 +550,19 @@ NUMBERS = [
     (
         "health.md",
         "have a twentieth of a second to check in before it counts",
-        "runtime.supervisor.BREATH",
+        "runtime.agenda.BREATH",
         1 / 20,
     ),
     (
         "async.md",
         "They have half a second; what still runs then is logged as `tasks_left`",
-        "children.coroutine.loop.CLEAN_UP",
+        "children.coroutine.cancelling.CLEAN_UP",
         0.5,
     ),
     (
         "async.md",
         "does not come back to its selector for five seconds is blocked",
-        "children.coroutine.loop.LOOP_PATIENCE",
+        "children.coroutine.blockage.BLOCKED_AFTER",
         5.0,
     ),
     (
@@ -585,7 +587,7 @@ NUMBERS = [
     (
         "programs.md",
         "otpy waits up to half a second until the last of its output is in the file",
-        "children.program.child.LINGER",
+        "children.program.attendance.LINGER",
         0.5,
     ),
     (
@@ -597,19 +599,19 @@ NUMBERS = [
     (
         "programs.md",
         "When `shutdown` seconds are over (10 by default)",
-        "children.processes.SHUTDOWN",
+        "children.program.options.SHUTDOWN",
         10.0,
     ),
     (
         "programs.md",
         "with 128 plus its number as its exit code, is judged 0.2 s later",
-        "children.program.child.HOLD",
+        "children.program.attendance.HOLD",
         0.2,
     ),
     (
         "programs.md",
         "cost one while they are written, and a second longer",
-        "children.program.output.IDLE",
+        "children.program.lanes.IDLE",
         1.0,
     ),
     (
@@ -646,7 +648,7 @@ NUMBERS = [
     (
         "reference.md",
         "does not come back to its selector within 5 s is blocked",
-        "children.coroutine.loop.LOOP_PATIENCE",
+        "children.coroutine.blockage.BLOCKED_AFTER",
         5.0,
     ),
     (
@@ -672,7 +674,12 @@ NUMBERS = [
     ),
     ("design.md", "a fork waits, for a second at most", "runtime.log.FORK", 1.0),
     ("design.md", "The same complaint is told once in a minute", "runtime.log.QUIET", 60.0),
-    ("design.md", "to look at it five seconds later", "children.coroutine.loop.LOOP_PATIENCE", 5.0),
+    (
+        "design.md",
+        "to look at it five seconds later",
+        "children.coroutine.blockage.BLOCKED_AFTER",
+        5.0,
+    ),
     (
         "otp.md",
         "later than it was set for, by a second, or for a heartbeat by a quarter",
@@ -707,7 +714,7 @@ def test_the_numbers_about_supervisors_that_do_not_answer_are_those_of_the_code(
     assert ending.OVERDUE > lives.INTERRUPT_GRACE
     assert ending.BUSY == 3.0
     assert (
-        ending.PATIENCE == 5.0
+        ending.TO_ANSWER == 5.0
     )  # it is asked twice, and the first question comes within so many seconds
 
 
@@ -910,7 +917,7 @@ OTHERS = {
     "get_context",
     "is_daemon",
     "max_restarts_per_hour",
-    "page_somebody",
+    "send_page",
     "simple_one_for_one",
     "start_link",
     "supervisor_SUITE",

@@ -130,7 +130,7 @@ def test_what_died_while_a_sibling_boots_is_absorbed_when_the_boot_fails():
     talk.exit("a")
 
     assert talk.exit("b") == [
-        "tell StartError app/b crashed",
+        "tell StartFailed app/b crashed",
         "tell ShutdownError app/a crashed",
         "end shutdown a",
     ]

@@ -28,8 +28,7 @@ from otpy import (
     supervisor,
     thread,
 )
-from otpy.reports import Cause, ChildTerminated, Progress, ShutdownError
-from otpy.reports import StartError as StartErrorReport
+from otpy.reports import Cause, ChildTerminated, Progress, ShutdownError, StartFailed
 from tests.helpers import HANG, ManualClock, Puppet, Recorder, wait_until
 
 
@@ -129,7 +128,7 @@ class TestStart:
 
         assert (caught.value.path, caught.value.__cause__) == ("app/s/c", boom)
         assert order == ["b", "a"]
-        assert [report.path for report in recorder.of(StartErrorReport)] == ["app/s/c", "app/s"]
+        assert [report.path for report in recorder.of(StartFailed)] == ["app/s/c", "app/s"]
 
     def test_it_may_take_only_so_long(self):
         """The error names what everything waited for."""
@@ -237,7 +236,7 @@ class TestCalls:
         app = launch(supervisor("app", children=[puppet.spec("a", ready=True)], intensity=100_000))
         puppet.always_fails = ValueError("no")
         puppet.next().crash()
-        recorder.wait_for(StartErrorReport, "app/a", count=3)
+        recorder.wait_for(StartFailed, "app/a", count=3)
 
         def refusals():
             try:

@@ -32,7 +32,7 @@ EVERY_REPORT = [
         "stalled",
         {"stack": "here"},
     ),
-    (reports.StartError(path="app/a", incarnation=1, reason=CRASH), "error", "start_error", {}),
+    (reports.StartFailed(path="app/a", incarnation=1, reason=CRASH), "error", "start_failed", {}),
     (
         reports.ShutdownError(path="app/a", incarnation=1, reason=CRASH),
         "error",
@@ -51,7 +51,12 @@ EVERY_REPORT = [
         "unstopped",
         {"stack": "here"},
     ),
-    (reports.AutoShutdown(path="app", child="app/a"), "info", "auto_shutdown", {"child": "app/a"}),
+    (
+        reports.AutoShutdownBegun(path="app", child="app/a"),
+        "info",
+        "auto_shutdown_begun",
+        {"child": "app/a"},
+    ),
     (reports.StrayMessage(path="app", item="x"), "error", "stray_message", {"item": "'x'"}),
     (
         reports.OutputLost(path="app/a", incarnation=1, reason=CRASH, file="x"),

@@ -41,8 +41,7 @@ from otpy.core.slots import (
 )
 from otpy.core.strategy import restart_group
 from otpy.reports import ExitKind, ExitReason
-from otpy.runtime.spares import Spawner
-from otpy.runtime.supervisor import SupervisorThread
+from otpy.runtime.supervisor import NestedSupervisor, SupervisorThread
 from otpy.runtime.tree import Tree
 from otpy.runtime.waiting import Reply
 from otpy.specs import (
@@ -289,19 +288,7 @@ class World:
         self.tree = Tree(spec.id, self, max_unstopped=self.pick(0, 2, 100), seed=seed)
         self.tree.telemetry = NoTelemetry(self)  # type: ignore[assignment]
         self.tree.launch = self._launch
-        self.root = SupervisorThread(
-            Birth(
-                ref=0,
-                path="root",
-                spec=spec,
-                incarnation=1,
-                last_exit=None,
-                handover=messages.Handover(),
-                spawn=Spawner(self.tree, "root").spawn,
-                supervisor=None,
-                tree=self.tree,
-            )
-        )
+        self.root = SupervisorThread(spec, "root", self.tree)
 
     # Dice
 
@@ -337,7 +324,7 @@ class World:
         )
         return SupervisorSpec(
             id=id,
-            start=SupervisorThread,
+            start=NestedSupervisor,
             children=children,
             dynamic=dynamic,
             max_children=self.pick(None, 2) if dynamic else None,
@@ -400,7 +387,7 @@ class World:
     # The life
 
     def live(self) -> None:
-        self.root.start(lambda news: None)
+        self.root.begin()
         for _ in range(self.random.randint(1, 300)):
             if not self.root.alive:
                 break
@@ -505,18 +492,18 @@ class World:
     def _has_work(self, core: SupervisorThread) -> bool:
         at = core.timers.next()
         return core.alive and bool(
-            core._local or not core.mailbox.empty() or (at is not None and at <= self.now)
+            core._agenda.news or not core.mailbox.empty() or (at is not None and at <= self.now)
         )
 
     def _turn(self, core: SupervisorThread) -> None:
-        core._ident = (
+        core._agenda.ident = (
             threading.get_ident()
         )  # so that news from inside the turn is local, as on the real thread
         self._turning = core
         try:
             core.turn()
         finally:
-            core._ident = self._turning = None
+            core._agenda.ident = self._turning = None
         self.check(True, "")
         if core.alive:
             self._check_consistency(core)
@@ -666,7 +653,7 @@ class World:
         """Whether the decision to end is younger than the order that is being obeyed: it is told further on."""
         told = [order.report for order in core._orders if isinstance(order, messages.Tell)]
         return any(
-            isinstance(report, reports.LimitReached | reports.AutoShutdown) for report in told
+            isinstance(report, reports.LimitReached | reports.AutoShutdownBegun) for report in told
         )
 
     def _note_start(self, chronicle: Chronicle, actor: Actor) -> None:
@@ -779,7 +766,7 @@ class World:
         elif isinstance(report, reports.Stalled):
             self._note_stall(report)
         elif isinstance(
-            report, reports.ChildTerminated | reports.StartError | reports.ShutdownError
+            report, reports.ChildTerminated | reports.StartFailed | reports.ShutdownError
         ):
             self._note_death(report)
 
@@ -801,9 +788,9 @@ class World:
         )
         if isinstance(report, reports.ChildTerminated):
             self._note_crash(chronicle, report)
-        elif isinstance(report, reports.StartError):
+        elif isinstance(report, reports.StartFailed):
             chronicle.failed.append(self.now)
-        if isinstance(report, reports.ChildTerminated | reports.StartError) and actor is not None:
+        if isinstance(report, reports.ChildTerminated | reports.StartFailed) and actor is not None:
             slot = chronicle.core.machine.slots.get(actor.birth.spec.id)
             if slot is not None and slot.incarnation == report.incarnation:
                 self._failed[slot] = self.now

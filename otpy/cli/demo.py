@@ -1,6 +1,7 @@
 """``otpy demo``: a small tree that crashes, recovers and gives up in the end. Watch it, or read its lines.
 
-The main thread waits for the reports of the tree, and tells and draws each of them; nobody else touches the picture.
+The main thread waits for the reports of the tree, and prints and draws each of them. No other
+thread touches the picture.
 """
 
 from __future__ import annotations

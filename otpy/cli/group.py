@@ -26,7 +26,7 @@ COMMANDS = ("demo", "run", "check", "show", "lint", "tasks")
 """In the order in which they are listed; one whose module is not there is not."""
 
 INTERRUPTED = 130
-"""The exit status of whoever is ended by Ctrl-C before there is a tree to be stopped: 128 + SIGINT."""
+"""The exit status if Ctrl-C comes before there is a tree to be stopped: 128 + SIGINT."""
 
 UNWRITTEN = 74
 """The exit status if stdout cannot be written to: EX_IOERR of sysexits.h."""

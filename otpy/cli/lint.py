@@ -1,4 +1,4 @@
-"""``otpy lint``: the guard, as ``python -m otpy.lint``."""
+"""``otpy lint``: the same as ``python -m otpy.lint``."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def lint(paths: tuple[str, ...], select: str, config: str | None) -> int:
 
     Exit status: 0, nothing is found; 1, something is; 2, a path, an option or the configuration is wrong.
     """
-    import otpy.lint as guard
+    from otpy.lint import main
 
     options = [f"--select={select}", *([f"--config={config}"] if config is not None else [])]
-    return guard.main([*options, "--", *paths])
+    return main([*options, "--", *paths])

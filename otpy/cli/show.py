@@ -92,7 +92,8 @@ def draw(tree: SupervisorSpec) -> None:
         nodes[place.path] = nodes[above.path].add(label) if above else Tree(label)
     console = Console(highlight=False)
     if not console.is_terminal:
-        console.width = 1000  # or else long lines would be broken, for a width that nobody has
+        # A file has no width. With the default of 80, rich would break long lines.
+        console.width = 1000
     console.print(nodes[tree.id])
 
 

@@ -352,7 +352,7 @@ def run(graph: TaskGraph, *, progress: bool, logs: bool) -> Summary:
 
 
 def _say(words: str, **options: Any) -> None:
-    """Print *words*; if nobody reads any more, that is told once, at the end."""
+    """Print *words*. If stdout is closed, the command reports that once, at its end."""
     with contextlib.suppress(OSError):
         say(words, **options)
 

@@ -96,7 +96,7 @@ class Endings(Roster):
         self.phase = BOOTING
         self.ending: Ending | None = None
         self._early: list[tuple[Slot, ExitReason]] = []
-        self._open_end: reports.AutoShutdown | None = None
+        self._open_end: reports.AutoShutdownBegun | None = None
 
     def overtake(self, slot: Slot) -> None:
         """A plan decides about the child now: it does not come back by itself any more."""

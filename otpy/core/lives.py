@@ -181,7 +181,7 @@ class Lives(Endings):
         elif verdict.fate is not Fate.RESTART:
             self.release(slot)
             if slot.spec.significant:
-                self._open_end = reports.AutoShutdown(
+                self._open_end = reports.AutoShutdownBegun(
                     path=self.path, child=slot.path, reason=slot.last_exit
                 )
                 self.judge_open_end()
@@ -294,7 +294,7 @@ class Lives(Endings):
             self.release(slot, reason)
             self.settled(slot)
             return
-        self.tell(reports.StartError, slot, reason=reason)
+        self.tell(reports.StartFailed, slot, reason=reason)
         if self.phase is BOOTING:  # OTP: {shutdown, {failed_to_start_child, …}}
             error = reports.start_error(slot.path, reason)
             self.end(ExitReason(ExitKind.SHUTDOWN, error, f"{slot.id} did not start"))

@@ -61,7 +61,7 @@ class StopSupervisor(Message):
     Attributes:
         within: Seconds for the whole subtree; None: as long as the specs allow; 0: interrupt at once.
         grace: How many of them are for what has been interrupted; None: INTERRUPT_GRACE, or half of a short *within*.
-        detach: Stop nobody: let the workers run on.
+        detach: Stop no worker: let them run on.
         signal: The name of the signal that asks for it; "": none does.
     """
 
@@ -145,7 +145,7 @@ class Call(Message):
     """Base of all calls. Each is one of its own, whatever it asks for.
 
     Attributes:
-        reply: Where the answer goes; None: nobody waits for it any more.
+        reply: Where the answer goes; None: the caller has gone.
         inside: The child through whose subtree the call comes, if its caller cannot end or start before the answer.
     """
 

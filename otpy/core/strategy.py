@@ -1,8 +1,12 @@
-"""Who is restarted together with whom, and in which order. Nothing else in otpy knows the strategies.
+"""Which children are restarted together with a child that failed, and in which order.
+
+Law: only this file says which children belong to a group. ``lives`` restarts a child of
+one_for_one without a plan, because its group has no other member. ``check.COSTS`` foresees
+what a group costs; a test compares it with this file.
 
 The three rules, for children a b c d in start order and c crashed:
 
-    one_for_one     stop nobody         start c
+    one_for_one     stop none           start c
     one_for_all     stop d, b, a        start a, b, c, d
     rest_for_one    stop d              start c, d
 
@@ -28,9 +32,9 @@ MEMBERS: dict[Strategy, Callable[[Iterable[str], str], tuple[str, ...]]] = {
 def restart_group(
     strategy: Strategy, order: Iterable[str], crashed: str
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return who stops and who starts, each in its order.
+    """Return the children to stop and those to start, each list in its order.
 
-    Whoever of them is not running is skipped in the first list, and started in the second.
+    The caller skips a child that is not running in the first list, and starts it all the same.
     """
     members = MEMBERS[strategy](order, crashed)
     return tuple(id for id in reversed(members) if id != crashed), members

@@ -20,8 +20,8 @@ _hook = threading.local()
 class CrashBridge:
     """The ``threading.excepthook`` that ``report_crashes_elsewhere`` sets.
 
-    As a context manager it closes itself when the block is left. Further bridges and the
-    hooks of other libraries may be put on top of it, and removed in any order. One
+    As a context manager it closes itself when the block is left. Further bridges and
+    the hooks of other libraries may be put on top of it, and removed in any order. One
     bridge only reports a crash. A closed bridge that another hook still calls passes on
     what it gets.
     """

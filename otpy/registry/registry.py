@@ -39,9 +39,10 @@ from otpy.registry.spawned import check, spawned
 from otpy.registry.table import TrackedThread
 from otpy.reports import ChildTerminated, ExitReason
 from otpy.runtime import log, telemetry, threads
+from otpy.runtime.account import ask_all
 from otpy.runtime.telemetry import handler_of
 from otpy.runtime.threads import Entry, Role
-from otpy.runtime.tree import Tree, ask_all
+from otpy.runtime.tree import Tree
 from otpy.runtime.waiting import Once, Reply
 from otpy.specs import is_number, plain
 
@@ -53,8 +54,8 @@ class ThreadRegistry:
     """Spawns threads, knows them while they live, and stops them.
 
     All methods may be called from any thread. As a context manager it calls
-    ``shutdown_all`` when the block is left, and logs the names of the threads that still
-    run then.
+    ``shutdown_all`` when the block is left, and logs the names of the threads that
+    still run then.
     """
 
     def __init__(self) -> None:
@@ -93,7 +94,8 @@ class ThreadRegistry:
             SpecError: An argument is wrong.
             AlreadyStarted: A thread of this name lives here.
             NotAlive: ``shutdown_all`` has been called.
-            RuntimeError: The system has no more threads to give, or the interpreter exits.
+            RuntimeError: The system has no more threads to give, or the interpreter
+            exits.
         """
         # a class derived from str could run user code while the door is held
         name, purpose = plain(name), plain(purpose)
@@ -114,8 +116,8 @@ class ThreadRegistry:
             entry = threads.enlist(
                 call.run, name=name, role=Role.SPAWNED, purpose=purpose, owner=self, daemon=daemon
             )
-            # A signal handler in this thread may have shut down since ``_admit``. It has
-            # not seen the entry, so it does not wait for the thread.
+            # A signal handler in this thread may have shut down since ``_admit``. It
+            # has not seen the entry, so it does not wait for the thread.
             if self._flag.has_happened:
                 threads.withdraw(entry)
                 self._admit(name)
@@ -172,18 +174,18 @@ class ThreadRegistry:
         return self._flag.wait(timeout)
 
     def shutdown_all(self, timeout: float = 10.0) -> ShutdownStats:
-        """Ask all threads to stop, and wait for their ends; refuse ``spawn`` from now on.
+        """Ask all threads to stop, and wait for their ends.
 
-        All are asked before any is waited for. The default registry also asks the trees
-        that run, each of which stops in order, and waits for these first. It asks the
-        threads that trees have let go, too.
+        From now on ``spawn`` is refused. All are asked before any is waited for. The
+        default registry also asks the trees that run, each of which stops in order, and
+        waits for these first. It asks the threads that trees have let go, too.
 
         It does not wait for threads that their supervisor has given up, nor for those
         that wait for this very call: the calling thread, the tree that this thread
         belongs to, and tracked threads that wait in an earlier call of this method.
 
-        A further call asks again, waits again with a budget of its own, and returns what
-        it saw.
+        A further call asks again, waits again with a budget of its own, and returns
+        what it saw.
 
         Args:
             timeout: Seconds for all together. Trees interrupt their children before the
@@ -228,9 +230,9 @@ class ThreadRegistry:
     def subscribe(self, sink: ReportHandler | Puttable) -> None:
         """Give each crash of a spawned thread to *sink*, as a ``ChildTerminated``.
 
-        The sink is called on the thread that dies, and delays its end. An exception that
-        it raises is logged. The crashes of children go to the handlers of their trees,
-        not here.
+        The sink is called on the thread that dies, and delays its end. An exception
+        that it raises is logged. The crashes of children go to the handlers of their
+        trees, not here.
 
         Args:
             sink: A callable, or an object with ``put``; neither may be async.
@@ -270,7 +272,7 @@ class ThreadRegistry:
         return entry.owner is self
 
     def _ask_trees(self, within: float) -> dict[Tree, Reply]:
-        """Ask the trees to end within so many seconds; return the replies to wait for."""
+        """Ask the trees to end within so many seconds; return their replies."""
         return {}
 
     def _admit(self, name: str) -> None:

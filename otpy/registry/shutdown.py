@@ -38,9 +38,9 @@ class ShutdownStats(Value):
         total: How many ran when ``shutdown_all`` was called, without the calling one.
         joined: How many of them have ended.
         timeout: How many of them still ran when it returned.
-        orphaned: How many of ``timeout`` have no waiter left: daemon threads that belong
-            to no running tree. The interpreter cuts them off when it exits. It waits for
-            the others, or their tree does.
+        orphaned: How many of ``timeout`` have no waiter left: daemon threads that
+            belong to no running tree. The interpreter cuts them off when it exits. It
+            waits for the others, or their tree does.
         duration: Seconds that the call took.
         joined_names, timeout_names, orphaned_names: Their names, in the order of their
             starts.
@@ -121,7 +121,8 @@ class Shutdown:
             if tree not in self._waits_for_us():
                 with contextlib.suppress(CallTimeout):
                     end.wait(self._left(), tree.root)
-        # Until its end a tree may have let go further children. Nothing else asks these.
+        # Until its end a tree may have let go further children. Nothing else asks
+        # these.
         self._ask_let_go()
         bound = self._waits_for_us()
         threads.join_all([entry for entry in self.seen if will_end(entry, bound)], self._left())

@@ -19,7 +19,7 @@ def check(name: object, field: str, value: object, is_right: bool, expected: str
 
     Args:
         name: The thread that the argument is about.
-        expected: What would be right.
+        expected: The values that are right, in words for the error.
 
     Raises:
         SpecError: *is_right* is false.
@@ -51,7 +51,7 @@ class Spawned:
             self._report_failure(self._outcome())
         # Another thread may raise an exception in this one after the last line of the
         # target, or while its own failure is handled. It would go to the hook of
-        # Python, and there would be no report. What it hits has not been reported yet.
+        # Python, and there would be no report. The call has not been reported yet.
         except BaseException as late:
             self._report_failure(late)
 

@@ -5,42 +5,42 @@ When the main thread has ended, Python does four things:
    Executors refuse work from then on, and join their threads.
 2. It joins all threads that are no daemons.
 3. It calls what was registered with ``atexit``, newest first. multiprocessing joins and
-   ends its processes, logging is shut down, the program closes what is its own.
+   ends its processes, logging is shut down, the parent process closes what is its own.
 4. It cuts off daemon threads, and takes the modules apart.
 From 3 on no thread can be started; in Python 3.12.0 to 3.12.2, from 1 on.
 
 Laws:
 1. Trees are stopped before 1, whatever the order of imports and registrations.
-2. Threads that are no daemons keep trees alive, as they keep the program alive. The
+2. Threads that are no daemons keep trees alive, as they keep the process alive. The
    threads of executors do not: they rest only when the children that use them have
    ended.
-3. The handlers of a tree then have the rest of their ``flush`` seconds. What they have
-   not done is counted, and logged in one line. Complaints that were only counted are
-   logged likewise.
+3. The handlers of a tree then have the rest of their ``flush`` seconds. Reports that
+   were not handled by then are counted, and logged in one line. Complaints that were
+   only counted are logged likewise.
 4. No wait is without a limit. A supervisor that does not answer is named and left.
    Ctrl-C shortens all limits to zero.
 5. A thread that is left, blocked in stdin, stdout or stderr, aborts no interpreter.
 
-Theory of operation. ``threading._shutdown`` does 1 and 2, and is wrapped here. To
-register for 1 would not do: a child may import an executor, which is newer then, at any
-time. There are two cases.
+Theory of operation. ``threading._shutdown`` does 1 and 2, and is wrapped here. A callback
+that is registered for 1 would come too late: a child may import an executor at any time,
+and the executor's callback is newer then. There are two cases.
 
-- Executors alone keep the program alive, or nothing does. The main thread stops the
+- Executors alone keep the process alive, or no thread does. The main thread stops the
   trees. Then 1 to 4 follow.
-- Other threads go on. They may wait for the end of the main thread, so that must not
-  wait for them here. A thread that is no daemon is started, the *steward*. The callbacks
-  of executors are taken out of the list of 1, and 1 and 2 follow. The steward waits for
-  the other threads, stops the trees, and calls the callbacks of executors.
+- Other threads go on. They may wait for the end of the main thread, so the main thread
+  must not wait for them here. A thread that is no daemon is started, the *steward*. The
+  callbacks of executors are taken out of the list of 1, and 1 and 2 follow. The steward
+  waits for the other threads, stops the trees, and calls the callbacks of executors.
 
 A callback of 1 counts as an executor's if its module keeps a record of threads, as
-``concurrent.futures`` and its copies do. Every other one is called at its usual time:
-the threads that the steward waits for may end by it.
+``concurrent.futures`` and its copies do. Every other callback is called at its usual
+time: the threads that the steward waits for may end by it.
 
 ``atexit`` is the second line. It serves trees that were started meanwhile, and a Python
 where no steward can be started.
 
-Who runs what: ``_end`` runs on the main thread or on the steward's, or first on the one
-and then on the other. User code does not run here, but for the callbacks of executors.
+Which thread runs what: ``_end`` runs on the main thread or on the steward's, or first on
+the one and then on the other. No user code runs here, except the callbacks of executors.
 """
 
 from __future__ import annotations
@@ -57,17 +57,18 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from otpy.runtime import log, threads
+from otpy.runtime.account import ask_all
 from otpy.runtime.stopping import Wait, await_end, never, wait_plainly
 from otpy.runtime.threads import Role
-from otpy.runtime.tree import SETTLE, Tree, ask_all
+from otpy.runtime.tree import SETTLE, Tree
 from otpy.runtime.waiting import Bell, Reply
 
 LAST_WORD = 2.0
-"""How many seconds one line may take, if the log or stderr is blocked."""
+"""Seconds that one line may take, if the log or stderr is blocked."""
 
 
 def watch() -> None:
-    """Be there when the interpreter ends; called when a tree is started."""
+    """Have all trees stopped when the interpreter ends; called when a tree is started."""
     global _is_watching  # noqa: PLW0603
     if not _is_watching:
         _is_watching = True
@@ -78,23 +79,24 @@ def watch() -> None:
 
 _is_watching = False
 _held: list[Callable[[], object]] = []
-"""The callbacks of executors that the steward calls; they are not in the list any more."""
+"""The callbacks of executors that the steward calls. They were taken out of the list of
+1."""
 
 
 def _shut_down(usual: Callable[[], object]) -> None:
-    """Be ``threading._shutdown``; on the main thread."""
+    """Be ``threading._shutdown``; the main thread calls it."""
     try:
         if any(_others()):
             _leave_it_to_a_steward()
         else:
             _end()
-    except BaseException as error:  # whatever it is, the interpreter ends as usual
+    except BaseException as error:  # the interpreter ends as usual, whatever was raised
         log.complain("end_failed", error)
     usual()
 
 
 def _others() -> Iterator[threading.Thread]:
-    """Yield the threads in which the program goes on."""
+    """Yield the threads that keep the process alive, besides this one."""
     ours = {threading.main_thread(), threading.current_thread()}
     ours.update(thread for _, record in _executors() for thread in record)
     yield from (
@@ -103,7 +105,7 @@ def _others() -> Iterator[threading.Thread]:
 
 
 def _executors() -> Iterator[tuple[Callable[[], object], list[threading.Thread]]]:
-    """Yield the callbacks of executors, newest first, each with the threads on record."""
+    """Yield the callbacks of executors, newest first, each with the threads on its record."""
     for callback in [*_held, *reversed(getattr(threading, "_threading_atexits", []))]:
         names: Mapping[str, object] = getattr(_function_of(callback), "__globals__", {})
         records = [
@@ -117,16 +119,17 @@ def _executors() -> Iterator[tuple[Callable[[], object], list[threading.Thread]]
 
 
 def _function_of(callback: Any) -> Any:
-    """Return what was registered.
+    """Return the function that was registered.
 
-    A partial holds it; from Python 3.13 on, a cell of a lambda.
+    Until Python 3.12 the callback is a partial of it. From 3.13 on it is a lambda, which
+    has the function in a cell.
     """
     cells = [cell.cell_contents for cell in getattr(callback, "__closure__", None) or ()]
     return next(filter(callable, cells), getattr(callback, "func", callback))
 
 
 def _leave_it_to_a_steward() -> None:
-    """Start the steward. Where that is impossible, all is left as it was, to ``atexit``."""
+    """Start the steward. Where that is impossible, leave everything as it was, to ``atexit``."""
     _held.extend(callback for callback, _ in _executors())
     callbacks: list[Any] = getattr(threading, "_threading_atexits", [])
     entry = threads.enlist(
@@ -138,7 +141,8 @@ def _leave_it_to_a_steward() -> None:
         daemon=False,
     )
     # The steward waits for all other threads. One of these may call shutdown_all, which
-    # waits for every thread on record: the steward must not be one.
+    # waits for every thread on record. With the steward on record, both would wait for
+    # each other.
     threads.forget(entry.thread)
     before = list(callbacks)
     callbacks[:] = [one for one in before if one not in _held]
@@ -153,8 +157,8 @@ def _leave_it_to_a_steward() -> None:
 
 
 NO_NEW_THREADS = (
-    "Python 3.12.0 to 3.12.2 starts no thread once the main thread has ended, so nothing can be restarted: "
-    "upgrade it, or let the main thread wait"
+    "Python 3.12.0 to 3.12.2 starts no thread once the main thread has ended, "
+    "so nothing can be restarted: upgrade it, or let the main thread wait"
 )
 
 
@@ -164,12 +168,12 @@ def _be_steward() -> None:
             thread.join()
     _end()
     for callback in _held:
-        with contextlib.suppress(BaseException):  # the next one must be called all the same
+        with contextlib.suppress(BaseException):  # the next callback must be called as well
             callback()
 
 
 def _end() -> None:
-    """Stop all trees, let the handlers finish, say what was lost."""
+    """Stop all trees, let the handlers finish, and log what was lost."""
     with _listening() as wait:
         stopped = _stop_all(wait)
         _flush(wait)
@@ -184,7 +188,8 @@ def _end() -> None:
 def _listening() -> Iterator[Wait]:
     """Yield how to wait: at a bell, where that is possible.
 
-    Else a signal that comes just before the wait for a lock would be heard too late.
+    Without a bell, the handler of a signal that comes just before the wait for a lock
+    would run only after the wait.
     """
     bell = Bell()
     try:
@@ -200,6 +205,7 @@ def _listening() -> Iterator[Wait]:
 
 
 def _stop_all(wait: Wait) -> list[Tree]:
+    """Stop all trees, with all limits at zero after a Ctrl-C; return them."""
     asked: dict[Tree, Reply] = {}
     for within in (None, 0.0):
         try:
@@ -214,20 +220,16 @@ def _stop_all(wait: Wait) -> list[Tree]:
 
 
 def _await_end(tree: Tree, until: float, wait: Wait) -> None:
-    """Wait for the end of *tree*, as long as its supervisors answer."""
+    """Wait for the end of *tree*; log the supervisors that do not answer, with stacks."""
     report = await_end(tree.directory[tree.root], lambda: until, wait)
     if report.unanswered:
         stacks = [one.stack for one in report.unstopped if one.path in report.unanswered]
-        _say(
-            "no_answer",
-            path=tree.root,
-            supervisors=list(report.unanswered),
-            stack="\n".join(stacks),
-        )
+        supervisors = list(report.unanswered)
+        _say("no_answer", path=tree.root, supervisors=supervisors, stack="\n".join(stacks))
 
 
 def _flush(wait: Wait) -> None:
-    """Let the handlers finish, of all trees; count and log what they have not done."""
+    """Let the handlers of all trees finish; log how many reports they have not handled."""
     owners = dict.fromkeys(entry.owner for entry in threads.entries() if entry.role is Role.HANDLER)
     trees = [tree for tree in owners if isinstance(tree, Tree)]
     for tree in trees:
@@ -245,7 +247,8 @@ def _flush(wait: Wait) -> None:
             _say("undelivered", path=tree.root, count=lost, handlers=names)
 
 
-# The last words. The log or stderr may be blocked: a thread writes each, for LAST_WORD.
+# The last words. The log or stderr may be blocked. So a thread writes each line, and this
+# one waits for it no longer than LAST_WORD.
 
 
 def _say(event: str, **fields: object) -> None:
@@ -257,7 +260,10 @@ def _say(event: str, **fields: object) -> None:
 
 
 def _within(job: Callable[[], object]) -> bool | None:
-    """Return whether *job* was done in time, without raising; None: it got no thread."""
+    """Do *job* on a helper thread; return whether it was done in time, without raising.
+
+    None: the system has no thread for it.
+    """
     done: list[bool] = []
 
     def do() -> None:
@@ -275,23 +281,17 @@ def _within(job: Callable[[], object]) -> bool | None:
     return bool(done)
 
 
-def _is_ready(stream: Any, seconds: float) -> bool:
-    """Whether the file of *stream* can be written to in time; True if that is unknown."""
-    try:
-        return bool(select.select([], [stream.fileno()], [], seconds)[1])
-    except (OSError, ValueError, AttributeError):
-        return True
-
-
 # Threads that are left. Python aborts if it must lock a buffer that such a thread has
 # locked. It locks stdout and stderr to flush them, and each stream to destroy it.
 
+STREAMS = ("stdin", "stdout", "stderr")
+
 
 def _keep_streams() -> None:
-    """See to it that the interpreter locks no stream that a thread that is left may hold.
+    """Keep the interpreter from locking a stream that a thread that is left may hold.
 
-    The entry of a thread is held by its outermost frame. That frame is never cleared once
-    the thread was cut off, so what the entry holds is never destroyed.
+    A thread that was cut off keeps its outermost frame for ever. That frame holds the
+    thread's entry. So a stream that the entry holds is never destroyed.
     """
     here = threading.current_thread()
     left = [
@@ -308,17 +308,19 @@ def _keep_streams() -> None:
             setattr(sys, name, _another(stream))
 
 
-STREAMS = ("stdin", "stdout", "stderr")
-
-
 def _is_blocked(stream: Any) -> bool:
-    """Whether *stream* cannot be flushed, or, without a thread to try it, its file is full."""
+    """Whether *stream* cannot be flushed; without a thread to try it, whether its file is full."""
     is_flushed = _within(stream.flush)
-    return not is_flushed if is_flushed is not None else not _is_ready(stream, LAST_WORD)
+    if is_flushed is not None:
+        return not is_flushed
+    try:
+        return not select.select([], [stream.fileno()], [], LAST_WORD)[1]
+    except (OSError, ValueError, AttributeError):
+        return False  # it is unknown
 
 
 def _another(stream: Any) -> Any:
-    """Return a stream to the same file, with a lock of its own; None: there is no file."""
+    """Return a stream to the same file, with a lock of its own; None: it has no file."""
     try:
         return open(
             stream.fileno(), "w", encoding=stream.encoding, errors=stream.errors, closefd=False

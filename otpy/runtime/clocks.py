@@ -1,4 +1,11 @@
-"""A clock of the user's: it is read on supervisors' threads, and must not end them."""
+"""A clock that a user has written: it is read on supervisors' threads, and must not end them.
+
+Laws:
+1. What the clock raises goes no further, and neither does a time that is no number.
+   Time stands still meanwhile.
+2. A clock that begins to fail is logged once, not at each reading, and not on the
+   thread that reads it.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +17,9 @@ from otpy.specs import is_number
 
 
 class GuardedClock:
-    """Tells the time of another clock. While that fails, time stands still.
+    """Returns the time of another clock, or the last time that the clock returned.
 
-    Law: what the clock raises goes no further, and neither does a time that is no
-    number. It is logged when the clock begins to fail, not each time, and not on the
-    thread that has asked for the time.
+    Any thread may read it.
 
     Raises:
         Exception: What the clock raises when it is read for the first time.
@@ -27,16 +32,20 @@ class GuardedClock:
         self.wall = self._guarded(clock.wall, "wall")
 
     def complain_by(self, complain: Callable[..., object]) -> None:
-        """Have *complain* called when the clock fails, as ``log.complain`` is; it must not block."""
+        """Have *complain* called, as ``log.complain`` is, when the clock begins to fail.
+
+        Args:
+            complain: Must not block.
+        """
         self._complain = complain
 
-    def _guarded(self, tell: Callable[[], float], name: str) -> Callable[[], float]:
-        last, fails = _checked(tell(), name), False
+    def _guarded(self, read: Callable[[], float], name: str) -> Callable[[], float]:
+        last, fails = _checked(read(), name), False
 
-        def ask() -> float:
+        def read_or_stand_still() -> float:
             nonlocal last, fails
             try:
-                last = _checked(tell(), name)
+                last = _checked(read(), name)
                 fails = False
             except Exception as error:
                 if not fails:
@@ -44,7 +53,7 @@ class GuardedClock:
                     self._complain("clock_failed", error, clock=name)
             return last
 
-        return ask
+        return read_or_stand_still
 
 
 def _checked(seconds: float, name: str) -> float:

@@ -1,15 +1,15 @@
-"""Whether a debugger is attached to this program.
+"""Whether a debugger is attached to this process.
 
-It runs on supervisors' threads, and only when a child is silent, so it costs nothing
-otherwise. It imports nothing. A debugger is known by one of these:
+A supervisor's thread looks for one, but only when a child is silent. So the look costs
+nothing otherwise. It imports nothing. A debugger is recognised by one of these:
 
 - It has registered as DEBUGGER_ID with ``sys.monitoring`` (Python 3.12 and later).
 - It is pydevd, as in PyCharm; or debugpy, as in VS Code, and a client is connected.
 - It is built on ``bdb``, as pdb, ipdb and pudb are: its trace function is set, in any
-  thread, or a thread stands in ``bdb`` right now.
+  thread, or a thread runs code of ``bdb`` right now.
 
 Coverage tools and profilers trace as well, and are none of these. A debugger outside of
-the interpreter, such as gdb, is not seen, and neither is one in a child's process.
+the interpreter, such as gdb, is not seen. Neither is one in a child's process.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def is_attached() -> bool:
     """Whether a debugger is attached. Never raises."""
     try:
         return _is_monitored() or _has_pydevd() or _is_traced()
-    except Exception:  # what it asks belongs to the debugger
+    except Exception:  # of the debugger's own code, which is asked
         return False
 
 
@@ -37,7 +37,11 @@ def _is_monitored() -> bool:
 
 
 def _has_pydevd() -> bool:
-    """Whether it is at work. It registers when debugpy begins to listen for a client, too."""
+    """Whether pydevd is at work.
+
+    Its registration says nothing: it registers when debugpy begins to listen for a
+    client.
+    """
     debugpy: Any = sys.modules.get("debugpy")
     if debugpy is not None:
         return bool(debugpy.is_client_connected())
@@ -58,7 +62,7 @@ def _is_traced() -> bool:
 
 
 def _is_in(bdb: Any, frame: FrameType | None) -> bool:
-    """Whether a frame of the thread is traced by ``bdb``, or is its own."""
+    """Whether *frame* or a frame below it is traced by ``bdb``, or runs its code."""
     while frame is not None:
         if isinstance(getattr(frame.f_trace, "__self__", None), bdb.Bdb) or frame.f_globals is vars(
             bdb

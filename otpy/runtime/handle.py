@@ -1,4 +1,13 @@
-"""The handle that users hold: each call puts a message into a supervisor's mailbox, and waits for the answer."""
+"""The handle of a supervisor, which users hold.
+
+Laws:
+1. A call puts a message into the supervisor's mailbox and waits for the answer. It
+   touches nothing of the supervisor.
+2. A call that is refused for its arguments is not served.
+3. A call that could only wait for its own caller raises WouldDeadlock.
+
+All methods may be called on any thread, and run on the caller's.
+"""
 
 from __future__ import annotations
 
@@ -29,17 +38,19 @@ if TYPE_CHECKING:
 class Supervisor:
     """The handle of a running supervisor.
 
-    It names a path in a running tree, and stays valid while the supervisor there is restarted. All methods may be
-    called from any thread. As a context manager it stops the supervisor when the block is left.
+    It names a path in a running tree, and stays valid while the supervisor at that path
+    is restarted. All methods may be called on any thread. As a context manager the
+    handle stops the supervisor when the block is left.
 
-    Calls take a *timeout* in seconds; None waits as long as it takes. All calls may raise
-    these exceptions.
+    Calls take a *timeout* in seconds; None: they wait as long as it takes. All calls may
+    raise these exceptions.
 
     Raises:
         NotAlive: The supervisor has ended, is ending, or is just being restarted.
         CallTimeout: There was no answer in time. The call may still be served.
-        WouldDeadlock: The calling thread is a child for whose own end or start the call would have to wait, or it is a
-            supervisor's own thread, where the garbage collector has run a finalizer that calls.
+        WouldDeadlock: The call would wait for the end or the start of the child whose
+            thread calls. Or the thread is a supervisor's own, in which the garbage
+            collector has run a finalizer that calls.
     """
 
     def __init__(self, tree: Tree, path: str) -> None:
@@ -57,16 +68,19 @@ class Supervisor:
         return core is not None and core.alive and not self._tree.is_foreign
 
     def start_child(self, spec: ChildSpec, timeout: float | None = None) -> ChildInfo:
-        """Add a child at the end of the start order, start it, and return when it is up (OTP: start_child).
+        """Add a child at the end of the start order, start it, and return when it is up.
+
+        (OTP: start_child.)
 
         Returns:
-            The child; its state is UNDEFINED if it raised ``Ignore``.
+            The child. Its state is UNDEFINED if it raised ``Ignore``.
 
         Raises:
-            SpecError: *spec* is none, or cannot belong to this supervisor.
+            SpecError: *spec* is no child spec, or cannot belong to this supervisor.
             AlreadyStarted, AlreadyPresent: The id is taken.
             MaxChildren: A dynamic supervisor is full.
-            StartError: It did not come up; nothing of it is kept, and it is not tried again.
+            StartError: The child did not come up. Nothing of it is kept, and it is not
+                tried again.
         """
         if not isinstance(spec, ChildSpec):
             raise SpecError(
@@ -76,23 +90,27 @@ class Supervisor:
         return info
 
     def terminate_child(self, id: str, timeout: float | None = None) -> None:
-        """Stop a child and return when it has ended or was given up; cancel its restart if it waits for one.
+        """Stop a child, and return when it has ended or was given up.
 
-        Its spec stays, unless it is temporary or the supervisor dynamic. It stays down until ``restart_child``, or
-        until a group restart brings it back (OTP: terminate_child).
+        If the child waits for a restart, that is cancelled. The spec stays, unless the
+        child is temporary or the supervisor dynamic. The child stays down until
+        ``restart_child`` or a group restart starts it again. (OTP: terminate_child.)
 
         Raises:
-            NotFound: There is no such child.
+            NotFound: The supervisor has no such child.
         """
         self._call_about(messages.TerminateChild, timeout, id)
 
     def restart_child(self, id: str, timeout: float | None = None) -> ChildInfo:
-        """Start a child that is not running, and return when it is up (OTP: restart_child).
+        """Start a child that is not running, and return when it is up.
+
+        (OTP: restart_child.)
 
         Raises:
-            NotFound: There is no such child.
-            StillRunning, StillRestarting: It is not down.
-            StartError: It did not come up; its spec stays, and it is not tried again.
+            NotFound: The supervisor has no such child.
+            StillRunning, StillRestarting: The child is not down.
+            StartError: The child did not come up. Its spec stays, and it is not tried
+                again.
         """
         info: ChildInfo = self._call_about(messages.RestartChild, timeout, id)
         return info
@@ -101,8 +119,8 @@ class Supervisor:
         """Forget the spec of a child that is not running (OTP: delete_child).
 
         Raises:
-            NotFound: There is no such child.
-            StillRunning, StillRestarting: It is not down.
+            NotFound: The supervisor has no such child.
+            StillRunning, StillRestarting: The child is not down.
         """
         self._call_about(messages.DeleteChild, timeout, id)
 
@@ -110,18 +128,18 @@ class Supervisor:
         """Return the spec of a child (OTP: get_childspec).
 
         Raises:
-            NotFound: There is no such child.
+            NotFound: The supervisor has no such child.
         """
         spec: ChildSpec = self._call_about(messages.GetChildSpec, timeout, id)
         return spec
 
     def which_children(self, timeout: float | None = None) -> tuple[ChildInfo, ...]:
-        """Return all children in start order (OTP: which_children, newest first there)."""
+        """Return all children in start order (OTP: which_children, which has the newest first)."""
         infos: tuple[ChildInfo, ...] = self._call(messages.WhichChildren, timeout)
         return infos
 
     def count_children(self, timeout: float | None = None) -> Counts:
-        """Return how many children there are (OTP: count_children)."""
+        """Return the numbers of children, by their state and type (OTP: count_children)."""
         counts: Counts = self._call(messages.CountChildren, timeout)
         return counts
 
@@ -132,16 +150,19 @@ class Supervisor:
             path: Its path from the root, such as "app/storage".
 
         Raises:
-            NotFound: There is none now.
+            NotFound: No supervisor lives at this path.
         """
-        if not isinstance(path, str):
-            raise NotFound(show(path), f"there is no such supervisor in {self._path}")
-        if path not in self._tree.directory or not f"{path}/".startswith(f"{self._path}/"):
-            raise NotFound(path, f"there is no such supervisor in {self._path}")
+        is_here = isinstance(path, str) and f"{path}/".startswith(f"{self._path}/")
+        if not is_here or path not in self._tree.directory:
+            subject = path if isinstance(path, str) else show(path)
+            raise NotFound(subject, f"there is no such supervisor in {self._path}")
         return Supervisor(self._tree, path)
 
     def snapshot(self, timeout: float | None = None) -> Snapshot:
-        """Return this supervisor and all that is below it. Each supervisor answers for itself, one after the other."""
+        """Return this supervisor and all that is below it.
+
+        Each supervisor answers for itself, one after the other.
+        """
         seconds = self._seconds(timeout)
         until = None if seconds is None else time.monotonic() + seconds
         snapshot: Snapshot = self._call(messages.TakeSnapshot, seconds)
@@ -159,19 +180,23 @@ class Supervisor:
             return child
 
     def subscribe(self, handler: ReportHandler | Puttable) -> None:
-        """Send all reports from here and below to *handler*: a callable, or anything with ``put``.
+        """Send all reports of this supervisor and of all below it to *handler*.
 
-        It is called on a thread of its own, in order, until ``unsubscribe`` or the end of the tree.
+        The handler is called on a thread of its own, with one report after the other,
+        until ``unsubscribe`` or the end of the tree.
+
+        Args:
+            handler: A callable that takes a report, or an object with ``put``.
         """
         self._core()
         check_sink(self._path, "handler", handler)
         self._tree.telemetry.subscribe(self._path, handler)
 
     def unsubscribe(self, handler: ReportHandler | Puttable) -> None:
-        """Send nothing more to *handler*.
+        """Send no further report to *handler*.
 
         Raises:
-            NotFound: It is not subscribed here.
+            NotFound: *handler* is not subscribed to this supervisor.
         """
         self._core()
         check_sink(self._path, "handler", handler)
@@ -180,8 +205,8 @@ class Supervisor:
     def wait(self, timeout: float | None = None) -> ExitReason | None:
         """Wait until this supervisor has ended; return why, or None after *timeout* seconds.
 
-        At the root it also waits until the handlers have done what is queued, within
-        *timeout* and at most ``flush`` seconds.
+        At the root the call also waits until the handlers have done what is queued,
+        within *timeout* and at most ``flush`` seconds.
         """
         core = self._core_to_wait_for()
         timeout = self._seconds(timeout)
@@ -197,19 +222,20 @@ class Supervisor:
     def stop(self, timeout: float | None = None) -> StopReport:
         """Stop the supervisor and all below it in order; return as soon as all is done.
 
-        A nested supervisor that is stopped has ended with SHUTDOWN, and what becomes of it is its parent's decision;
-        ``terminate_child`` of the parent keeps it down. Stopping what has ended already returns the same report.
+        A nested supervisor that is stopped has ended with SHUTDOWN. Its parent decides
+        whether to restart it; ``terminate_child`` of the parent keeps it down. If the
+        supervisor has ended already, the call returns the same report again.
 
         If a signal handler raises meanwhile, the stop goes on without this call.
 
         Args:
-            timeout: Seconds for all together. Shortly before they are over, what still
-                runs is interrupted; what has not ended then is given up and named. 0:
-                interrupt at once. None: each child's own ``shutdown``. The handlers of
-                the root have what is left of these seconds, and at most ``flush``. A
-                supervisor that does not answer costs up to a second more, thousands of
-                children that cannot be stopped up to four. Then the report says what is
-                left.
+            timeout: Seconds for the whole stop. Shortly before they are over, all
+                children that still run are interrupted. A child that has not ended then
+                is given up and named. 0: interrupt at once. None: each child's own
+                ``shutdown``. The handlers of the root have the rest of these seconds,
+                and at most ``flush``. A supervisor that does not answer costs up to a
+                second more, thousands of children that cannot be stopped up to four.
+                Then the report has what is left.
 
         Raises:
             SpecError: *timeout* is no finite number.
@@ -223,7 +249,8 @@ class Supervisor:
             )
         try:
             return self._stop(core, timeout)
-        except BaseException:  # of a signal handler, perhaps before the order was given
+        except BaseException:
+            # A signal handler has raised, perhaps before the order was given.
             core.mailbox.put(StopSupervisor(timeout))
             raise
 
@@ -236,25 +263,26 @@ class Supervisor:
         return self._settled(await_end(core, lambda: until), until)
 
     def _settled(self, report: StopReport, until: float) -> StopReport:
-        """Return what is to be said of the end: at the root when the handlers have done their part as well."""
+        """Return the report of the end; at the root, with the end of the handlers."""
         if self._path != self._tree.root:
             return report
         return self._tree.settle(report, lambda: until)
 
     def detach(self) -> StopReport:
-        """End this supervisor and all supervisors below it, and let their workers run on, unsupervised.
+        """End this supervisor and all supervisors below it, and let their workers run on.
 
-        They are in ``otpy.registry`` as detached, until they end; nobody restarts them, and their crash is logged. A
-        nested supervisor that is detached stays down, as after ``terminate_child``.
+        The workers are in ``otpy.registry`` as detached until they end. No supervisor
+        restarts them. A crash is logged. A nested supervisor that is detached stays
+        down, as after ``terminate_child``.
 
         Returns:
-            The report, as ``stop`` does; ``detached`` names those that run on.
+            The report, as ``stop`` does. ``detached`` names the workers that run on.
         """
         core, (above, _, id) = self._core_to_wait_for(), self._path.rpartition("/")
         if above:
             Supervisor(self._tree, above)._call(messages.TerminateChild, None, id=id, detach=True)
         else:
-            core.detach()
+            core.mailbox.put(StopSupervisor(detach=True))
         return self._await_end(core)
 
     def __enter__(self) -> Supervisor:
@@ -265,7 +293,8 @@ class Supervisor:
             self.stop()
         except (NotAlive, WouldDeadlock):
             raise
-        except BaseException:  # of a signal handler, perhaps before the order was given
+        except BaseException:
+            # A signal handler has raised, perhaps before the order was given.
             self._core().mailbox.put(StopSupervisor())
             raise
 
@@ -281,7 +310,11 @@ class Supervisor:
         return core
 
     def _seconds(self, timeout: float | None) -> float | None:
-        """Return *timeout* as a plain number, or refuse it."""
+        """Return *timeout* as a plain number.
+
+        Raises:
+            SpecError: It is no finite number.
+        """
         if timeout is not None and not is_number(timeout):
             raise SpecError(self._path, "timeout", timeout, "a finite number of seconds, or None")
         seconds: float | None = plain(timeout)
@@ -293,6 +326,7 @@ class Supervisor:
         return self._core()
 
     def _inside(self) -> str | None:
+        """Return the child that hangs on this call, if the thread is in its tree."""
         try:
             return current().hangs_on(self._tree, self._path)
         except NotFound:
@@ -301,7 +335,7 @@ class Supervisor:
     def _call(
         self, kind: Callable[..., messages.Call], timeout: float | None, **fields: object
     ) -> Any:
-        timeout = self._seconds(timeout)  # first: a call that is refused must not be served
+        timeout = self._seconds(timeout)  # first, because a refused call must not be served
         reply = Reply()
         self._core_to_wait_for().mailbox.put(kind(reply=reply, inside=self._inside(), **fields))
         return reply.wait(timeout, self._path)

@@ -35,11 +35,11 @@ EVENTS = {
     reports.Progress: ("info", "progress"),
     reports.ChildTerminated: ("error", "child_terminated"),
     reports.Stalled: ("error", "stalled"),
-    reports.StartError: ("error", "start_error"),
+    reports.StartFailed: ("error", "start_failed"),
     reports.ShutdownError: ("error", "shutdown_error"),
     reports.LimitReached: ("critical", "limit_reached"),
     reports.Unstopped: ("error", "unstopped"),
-    reports.AutoShutdown: ("info", "auto_shutdown"),
+    reports.AutoShutdownBegun: ("info", "auto_shutdown_begun"),
     reports.StrayMessage: ("error", "stray_message"),
     reports.OutputLost: ("error", "output_lost"),
     reports.SignalStop: ("info", "signal_stop"),
@@ -156,7 +156,7 @@ def fields_of(report: Report) -> dict[str, object]:
             fields["stack"] = report.stack
         case reports.LimitReached():
             fields["child"] = report.escalation.child
-        case reports.AutoShutdown():
+        case reports.AutoShutdownBegun():
             fields["child"] = report.child
         case reports.StrayMessage():
             fields["item"] = show(report.item)

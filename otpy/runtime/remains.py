@@ -1,13 +1,14 @@
-"""What has ended, and is released where that may take its time.
+"""What has ended, and is released on a thread that may take its time.
 
-A child that has ended leaves objects of its user behind: its exception, what it has
-saved, its arguments. The ``__del__`` of such an object may run for long, so a supervisor
-never drops the last reference to one.
+A child that has ended leaves objects of its user behind: its exception, its saved state,
+its arguments. The ``__del__`` of such an object may run for long. So a supervisor's
+thread never drops the last reference to one.
 
 Laws:
 1. What is kept is dropped by a thread that no other part waits for: by the thread of a
-   later child, after it has said its last word, or by a helper thread.
-2. Whichever of the two comes first drops it: a list that is cleared twice is empty twice.
+   later child, after its last word, or by a helper thread.
+2. Both threads may clear the same list. The first one drops what is in it, and the
+   second one finds it empty.
 
 All methods are called by the supervisor's thread, which owns this.
 """
@@ -21,13 +22,13 @@ from otpy.runtime import threads
 from otpy.runtime.threads import Role
 
 RELEASE_AFTER = 0.1
-"""How long things are kept at least, in seconds, before a helper thread is started for them."""
+"""Seconds that things are kept at least, before a helper thread is started for them."""
 
 FULL = 1024
-"""So many things are not kept any longer."""
+"""With more things than this, a helper thread is started at once."""
 
 HANDED = 16
-"""How many lists may be with later children before those that were cleared are forgotten."""
+"""With more lists than this at later children, those that are empty are forgotten."""
 
 AGAIN = 1.0
 """If the system has no thread for it, the release is tried again after so many seconds."""
@@ -48,16 +49,21 @@ class Remains:
         self._handed: list[list[object]] = []
 
     def keep(self, *things: object, after: float = RELEASE_AFTER) -> None:
-        """Keep *things*: the supervisor is about to forget them."""
+        """Keep *things*, which the supervisor is about to forget.
+
+        Args:
+            things: May be anything, None as well.
+            after: Seconds after which a helper thread may drop them.
+        """
         self._things += things
         self.at = min(self.at, time.monotonic() + after)
         if len(self._things) > FULL:
             self.release()
 
     def hand_over(self) -> list[object]:
-        """Return what is kept. The caller's child clears the list on its own thread, at its end.
+        """Return what is kept, for a child that clears the list on its thread, at its end.
 
-        If that does not happen soon, a helper thread clears it.
+        If the child does not end soon, a helper thread clears the list.
         """
         handed, self._things = self._things, []
         self._handed.append(handed)
@@ -83,9 +89,9 @@ class Remains:
             self._handed, self.at = kept, time.monotonic() + AGAIN
 
     def drop(self) -> None:
-        """Drop what is kept: the supervisor has said its last word, so nothing waits for its thread.
+        """Drop what is kept, on this thread: the supervisor has said its last word.
 
-        Not what was handed over: the threads of the children clear that.
+        What was handed over is left to the threads of the children.
         """
         self._handed.clear()
         self._things.clear()

@@ -3,15 +3,17 @@ main thread.
 
 Laws:
 1. A handler only puts. It runs between any two bytecodes of the main thread, which may
-   hold any lock there.
-2. What was there before is known before anything is changed, and it comes back,
-   whatever a signal handler of the program raises in between.
-3. A signal that is ignored stays ignored. A handler that is not Python's cannot be put
-   back, so it is left alone.
-4. A forked process handles signals as the program did before the call.
+   hold any lock at that moment.
+2. The handlers that were there before are known before anything is changed. They come
+   back, whatever a signal handler of the parent process raises in between.
+3. A signal that is ignored stays ignored. A handler that is not Python's stays in place,
+   because Python cannot put it back.
+4. A forked process handles signals as its parent did before the call.
 
-There are no blocked signals here, though blocking looks like the way to take two things
-in one step. The system gives a signal to any thread that does not block it, and Python
+The main thread runs all of this.
+
+No signal is blocked here, though blocking looks like the way to take two things in one
+step. The system gives a signal to any thread that does not block it, and Python then
 runs the handler in the main thread all the same.
 """
 
@@ -30,15 +32,15 @@ from otpy.runtime.stopping import Until, wait_plainly
 from otpy.runtime.waiting import Bell, Reply
 
 ALWAYS = ("SIGINT", "SIGTERM")
-"""Ask ``run`` to stop, even if the program has handlers of its own for them."""
+"""These ask ``run`` to stop, even if the parent process has handlers for them."""
 
 UNLESS_HANDLED = ("SIGHUP", "SIGQUIT")
-"""Ask it to stop if the program has none: to many, SIGHUP means to read the
-configuration again."""
+"""These ask ``run`` to stop if the parent process has no handlers for them. Many programs
+read their configuration again after a SIGHUP."""
 
 
 def stop_signals() -> list[int]:
-    """Return the signals that ask a program to stop, and may be handled."""
+    """Return the signals that ask a process to stop, and may be handled."""
     return [
         number
         for name in (*ALWAYS, *UNLESS_HANDLED)
@@ -47,6 +49,7 @@ def stop_signals() -> list[int]:
 
 
 def _is_free(number: int) -> bool:
+    """Whether a handler for the signal can be set, and put back later."""
     handler = signal.getsignal(number)
     if handler is signal.SIG_DFL:
         return not _is_handled_elsewhere(number)
@@ -55,13 +58,16 @@ def _is_free(number: int) -> bool:
 
 
 STATUS = "/proc/self/status"
-"""Where Linux says which signals are caught and ignored."""
+"""The file in which Linux lists the signals that are caught and ignored."""
 
 
 def _is_handled_elsewhere(number: int) -> bool:
-    """Whether code in C handles or ignores it without Python, as ``faulthandler`` does."""
+    """Whether code in C handles or ignores the signal, as ``faulthandler`` does.
+
+    Python reports SIG_DFL for such a signal.
+    """
     with contextlib.suppress(OSError, ValueError):
-        with open(STATUS) as file:  # noqa: PTH123  # nothing else here needs paths
+        with open(STATUS) as file:  # noqa: PTH123  # no other line here needs paths
             lines = file.readlines()
         masks = [
             line.partition(":")[2] for line in lines if line.startswith(("SigIgn:", "SigCgt:"))
@@ -71,14 +77,15 @@ def _is_handled_elsewhere(number: int) -> bool:
 
 
 def unhandled_interrupt() -> list[int]:
-    """Return SIGINT, if it would raise KeyboardInterrupt in the middle of a start."""
+    """Return SIGINT, if it would raise KeyboardInterrupt in the middle of ``start``."""
     return [signal.SIGINT] if signal.getsignal(signal.SIGINT) is signal.default_int_handler else []
 
 
 class Signals:
     """Handles some signals while it is open, and lets the main thread wait meanwhile.
 
-    On other threads, and in subinterpreters, signals cannot be handled: it only waits.
+    On other threads, and in subinterpreters, signals cannot be handled. Then it only
+    waits.
     """
 
     def __init__(
@@ -89,8 +96,8 @@ class Signals:
         Args:
             numbers: Returns the signals to handle; called in the main thread.
             request: Is called with the name of a signal, between any two bytecodes of
-                the main thread; returns whether the signal was meant for it. If not, it
-                is sent again when the program's handlers are back.
+                the main thread. Returns whether the signal was meant for the tree. If
+                not, the signal is sent again when the handlers of before are back.
         """
         self._numbers, self._request = numbers, request
         self._before: dict[int, Any] = {}
@@ -104,9 +111,13 @@ class Signals:
         Raises:
             OSError: The system has no more descriptors to give.
         """
+        # eventlet's ``threading`` does not know the main thread. The system does: there
+        # ``bell.open`` raises a ValueError.
         if posix.has_real_threads() and threading.current_thread() is not threading.main_thread():
-            return  # eventlet does not know the main thread; the system does, see below
+            return
         numbers = list(self._numbers())
+        # A signal handler may raise after each of these lines. So all that ``close`` needs
+        # is noted before anything is taken: the bell, the fork's list, the old handler.
         bell = self._bell = Bell(numbers)
         _open.append(self)
         try:
@@ -124,8 +135,8 @@ class Signals:
         A second call does what an exception has kept the first one from doing.
 
         Raises:
-            BaseException: What a handler of the program raised meanwhile. Everything
-                is back all the same.
+            BaseException: What a handler of the parent process raised meanwhile. All
+                handlers are back all the same.
         """
         raised = self._put_back()
         while self._late:
@@ -134,16 +145,21 @@ class Signals:
             raise raised
 
     def _put_back(self) -> BaseException | None:
+        """Put everything back; return what a handler raised meanwhile."""
         raised = None
         while self._before or self._bell is not None:
+            # A handler that is back may be called, and raise, before the next one is back.
+            # The rest must follow, so the exception waits.
             try:
                 self._put_back_one()
-            except BaseException as error:  # of a handler that is back: the rest must follow
+            except BaseException as error:
                 raised = raised or error
         return raised
 
     def _put_back_one(self) -> None:
         if self._before:
+            # First put back, then forget: in the other order an exception in between
+            # would lose the old handler. To put it back twice changes nothing.
             number = next(reversed(self._before))
             signal.signal(number, self._before[number])
             self._before.pop(number, None)
@@ -154,18 +170,20 @@ class Signals:
             self._bell = None
 
     def wait(self, reply: Reply, until: Until) -> bool:
-        """Be an ``ending.Wait``. Signal handlers run meanwhile, and may raise."""
+        """Be a ``stopping.Wait``. Signal handlers run meanwhile, and may raise."""
         return wait_plainly(reply, until) if self._bell is None else self._bell.wait(reply, until)
 
     def abandon(self) -> None:
-        """Put back, in a fork, what was there before; read nothing that is the parent's."""
+        """Put back, in a fork, what was there before; read nothing that is its parent's."""
         if self._bell is not None:
             self._bell.abandon()
         self._late.clear()
         self._put_back()
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._pid:  # a fork, whose first steps it has interrupted
+        if os.getpid() != self._pid:
+            # This is a fork, whose first steps the signal has interrupted. The signal is
+            # for the handlers of before.
             self.abandon()
             signal.raise_signal(number)
         elif not self._request(signal.Signals(number).name):
@@ -173,14 +191,15 @@ class Signals:
 
 
 _open: list[Signals] = []
-"""Those that are open. A handler of the program may start a tree amidst another start."""
+"""All Signals that are open. There may be several: a signal handler may start a tree in the
+middle of another start."""
 
 
-def _let_go() -> None:
-    """Let no signal to a forked process mean the tree, which runs in the other one."""
+def _after_fork() -> None:
+    """Put the handlers of before back in a forked process: the tree runs in the other one."""
     while _open:
         _open[-1].abandon()
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows, where nothing forks
-    os.register_at_fork(after_in_child=_let_go)
+    os.register_at_fork(after_in_child=_after_fork)

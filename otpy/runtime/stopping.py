@@ -1,18 +1,20 @@
-"""To wait for the end of a supervisor that was asked to stop, even if it cannot answer.
+"""How a thread waits for the end of a supervisor, even if that cannot answer.
 
 Laws:
-1. No wait for an end is without a limit. A supervisor's thread never blocks, so one
-   that does not answer a question is stuck: in code that should not run there, or for
-   want of memory. With a deadline, the wait ends at most OVERDUE and PROMPT seconds
-   after it, and up to BUSY more if all supervisors answer, or if there are thousands
-   of threads, with which they may be at work. Without one, it ends when a
-   supervisor has left two questions unanswered, each for PATIENCE seconds.
-2. When the deadline has passed, all supervisors that live are asked to stop, also those
-   below one that is stuck and passes nothing on.
-3. The report names the supervisors that did not answer, and what still runs below them,
+1. No wait for an end is without a limit. A supervisor's thread never blocks. So a
+   supervisor that does not answer a question is stuck: in code that should not run on
+   its thread, or for want of memory.
+2. With a deadline, the wait ends at most OVERDUE and PROMPT seconds after it. It may end
+   up to BUSY seconds later if all supervisors answer, or if the tree has thousands of
+   threads: then they are at work.
+3. Without a deadline, the wait ends when a supervisor has left two questions
+   unanswered, each for TO_ANSWER seconds.
+4. When the deadline has passed, all supervisors that live are asked to stop at once. One
+   that is stuck passes nothing on to those below it.
+5. The report names the supervisors that did not answer, and what still runs below them,
    with stacks.
 
-All of this runs on the thread that waits.
+The thread that waits runs all of this.
 """
 
 from __future__ import annotations
@@ -32,56 +34,58 @@ if TYPE_CHECKING:
     from otpy.runtime.supervisor import SupervisorThread
 
 OVERDUE = 0.55
-"""How many seconds after its deadline a stop may end: what is interrupted at the
+"""Seconds after its deadline at which a stop may end. A child that is interrupted at the
 deadline has a grace of 0.5 s."""
 
 PROMPT = 0.4
-"""How many seconds a supervisor has to answer when the deadline has passed."""
+"""Seconds that a supervisor has to answer when the deadline has passed."""
 
 BUSY = 3.0
-"""How many more seconds there are when all supervisors answer: they are at work, with
-thousands of stuck children."""
+"""Further seconds if all supervisors answer. They are at work then, perhaps with thousands
+of stuck children."""
 
 A_SECOND = 1000
-"""With so many threads a supervisor has a second more to answer, up to BUSY."""
+"""For each so many threads of the tree a supervisor has a second more to answer, up to
+BUSY."""
 
-PATIENCE = 5.0
-"""How many seconds a supervisor has to answer where there is no deadline. It is asked
-twice: when the whole process was suspended, the first answer is late, and the second
-one is not."""
+TO_ANSWER = 5.0
+"""Seconds that a supervisor has to answer where there is no deadline. It is asked twice:
+after a pause of the whole process the first answer is late, and the second one is not."""
 
 Until = Callable[[], float]
-"""Returns the monotonic time at which a wait ends; infinity: there is none. It may come
-earlier during the wait."""
+"""Returns the monotonic time at which a wait ends; infinity: the wait has no limit. The
+time may become earlier during the wait."""
 
 Wait = Callable[[Reply, Until], bool]
-"""How the calling thread waits for a reply; returns whether it is given."""
+"""How the calling thread waits for a reply. Returns whether the reply was given."""
 
 
 def never() -> float:
-    """Be the end of a wait that has none."""
+    """Return the end of a wait that has no limit."""
     return math.inf
 
 
 def wait_plainly(reply: Reply, until: Until) -> bool:
-    """Wait as any thread can; the end of the wait does not move."""
+    """Wait in a way that works on any thread. The end of the wait does not move."""
     return reply.is_given_within(until() - time.monotonic())
 
 
 def await_end(core: SupervisorThread, until: Until, wait: Wait = wait_plainly) -> StopReport:
     """Wait for the end of *core*, which was asked to stop, and return its report.
 
-    If it does not come in time, the report says what is known without it.
+    If it does not end in time, the report has what is known without it.
 
     Args:
-        until: When it should have ended.
+        core: A supervisor.
+        until: Returns when it should have ended.
+        wait: How the calling thread waits.
     """
     began = time.monotonic()
 
     def limit() -> float:
         return until() + OVERDUE
 
-    while not wait(core.done, _within(PATIENCE, limit)):
+    while not wait(core.done, _within(TO_ANSWER, limit)):
         if limit() <= time.monotonic() or _is_stuck(core, limit, wait):
             return _insist(core, wait, began)
     return _report(core)
@@ -98,13 +102,13 @@ def _report(core: SupervisorThread) -> StopReport:
 
 
 def _is_stuck(core: SupervisorThread, until: Until, wait: Wait) -> bool:
-    """Ask all supervisors there, and those that are silent once more."""
-    silent = _ask(core, _alive(core), wait, _within(PATIENCE, until))
-    return bool(silent) and bool(_ask(core, silent, wait, _within(PATIENCE, until)))
+    """Ask all supervisors at and below *core*, and ask the silent ones once more."""
+    silent = _ask(core, _alive(core), wait, _within(TO_ANSWER, until))
+    return bool(silent) and bool(_ask(core, silent, wait, _within(TO_ANSWER, until)))
 
 
 def _insist(core: SupervisorThread, wait: Wait, began: float) -> StopReport:
-    """Stop by force what can be reached, and look who answers."""
+    """Stop by force what can be reached; report without *core* if it does not answer."""
     alive = _alive(core)
     for one in alive:
         one.mailbox.put(StopSupervisor(0.0))
@@ -113,10 +117,20 @@ def _insist(core: SupervisorThread, wait: Wait, began: float) -> StopReport:
     silent = _ask(core, alive, wait, _within(PROMPT + many))
     if not silent and not wait(core.done, latest):
         silent = _alive(core)
-    return (
-        _report(core)
-        if core.done.is_given
-        else _report_without(core, silent, time.monotonic() - began)
+    if core.done.is_given:
+        return _report(core)
+    paths = tuple(one.path for one in silent)
+    left = [
+        one
+        for one in threads.entries(core.tree)
+        if one.state is ThreadState.RUNNING and one.alive and _is_left(one, core.path, paths)
+    ]
+    return StopReport(
+        path=core.path,
+        reason=ExitReason(ExitKind.KILLED, detail=f"no answer from {', '.join(paths)}"),
+        unstopped=(*core.tree.unstopped(core.path), *map(_still_running, left)),
+        unanswered=paths,
+        duration=time.monotonic() - began,
     )
 
 
@@ -140,14 +154,14 @@ def _ask(
 ) -> list[SupervisorThread]:
     """Ask *those* for an answer, side by side; return the silent ones.
 
-    All of them may be silent when *core* has ended.
+    The wait ends early when *core* has ended. Then all of them may be silent.
     """
     replies = [(one, Reply()) for one in those]
     heard = Reply()
 
     def is_silent(asked: tuple[SupervisorThread, Reply]) -> bool:
-        # A supervisor that refuses has closed its mailbox. If it has not ended since, it
-        # is stuck in its last steps: a refusal is no answer then.
+        # A supervisor that refuses has closed its mailbox. If it has not ended since
+        # then, it is stuck in its last steps, and the refusal is no answer.
         one, reply = asked
         return one.alive and not (reply.is_given and not reply.is_refused)
 
@@ -163,28 +177,10 @@ def _ask(
     return [asked[0] for asked in replies if is_silent(asked)]
 
 
-def _report_without(
-    core: SupervisorThread, silent: list[SupervisorThread], seconds: float
-) -> StopReport:
-    paths = tuple(one.path for one in silent)
-    return StopReport(
-        path=core.path,
-        reason=ExitReason(ExitKind.KILLED, detail=f"no answer from {', '.join(paths)}"),
-        unstopped=(*core.tree.unstopped(core.path), *map(_still_running, _left(core, paths))),
-        unanswered=paths,
-        duration=seconds,
-    )
-
-
-def _left(core: SupervisorThread, silent: tuple[str, ...]) -> list[threads.Entry]:
-    """Return the threads of *silent* supervisors and of children that still run."""
-    return [
-        one
-        for one in threads.entries(core.tree)
-        if (one.role in (Role.CHILD, Role.LOOP) and _is_within(one.name, core.path))
-        or one.name in silent
-        if one.state is ThreadState.RUNNING and one.alive
-    ]
+def _is_left(entry: threads.Entry, path: str, silent: tuple[str, ...]) -> bool:
+    """Whether *entry* is a silent supervisor's thread, or runs a child below *path*."""
+    is_child = entry.role in (Role.CHILD, Role.LOOP) and _is_within(entry.name, path)
+    return is_child or entry.name in silent
 
 
 def _still_running(entry: threads.Entry) -> Unstopped:

@@ -1,9 +1,9 @@
 """Functions with dependencies, run on threads under supervision.
 
 A ``TaskGraph`` has tasks and runs each as soon as the tasks before it have ended. A run
-is an ordinary tree, made by the public API. From inside otpy come words only: the checks
-of arguments, what an exception means, the arithmetic of ``Backoff``, the text of a stack,
-whether this process is a fork, and how a failed callback is reported.
+is an ordinary tree, made by the public API. From inside otpy come words only: the
+checks of arguments, what an exception means, the arithmetic of ``Backoff``, the text of
+a stack, whether this process is a fork, and how a failed callback is reported.
 
 How a run works. Its tree is a dynamic supervisor ``workers`` and, after it, the
 ``scheduler``, which starts the workers as they are needed. The scheduler puts each task
@@ -13,8 +13,8 @@ significant, so the tree ends as well.
 
 When the tree is asked to stop, the scheduler is asked first. It dispatches no further
 task, and ends when the running ones are done. Then the workers are stopped. A second
-signal stops all of them at once. A worker that is asked to stop reports that on a helper
-thread, even if its own thread is stuck, and its task is cancelled.
+signal stops all of them at once. A worker that is asked to stop reports that on a
+helper thread, even if its own thread is stuck, and its task is cancelled.
 
 The files, in the order in which to read them: task.py, results.py, graph.py, then
 run.py (the scheduler's thread), worker.py (a worker's thread), exchange.py (what the

@@ -25,8 +25,8 @@ class Blueprint:
         skips: Whether tasks are skipped after one that did not pass.
         callbacks: The callbacks for each event.
         state: The dict that the tasks share.
-        lock, results: What the state had for them at the beginning. A task may put
-            something else into the state.
+        lock, results: The lock and the dict that the state had when the run was made. A
+            task may put others into the state.
         stores: Whether results are kept.
         clears: Whether the run begins without results.
     """

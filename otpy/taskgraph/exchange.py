@@ -4,8 +4,8 @@ Laws:
 1. An attempt is accounted for once. The thread that takes its token decides what became
    of it: the worker that has finished it, or the scheduler whose timeout is over. What
    the other one reports changes nothing.
-2. What a worker has taken is in its seat, whatever happens to its thread. So the task of
-   a dead worker is known.
+2. The attempt that a worker has taken is in its seat, whatever happens to its thread.
+   So the task of a dead worker is known.
 
 Each field of a ``Seat`` has one thread that writes it; the class says which.
 """
@@ -24,7 +24,7 @@ from otpy.exceptions import meaning_of
 from otpy.runtime import threads
 from otpy.taskgraph.blueprint import Blueprint
 from otpy.taskgraph.task import Task
-from otpy.values import running, value
+from otpy.values import Value, message, running
 
 
 @running
@@ -52,8 +52,8 @@ class Seat:
     Attributes:
         ctx, number: The worker. Its number is that in its name.
         held: The attempt that it has taken last. Written by the worker's thread.
-        error: What the thread died of. Written by the worker's thread.
-        text: The traceback of that. Written by the worker's thread.
+        error: The exception that the thread died of. Written by the worker's thread.
+        text: The traceback of *error*. Written by the worker's thread.
         cancel: Cancels the coroutine that the worker runs. Written by the worker's
             thread; called by a helper thread.
         is_dismissed: Whether it has lost a token. Written by the scheduler's thread.
@@ -68,13 +68,13 @@ class Seat:
     is_dismissed: bool = False
 
 
-class News:
+class News(Value):
     """Base of all messages to the scheduler."""
 
     __slots__ = ()
 
 
-@value
+@message
 class Seated(News):
     """A worker has come.
 
@@ -85,7 +85,7 @@ class Seated(News):
     former: Seat | None
 
 
-@value
+@message
 class Begun(News):
     """A worker begins an attempt.
 
@@ -99,13 +99,13 @@ class Begun(News):
     at: float
 
 
-@value
+@message
 class Finished(News):
     """A worker has finished an attempt, and has its token.
 
     Attributes:
         error: The exception of the task; None: it has passed.
-        text: The traceback of that.
+        text: The traceback of *error*.
     """
 
     attempt: Attempt
@@ -113,21 +113,21 @@ class Finished(News):
     text: str
 
 
-@value
+@message
 class Asked(News):
     """A worker was asked to stop."""
 
     seat: Seat
 
 
-@value
+@message
 class Gone(News):
     """A worker has ended."""
 
     seat: Seat
 
 
-@value
+@message
 class StopRun(News):
     """The tree of the run was asked to stop."""
 

@@ -117,16 +117,16 @@ class TaskGraph:
 
         Args:
             function: Called as ``function()``. Whatever it raises is the failure of the
-                task, but a SystemExit with code 0 or None is a return. An async function
-                gets an event loop of its own.
+                task, but a SystemExit with code 0 or None is a return. An async
+                function gets an event loop of its own.
             name: Default: that of the function.
             after: The names of the tasks that must have ended before.
-            **options: *with_state*: call it as ``function(state)``. *retries*: how often
-                to try again after a failure. *backoff*: how long to wait before that, a
-                ``Backoff``. *timeout*: seconds that an attempt may take. An attempt that
-                takes longer has failed as STALLED. Its thread is interrupted, or left
-                behind if it is stuck, and replaced. *tags*: words for choosing; the
-                graph itself ignores them.
+            **options: *with_state*: call it as ``function(state)``. *retries*: how
+                often to try again after a failure. *backoff*: how long to wait before
+                that, a ``Backoff``. *timeout*: seconds that an attempt may take. An
+                attempt that takes longer has failed as STALLED. Its thread is
+                interrupted, or left behind if it is stuck, and replaced. *tags*: words
+                for choosing; the graph itself ignores them.
 
         Raises:
             SpecError: A value is wrong, or there is a task of this name.
@@ -167,22 +167,22 @@ class TaskGraph:
         return tuple(self._tasks.values())
 
     # Callbacks run on the scheduler's thread. While one runs, nothing is dispatched.
-    # All of these raise SpecError for a callback that is async, or that cannot be called
-    # like this.
+    # All of these raise SpecError for a callback that is async, or that cannot be
+    # called like this.
 
     def on_start(self, callback: Callable[..., object], *args: Any, **kwargs: Any) -> None:
         """Call ``callback(meta, *args, **kwargs)`` when a run begins."""
         self._register("on_start", callback, args, kwargs)
 
     def on_task_start(self, callback: Callable[..., object], *args: Any, **kwargs: Any) -> None:
-        """Call ``callback(name, *args, **kwargs)`` when a task is handed to the workers.
+        """Call ``callback(name, *args, **kwargs)`` when a task goes to the workers.
 
         It is called once for each task, whatever its retries.
         """
         self._register("on_task_start", callback, args, kwargs)
 
     def on_task_run(self, callback: Callable[..., object], *args: Any, **kwargs: Any) -> None:
-        """Call ``callback(name, thread, *args, **kwargs)`` when an attempt begins.
+        """Call ``callback(name, thread, *args, **kwargs)`` at the begin of an attempt.
 
         *thread* is the name of the thread. The attempt does not wait for the call.
         """
@@ -216,7 +216,8 @@ class TaskGraph:
         In the main thread, SIGINT, SIGTERM, SIGHUP and SIGQUIT end the run in order: no
         further task is started, and the running ones may finish. A second signal, more
         than a second later, interrupts these, and they are cancelled, too. An exception
-        that a signal handler of your own raises goes on when the run has ended in order.
+        that a signal handler of your own raises goes on when the run has ended in
+        order.
 
         Raises:
             SpecError: A dependency is unknown, or there is a cycle; nothing has run.
@@ -228,11 +229,13 @@ class TaskGraph:
         return summary_of(scheduler)
 
     def as_child(self, id: str, **common: Any) -> SupervisorSpec:
-        """Describe a child that runs this graph; a supervisor that ends with the last task.
+        """Describe a child that runs this graph.
+
+        It is a supervisor that ends when all tasks are settled.
 
         What came of the tasks goes to ``on_done``: a task that fails is no crash of the
-        child. When the child is asked to stop, it starts no further task, and the running
-        ones may finish within its *shutdown*.
+        child. When the child is asked to stop, it starts no further task, and the
+        running ones may finish within its *shutdown*.
 
         Args:
             id: Its name among its siblings.

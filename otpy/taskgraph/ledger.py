@@ -23,7 +23,7 @@ class Ledger:
 
     Attributes:
         blueprint: The graph.
-        outcomes: What became of the tasks that are settled, by place.
+        outcomes: The outcomes of the settled tasks, by place.
         failures: Why tasks have failed, by name.
         open: The attempts that are dispatched and not accounted for.
         is_closed: Whether the caller of ``run`` has given the scheduler up.

@@ -1,4 +1,4 @@
-"""The values by which a run reports: what it is about to do, and what came of it."""
+"""The values by which a run reports its beginning and its end."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class TaskFailure(Value):
 
     Attributes:
         name: The name of the task.
-        kind: CRASHED: the task raised; STALLED: it took longer than its timeout; KILLED:
-            the thread of its worker died of something else.
+        kind: CRASHED: the task raised; STALLED: it took longer than its timeout;
+            KILLED: the thread of its worker died of something else.
         exception: The exception that it raised; a ``TimeoutError`` if it stalled.
         traceback: The exception as text, always printable; of a task that stalled, the
             stack of its thread at that moment.
@@ -65,7 +65,7 @@ class Summary(Value):
     """What came of a run.
 
     Attributes:
-        outcomes: What became of each task, by name, in the order of declaration.
+        outcomes: The outcome of each task, by name, in the order of declaration.
         failures: Why tasks have failed, by name.
         started_at, finished_at: Seconds since the epoch.
         duration: Seconds, measured with a clock that does not step.

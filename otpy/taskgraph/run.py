@@ -2,14 +2,16 @@
 
 Laws:
 1. One thread decides what is ready and what became of a task: the scheduler's. Workers
-   and timers only put messages into its inbox, and it waits for nothing else.
+   and timers only put messages into its inbox. From the first task on it waits for
+   nothing else.
 2. Callbacks run on the scheduler's thread. An exception of a callback is logged. A
    callback that never returns keeps ``run`` from returning until the second signal.
 3. ``run`` returns a summary that has every task, whatever becomes of the scheduler.
 
-All methods of ``Scheduler`` run on the thread that has taken its lock ``begun``: that of
-the scheduler, unless the tree gave it up before. ``summary_of`` runs on the thread of the
-caller of ``run``, when the tree has ended.
+All methods of ``Scheduler`` run on the scheduler's thread, with one exception. The tree
+may give that thread up before it has taken the lock ``begun``. Then the caller of
+``run`` takes the lock, and calls ``conduct``. ``summary_of`` runs on the thread of that
+caller, when the tree has ended.
 """
 
 from __future__ import annotations
@@ -78,8 +80,8 @@ UNLIMITED = 1_000_000_000
 may leave behind."""
 
 LAST_WORD = 1.0
-"""How long ``run`` waits for the summary of a scheduler that was given up in a callback,
-in seconds."""
+"""How long ``run`` waits for the summary of a scheduler that was given up in a
+callback, in seconds."""
 
 FAREWELL = 0.1
 """How long a worker whose task is dropped may take to end by itself, in seconds, before
@@ -109,7 +111,7 @@ class Scheduler:
         exchange: The queues to and from the workers.
         ledger: The account of the run.
         begun: The thread that takes this lock runs the graph. It is never given back.
-        answer: The summary, or what the scheduler died of.
+        answer: The summary, or the exception that the scheduler died of.
     """
 
     def __init__(self, blueprint: Blueprint) -> None:
@@ -129,7 +131,7 @@ class Scheduler:
         """Be the scheduler; the target of its thread."""
         try:
             self._ctx = ctx
-            ctx.on_stop(lambda: self.exchange.inbox.put(StopRun()))
+            ctx.on_stop(functools.partial(self.exchange.inbox.put, StopRun()))
             supervisor = ctx.supervisor
             try:
                 self._pool = supervisor.find(f"{supervisor.path}/workers")
@@ -301,8 +303,8 @@ class Scheduler:
         if due is not None and timeout is not None and now - due >= PAUSE:
             self._arm(now + timeout, self._late, begun, None)
             return
-        # The worker may finish the attempt now. If it has the token, its message is here
-        # or on its way, and counts.
+        # The worker may finish the attempt now. If it has the token, its message is
+        # here or on its way, and counts.
         if attempt not in self.ledger.open or not attempt.token.acquire(blocking=False):
             return
         self.ledger.open.remove(attempt)
@@ -321,7 +323,7 @@ class Scheduler:
             self._fail(message.attempt, ExitKind.CRASHED, message.error, message.text)
 
     def _on_asked(self, message: Asked) -> None:
-        """A worker was asked to stop. Cancel its task, even if its thread never ends."""
+        """A worker was asked to stop. Cancel its task; the thread may never end."""
         for attempt in self.ledger.open.intersection(message.seat.held):
             # if the worker has the token, it has finished the attempt and reports that
             if attempt.token.acquire(blocking=False):

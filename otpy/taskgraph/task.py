@@ -1,7 +1,7 @@
 """Tasks: a function, and when to run it.
 
-A ``Task`` that exists is valid: each field is checked when it is made, and an error names
-path, field, value and what would be right.
+A ``Task`` that exists is valid: each field is checked when it is made, and an error
+names path, field, value and what would be right.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ import attrs
 from otpy.arguments import check_call, check_function, is_async
 from otpy.exceptions import SpecError, show
 from otpy.specs import Backoff, is_number, plain
-from otpy.values import Value, report, running
+from otpy.values import Value, report, value
 
 F = TypeVar("F", bound=Callable[..., object])
 
 
-@running(frozen=True)
-class Rule:
+@value
+class Rule(Value):
     """Which values a field may have.
 
     Attributes:
         is_right: Whether a value is right.
-        expected: What would be right, for the error.
+        expected: The values that are right, in words for the error.
     """
 
     is_right: Callable[[Any], bool]
@@ -191,10 +191,11 @@ def task(**options: Unpack[Options]) -> Callable[[F], F]:
 def marked(module: types.ModuleType) -> tuple[Task, ...]:
     """Return the tasks that ``@task`` has marked in *module*, in their order there."""
     found: dict[int, Task] = {}
-    for value in list(vars(module).values()):
-        # a stand-in for an object that does not exist now, such as a web request, raises
+    for thing in list(vars(module).values()):
+        # a stand-in for an object that does not exist now, such as a web request,
+        # raises
         with contextlib.suppress(Exception):
-            mark = getattr(value, MARK, None)
+            mark = getattr(thing, MARK, None)
             if isinstance(mark, Task):
                 found[id(mark)] = mark
     return tuple(found.values())

@@ -3,13 +3,13 @@
 Laws:
 1. A worker that has lost a token takes no further task. It is about to be stopped, and
    the stop must not hit another task.
-2. Each attempt has a context of its own: what it sets in context variables, no other
-   task sees.
-3. Whatever a task raises is its failure, and the worker goes on. An exception that hits
-   the worker elsewhere ends its thread, and the supervisor restarts it.
+2. Each attempt has a context of its own. No other task sees the values that it sets in
+   context variables.
+3. Any exception of a task is its failure, and the worker goes on. An exception that
+   hits the worker elsewhere ends its thread, and the supervisor restarts it.
 
 All methods of ``Worker`` run on the thread of that worker. ``ask_to_stop`` runs on a
-helper thread. User code runs on workers: tasks, and what their exceptions say.
+helper thread. User code runs on workers: the tasks, and the text of their exceptions.
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ def work(ctx: Context, exchange: Exchange, number: int) -> None:
 
 
 def ask_to_stop(exchange: Exchange, seat: Seat) -> None:
-    """Report that a worker was asked to stop, and wake it; called on a helper thread."""
+    """Report that a worker was asked to stop, and wake it, on a helper thread."""
     if (cancel := seat.cancel) is not None:
         # the worker may have closed the loop just now
         with contextlib.suppress(RuntimeError):

@@ -4,8 +4,7 @@ import pytest
 import structlog
 
 from otpy import Counts, ExitKind, ExitReason, Service, Shutdown, StartError, supervisor, thread
-from otpy.reports import ChildTerminated, Progress
-from otpy.reports import StartError as StartErrorReport
+from otpy.reports import ChildTerminated, Progress, StartFailed
 from tests.conformance.tools import wait_for_look
 from tests.helpers import Puppet
 
@@ -145,10 +144,10 @@ def test_faulty_application_shutdown(launch, recorder):
     assert (failed.value.path, type(failed.value.__cause__)) == ("app/sub/server", NameError)
     assert recorder.names() == [
         "Progress app/sub/first",
-        "StartError app/sub/server",
-        "StartError app/sub",
+        "StartFailed app/sub/server",
+        "StartFailed app/sub",
     ]
-    server, above = recorder.of(StartErrorReport)
+    server, above = recorder.of(StartFailed)
     assert server.reason == ExitReason(ExitKind.CRASHED, failed.value.__cause__)
     assert (above.reason.kind, above.reason.exception) == (ExitKind.SHUTDOWN, failed.value)
     assert "undefined.function()" in server.reason.traceback

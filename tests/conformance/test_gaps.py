@@ -20,7 +20,7 @@ from otpy import (
 )
 from otpy.core import messages
 from otpy.reports import (
-    AutoShutdown,
+    AutoShutdownBegun,
     ChildTerminated,
     LimitReached,
     Progress,
@@ -112,7 +112,7 @@ def test_gap_02_init_rollback(launch, recorder):
         launch(supervisor("app", intensity=9, children=children))
 
     assert (failure.value.path, failure.value.__cause__) == ("app/x", boom)
-    assert recorder.names() == ["Progress app/a", "Progress app/b", "StartError app/x"]
+    assert recorder.names() == ["Progress app/a", "Progress app/b", "StartFailed app/x"]
     assert stops == ["b", "a"]
     assert (failing.starts, never.starts) == (1, 0)
 
@@ -192,7 +192,7 @@ def test_gap_04_limit_of_a_significant_supervisor(launch, recorder, restart, mod
     puppet.next().crash()
 
     assert app.wait(HANG).kind is ExitKind.SHUTDOWN
-    assert [report.child for report in recorder.of(AutoShutdown)] == ["app/sub"]
+    assert [report.child for report in recorder.of(AutoShutdownBegun)] == ["app/sub"]
     assert [report.path for report in recorder.of(LimitReached)] == ["app/sub"]
 
 
@@ -534,7 +534,7 @@ def test_gap_10_order_after_failed_retries(launch, recorder):
     assert app.wait(HANG).kind is ExitKind.LIMIT_REACHED
     assert recorder.names()[1:] == [
         "ChildTerminated app/a",
-        *["StartError app/a"] * 3,
+        *["StartFailed app/a"] * 3,
         "LimitReached app",
     ]
     assert puppet.starts == 4

@@ -24,6 +24,7 @@ from otpy import (
     thread,
 )
 from otpy.core import messages
+from otpy.core.messages import StopSupervisor
 from otpy.reports import Cause, Progress, Unstopped
 from otpy.runtime import threads
 from tests.conformance.tools import Hurdle, join, look, post, wait_for_look
@@ -314,7 +315,7 @@ def test_hanging_restart_loop(launch):
     hurdle.is_up = True
     puppet.next().crash()
     hurdle.arrival()
-    app._core().stop()
+    app._core().mailbox.put(StopSupervisor())
     hurdle.fail()
     assert app.wait(HANG).kind is ExitKind.SHUTDOWN
     assert puppet.starts == 2
@@ -352,7 +353,7 @@ def test_hanging_restart_loop_rest_for_one(launch):
     hurdle.is_up = True
     puppets["b"].next().crash()
     hurdle.arrival()
-    app._core().stop()
+    app._core().mailbox.put(StopSupervisor())
     hurdle.fail()
     assert app.wait(HANG).kind is ExitKind.SHUTDOWN
 
@@ -379,7 +380,7 @@ def test_hanging_restart_loop_simple(launch):
     hurdle.is_up = True
     puppet.next().crash()
     hurdle.arrival()
-    app._core().stop()
+    app._core().mailbox.put(StopSupervisor())
     hurdle.fail()
     assert app.wait(HANG).kind is ExitKind.SHUTDOWN
 
@@ -449,7 +450,7 @@ def test_format_log_2(launch, recorder):
         },
         {
             "log_level": "error",
-            "event": "start_error",
+            "event": "start_failed",
             "path": "app/a",
             "incarnation": 2,
             "reason": "crashed: RuntimeError('no start')",

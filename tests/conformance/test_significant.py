@@ -3,7 +3,7 @@
 import pytest
 
 from otpy import ExitKind, SpecError, dynamic_supervisor, supervisor
-from otpy.reports import AutoShutdown
+from otpy.reports import AutoShutdownBegun
 from tests.conformance.tools import stays_up
 from tests.helpers import HANG, Puppet
 
@@ -85,7 +85,7 @@ def test_significant_temporary(launch, recorder, mode, end, looks):
     end_in_turn(launch, mode, "temporary", end, looks)
 
     decisive = ["app/a", "app/b"][len(looks) :][:1]
-    assert [report.child for report in recorder.of(AutoShutdown, "app")] == decisive
+    assert [report.child for report in recorder.of(AutoShutdownBegun, "app")] == decisive
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_significant_transient(launch, recorder, mode, end, looks):
     end_in_turn(launch, mode, "transient", end, looks)
 
     decisive = ["app/a", "app/b"][len(looks) :][:1]
-    assert [report.child for report in recorder.of(AutoShutdown, "app")] == decisive
+    assert [report.child for report in recorder.of(AutoShutdownBegun, "app")] == decisive
 
 
 @any_or_all
@@ -163,10 +163,10 @@ def test_significant_escalation(launch, recorder, restart, significant, decisive
     )
     handle = app.find("app/sub")
     puppet.next().leave()
-    recorder.wait_for(AutoShutdown, count=len(decisive))
+    recorder.wait_for(AutoShutdownBegun, count=len(decisive))
     if not significant:
         stays_up(app, *(["sub undefined 1"] if restart == "transient" else []), "other running 1")
     app.stop()
 
-    assert [report.child for report in recorder.of(AutoShutdown)] == decisive
+    assert [report.child for report in recorder.of(AutoShutdownBegun)] == decisive
     assert not handle.alive

@@ -161,7 +161,7 @@ def test_sup_start_fail(launch, recorder):
 
     assert (failed.value.path, failed.value.__cause__) == ("app/b", boom)
     assert first.next().ended.is_set()
-    assert recorder.names() == ["Progress app/a", "StartError app/b"]
+    assert recorder.names() == ["Progress app/a", "StartFailed app/b"]
 
 
 BOOM = ValueError("boom")

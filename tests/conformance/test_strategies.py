@@ -8,8 +8,7 @@ import weakref
 import pytest
 
 from otpy import ChildState, ExitKind, ExitReason, Ignore, dynamic_supervisor, supervisor, thread
-from otpy.reports import ChildTerminated, LimitReached, Progress, ShutdownError
-from otpy.reports import StartError as StartErrorReport
+from otpy.reports import ChildTerminated, LimitReached, Progress, ShutdownError, StartFailed
 from tests.conformance.tools import look, wait_for_look
 from tests.helpers import HANG, Puppet, wait_until
 
@@ -76,7 +75,7 @@ def test_one_for_one_escalation(launch, recorder):
         "Progress app/a",
         "Progress app/b",
         "ChildTerminated app/a",
-        *["StartError app/a"] * 4,
+        *["StartFailed app/a"] * 4,
         "LimitReached app",
     ]
 
@@ -121,7 +120,7 @@ def test_one_for_all_escalation(launch, recorder):
         "Progress app/a",
         "Progress app/b",
         "ChildTerminated app/a",
-        *["Progress app/a", "StartError app/b"] * 4,
+        *["Progress app/a", "StartFailed app/b"] * 4,
         "LimitReached app",
     ]
 
@@ -143,7 +142,7 @@ def test_one_for_all_other_child_fails_restart(launch, recorder):
         "Progress app/b",
         "ChildTerminated app/a",
         "Progress app/a",
-        "StartError app/b",
+        "StartFailed app/b",
         "Progress app/a",
         "Progress app/b",
     ]
@@ -245,7 +244,7 @@ def test_simple_one_for_one_escalation(launch, recorder):
     assert has_given_up(app, "app/a")
     assert (a.starts, b.starts) == (1 + 4, 1)
     assert b.next().asked.is_set()
-    assert len(recorder.of(StartErrorReport, "app/a")) == 4
+    assert len(recorder.of(StartFailed, "app/a")) == 4
 
 
 class Large:
@@ -329,7 +328,7 @@ def test_rest_for_one_escalation(launch, recorder):
     assert (a.starts, b.starts) == (2, 1 + 4)
     assert (a.next().asked.is_set(), b.next().asked.is_set()) == (True, True)
     assert len(recorder.of(ChildTerminated)) == len(recorder.of(LimitReached)) == 1
-    assert len(recorder.of(StartErrorReport, "app/b")) == 4
+    assert len(recorder.of(StartFailed, "app/b")) == 4
 
 
 def test_rest_for_one_other_child_fails_restart(launch, recorder):
@@ -349,6 +348,6 @@ def test_rest_for_one_other_child_fails_restart(launch, recorder):
         "Progress app/b",
         "ChildTerminated app/a",
         "Progress app/a",
-        "StartError app/b",
+        "StartFailed app/b",
         "Progress app/b",
     ]

@@ -134,7 +134,7 @@ def test_vector_01_a_failed_start_is_rolled_back():
 
     assert app.boot() == [
         *("start a", "Progress a", "start b", "Progress b", "start X"),
-        *("StartError X", "stop b", "stop a", "end shutdown"),
+        *("StartFailed X", "stop b", "stop a", "end shutdown"),
     ]
     assert (app.end.exception.path, app.end.exception.__cause__) == ("app/X", FAILED.exception)
 
@@ -210,7 +210,7 @@ def test_vector_07_intensity_is_the_number_of_attempts():
 
     assert app.die("a") == [
         "ChildTerminated a",
-        *["start a", "StartError a"] * 3,
+        *["start a", "StartFailed a"] * 3,
         *("LimitReached app", "end limit_reached"),
     ]
 
@@ -228,9 +228,9 @@ def test_vector_08_one_for_all_starts_over_at_each_attempt():
             "start a",
             "Progress a",
             "start b",
-            "StartError b",
+            "StartFailed b",
         ),
-        *("stop a", "start a", "Progress a", "start b", "StartError b"),
+        *("stop a", "start a", "Progress a", "start b", "StartFailed b"),
         *("stop a", "start a", "Progress a", "start b", "Progress b", "start d", "Progress d"),
     ]
     assert app.spent == 3
@@ -249,9 +249,9 @@ def test_vector_09_rest_for_one_goes_on_from_the_one_that_failed():
             "start a",
             "Progress a",
             "start b",
-            "StartError b",
+            "StartFailed b",
         ),
-        *("start b", "StartError b"),
+        *("start b", "StartFailed b"),
         *("start b", "Progress b", "start d", "Progress d"),
     ]
     assert app.spent == 3
@@ -323,7 +323,7 @@ def test_vector_14_a_significant_child_supervisor_at_its_limit():
         "a", nested("sub", restart="transient", significant=True), auto_shutdown="any_significant"
     )
 
-    assert app.die(("sub", LIMIT)) == ["AutoShutdown app", "stop a", "end shutdown"]
+    assert app.die(("sub", LIMIT)) == ["AutoShutdownBegun app", "stop a", "end shutdown"]
 
 
 def test_vector_15_terminate_child_is_no_group_restart():

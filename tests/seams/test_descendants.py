@@ -11,14 +11,14 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import otpy
 from otpy import SpecError, process, supervisor
-from otpy.children.program import child as program
-from otpy.children.program import guard as lifeline
-from otpy.children.program import guard_process as guard
+from otpy.children.program import attendance, guard, guard_process
+from otpy.children.program.run import Leader
 from otpy.reports import ChildTerminated, Progress, ShutdownError, Unstopped
 from otpy.runtime import descendants, posix
 from otpy.runtime.descendants import Family, Seen
@@ -159,12 +159,12 @@ def test_a_rest_that_must_not_be_killed_is_named(launch, recorder, tmp_path):
 def test_one_that_was_started_too_late_to_hear_of_the_stop_is_asked_itself():
     """The signal went to the group before."""
     seen = Seen(pid=7, state=b"S", parent=1, group=5, session=5, started=100)
-    child = program.Program.__new__(program.Program)
-    child._popen = type("Popen", (), {"pid": 5})  # type: ignore[assignment]
+    leader = Leader(SimpleNamespace(stop_signal=signal.SIGTERM, stop_to="group"))  # type: ignore[arg-type]
+    leader.popen = SimpleNamespace(pid=5)  # type: ignore[assignment]
 
     def has_heard(asked_at: int | None) -> bool:
-        child._asked_at = asked_at
-        return child._has_heard(seen)
+        leader._asked_at = asked_at
+        return leader.has_heard(seen)
 
     assert [has_heard(at) for at in (None, 99, 100, 101)] == [False, False, False, True]
 
@@ -206,7 +206,7 @@ def test_an_end_by_the_stop_signal_in_the_moment_of_a_stop_is_that_stop(
     launch, recorder, monkeypatch, tmp_path, script
 ):
     """A service manager sends it to all at once; the ends of programs may be heard first."""
-    monkeypatch.setattr(program, "HOLD", HANG)
+    monkeypatch.setattr(attendance, "HOLD", HANG)
     app = launch(
         supervisor(
             "app", children=[sh(f"echo $$ >$2; {script}", tmp_path / "up", tmp_path / "pid")]
@@ -305,8 +305,8 @@ def test_a_process_lives_as_long_as_one_of_its_threads(launch):
     (leader,) = wait_until(lambda: [pid for pid in marked(number) if stat(pid)[1] == os.getpid()])
     (below,) = wait_until(lambda: [pid for pid in children(leader) if stat(pid)[0] == "Z"])
     seen = descendants.look(below)
-    token = (descendants.environment(seen), guard.environment(str(below)))
-    session = guard.session(str(below))
+    token = (descendants.environment(seen), guard_process.environment(str(below)))
+    session = guard_process.session(str(below))
     app.stop()
     left = descendants.look(below)
 
@@ -323,7 +323,11 @@ SEARCHES = {
         "look",
         lambda leader, token: [one.pid for one in Family(token, leader).living()],
     ),
-    "the guard": (guard, "session", lambda _, token: list(guard.left(set(), "pipe:[0]", token))),
+    "the guard": (
+        guard_process,
+        "session",
+        lambda _, token: list(guard_process.left(set(), "pipe:[0]", token)),
+    ),
 }
 
 
@@ -402,10 +406,10 @@ def test_process_number_1_reaps_what_it_is_handed_and_takes_no_exit_code():
 
 def test_what_another_thread_is_about_to_execute_is_spared(monkeypatch):
     """It has all descriptors of this process for a moment, the mark among them."""
-    line = lifeline.Lifeline(None, "test", print)
-    line.wait()
-    other = subprocess.Popen(["sleep", "1000"], pass_fds=[line.mark])
-    line.close(set())
+    one = guard.Guard(None, "test", print)
+    one.wait()
+    other = subprocess.Popen(["sleep", "1000"], pass_fds=[one.mark])
+    one.close(set())
     is_alive = other.poll() is None
     other.kill()
     other.wait()

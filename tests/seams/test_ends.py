@@ -32,7 +32,7 @@ from otpy import (
 )
 from otpy.core.restarts import is_acceptable
 from otpy.exceptions import meaning_of, means_success
-from otpy.reports import AutoShutdown, ChildTerminated, LimitReached, ShutdownError, Unstopped
+from otpy.reports import AutoShutdownBegun, ChildTerminated, LimitReached, ShutdownError, Unstopped
 from otpy.specs import Restart
 from otpy.taskgraph import Outcome, TaskGraph
 from tests import callees
@@ -228,7 +228,7 @@ def test_shutdown_in_a_group_is_an_end_in_the_normal_class(kind, launch, recorde
     child = RAISERS[kind]("Shutdown", "Ignore", restart="transient", significant=True)
     launch(supervisor("app", auto_shutdown="any_significant", children=[child])).wait(HANG)
 
-    reason = recorder.wait_for(AutoShutdown, "app").reason
+    reason = recorder.wait_for(AutoShutdownBegun, "app").reason
     assert (reason.kind, reason.is_shutdown_with_reason) == (ExitKind.SHUTDOWN, True)
     assert recorder.of(ChildTerminated) == []
 
@@ -317,7 +317,7 @@ def test_a_group_of_shutdown_is_as_acceptable_as_shutdown(restart):
 PROCFILE = """
     import sys
     from otpy import programs, run
-    from otpy.reports import AutoShutdown
+    from otpy.reports import AutoShutdownBegun
 
     ends = []
     tree = programs(
@@ -329,7 +329,7 @@ PROCFILE = """
         supervision={"auto_shutdown": "any_significant"},
     )
     report = run(tree, reports=ends.append, log=False)
-    first = [end.reason.detail.returncode for end in ends if isinstance(end, AutoShutdown)]
+    first = [end.reason.detail.returncode for end in ends if isinstance(end, AutoShutdownBegun)]
     print(*report.stopped)
     sys.exit(first[0] if first else 0)
 """

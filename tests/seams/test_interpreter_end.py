@@ -206,7 +206,7 @@ def test_a_supervisor_that_does_not_answer_is_named_and_left():
         """
         import threading
         from otpy import ChildSpec, start, supervisor
-        from otpy.runtime import stopping as ending
+        from otpy.runtime import stopping
         from otpy.core.messages import ChildStarted
 
         class Blocks:
@@ -218,7 +218,7 @@ def test_a_supervisor_that_does_not_answer_is_named_and_left():
             def stop(self):
                 threading.Event().wait()
 
-        ending.PATIENCE = 0.3
+        stopping.TO_ANSWER = 0.3
         start(supervisor("app", children=[supervisor("s", children=[ChildSpec(id="x", start=Blocks)])]), log=False)
         """
     )

@@ -219,7 +219,7 @@ def test_a_supervisor_that_is_hit_while_it_uses_a_spare_thread_goes_on(
     recorder.wait_for(Progress, "app/a", 3)
 
     assert not spare.is_alive()
-    assert [type(one.reason.raised) for one in recorder.of(otpy.reports.StartError)] == [Injected]
+    assert [type(one.reason.raised) for one in recorder.of(otpy.reports.StartFailed)] == [Injected]
     assert [one.incarnation for one in recorder.of(Progress, "app/a")] == [1, 2, 4]
 
 

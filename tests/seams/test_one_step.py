@@ -12,7 +12,7 @@ TRIALS = """
 import asyncio, inspect, linecache, os, signal, socket, sys, threading, time, warnings
 import otpy
 from otpy import StartError, aio, supervisor, thread
-from otpy.runtime import threads, tree
+from otpy.runtime import account, threads
 
 kind, call, stride, first = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 HERE = os.path.dirname(otpy.__file__)
@@ -143,7 +143,7 @@ def state():
     return {
         "threads": sorted(one.name for one in threading.enumerate()),
         "entries": [one.name for one in threads.entries()] + [one.name for one in threads._undecided],
-        "trees": [one.root for one in tree._running],
+        "trees": [one.root for one in account._running],
         "descriptors": [*filter(None, map(descriptor, range(64)))],
         "handlers": [signal.getsignal(number) for number in STOPS],
         "wakeup": wakeup,

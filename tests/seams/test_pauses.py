@@ -21,7 +21,7 @@ import structlog
 
 import otpy
 from otpy import Backoff, coroutine, start, supervisor, taskgraph, thread
-from otpy.children.coroutine import loop as loops
+from otpy.children.coroutine import blockage
 from otpy.children.program import probes
 from otpy.core import messages, pauses
 from otpy.core.messages import Due, StopSupervisor
@@ -364,16 +364,16 @@ def pass_time(app, clock, seconds):
 
 
 def test_a_loop_that_could_not_run_is_not_blocked(launch, recorder, blocker):
-    """It has LOOP_PATIENCE once more; if it is still blocked then, it is given up."""
+    """It has BLOCKED_AFTER once more; if it is still blocked then, it is given up."""
     clock = ManualClock()
     app = launch(supervisor("app", children=[coroutine(blocker, id="a")]), clock=clock)
     blocker.block()
     app.count_children()  # the watch has begun
-    pass_time(app, clock, 3 * loops.LOOP_PATIENCE)
+    pass_time(app, clock, 3 * blockage.BLOCKED_AFTER)
     assert recorder.of(Stalled) == []
     assert [one.incarnation for one in app.which_children()] == [1]
 
-    wait_until(lambda: (pass_time(app, clock, loops.LOOP_PATIENCE), recorder.of(Stalled))[1])
+    wait_until(lambda: (pass_time(app, clock, blockage.BLOCKED_AFTER), recorder.of(Stalled))[1])
     assert recorder.wait_for(Progress, "app/a", count=2).incarnation == 2
 
 
@@ -441,7 +441,7 @@ def test_without_heartbeats_nobody_stalls(launch, recorder, blocker):
     blocker.block()
     for _ in range(4):
         pass_time(app, clock, 100.0)
-        pass_time(app, clock, loops.LOOP_PATIENCE)
+        pass_time(app, clock, blockage.BLOCKED_AFTER)
     assert [one.incarnation for one in app.which_children()] == [1, 1]
     assert recorder.of(Stalled) == []
 

@@ -262,8 +262,8 @@ runpy.run_path({guard.__file__!r}, run_name="__main__")
     number = mark()
     program_text = f"""
         import os, sys
-        from otpy.children.program import guard as lifeline
-        lifeline._script = lambda: ["-c", {source!r}]
+        from otpy.children.program import guard
+        guard.script = lambda: ["-c", {source!r}]
         del os.pidfd_open
         from otpy import process, start, supervisor
         children = [process("sh", "-c", "sleep {number} & sleep {number}", id="a"),

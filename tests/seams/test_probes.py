@@ -1,4 +1,4 @@
-"""Probes that meet a server which never comes to an end, and patterns that meet a line which takes them for ever."""
+"""Probes of servers that never come to an end, and patterns that ``re`` never finds."""
 
 from __future__ import annotations
 
@@ -70,7 +70,10 @@ class Server:
 
 @pytest.fixture
 def serving():
-    """Make a server: ``serving(answer)``, where ``answer(server, client)`` is called when a request has come."""
+    """Make a server: ``serving(answer)``.
+
+    It calls ``answer(server, client)`` when a request has come.
+    """
     servers = []
 
     def make(answer):
@@ -118,13 +121,16 @@ def asked(probe, over=None):
 @pytest.mark.parametrize("what", ENDLESS)
 @pytest.mark.parametrize("scheme", ["http", "https"])
 def test_a_server_that_drips_for_ever_is_a_miss_when_the_time_is_over(serving, what, scheme):
-    """One deadline for the whole attempt, however many pieces come; in TLS as well."""
+    """An attempt has one deadline, however many pieces of an answer come; in TLS as
+    well.
+    """
     server = serving(ENDLESS[what])
 
     assert asked(Http(f"{scheme}://127.0.0.1:{server.port}/", timeout=0.2)) is False
 
 
 def test_a_head_that_has_come_is_an_answer_whatever_the_body_does(serving):
+    """The head of the answer decides; the body is not waited for."""
     server = serving(says(b"HTTP/1.1 204 Fine\r\nX: y\r\n\r\n", b"x"))
 
     assert asked(Http(f"http://127.0.0.1:{server.port}/", timeout=HANG)) is True
@@ -132,7 +138,7 @@ def test_a_head_that_has_come_is_an_answer_whatever_the_body_does(serving):
 
 @pytest.mark.parametrize("what", ENDLESS)
 def test_an_attempt_ends_with_its_program_whatever_its_timeout_is(serving, what):
-    """So no threads pile up while a program is restarted again and again."""
+    """No threads pile up while a program is restarted again and again."""
     server, over = serving(ENDLESS[what]), Once()
     threading.Thread(target=lambda: server.met.wait(HANG) and over.happen()).start()
 
@@ -152,6 +158,7 @@ def deaf():
 
 
 def test_a_connection_that_is_never_made_ends_with_the_time_or_the_program(deaf):
+    """The deadline and the end of the program also end a connect."""
     over = Once()
     over.happen()
 
@@ -160,6 +167,7 @@ def test_a_connection_that_is_never_made_ends_with_the_time_or_the_program(deaf)
 
 
 def test_all_addresses_of_a_name_share_one_deadline(deaf, monkeypatch):
+    """A name with many addresses takes no longer than one address."""
     monkeypatch.setattr(probes, "addresses", lambda host, port, slices: [ADDRESS(deaf)] * 10_000)
 
     assert asked(Port(deaf, host="many", timeout=0.2)) is False
@@ -176,7 +184,7 @@ def searches():
 def test_a_name_that_is_not_found_in_time_costs_one_thread_however_often_it_is_asked_for(
     monkeypatch,
 ):
-    """The system's search cannot be ended: later attempts wait for the same one."""
+    """The system's search cannot be ended, so later attempts wait for the same one."""
     go, find = threading.Event(), socket.getaddrinfo
 
     def hang(host, *args, **options):
@@ -196,10 +204,13 @@ def test_a_name_that_is_not_found_in_time_costs_one_thread_however_often_it_is_a
 
 
 def test_a_name_that_does_not_exist_is_a_miss():
+    """The error of the search is a miss, not an exception."""
     assert asked(Port(80, host="there.is.no.such.host.invalid", timeout=5.0)) is False
 
 
 def test_without_a_thread_for_the_search_it_is_a_miss(monkeypatch):
+    """If the system refuses the thread, the attempt is a miss, and no search is left."""
+
     def refuse(*args, **options):
         raise RuntimeError("can't start new thread")
 
@@ -231,6 +242,7 @@ Rk+3qvnc+1lDAiEA12QKmMLIdM1pe8r4h49xvHEjl/uOscIoqIumSpMnqZw=
 
 @pytest.mark.parametrize("is_trusted", [True, False])
 def test_https_is_well_with_a_certificate_that_is_trusted(tmp_path, monkeypatch, is_trusted):
+    """With an untrusted certificate the answer is a miss."""
     (tmp_path / "both.pem").write_text(CERTIFICATE)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(tmp_path / "both.pem")
@@ -257,7 +269,9 @@ def probing():
 
 
 def test_restarts_leave_no_threads_that_still_ask(launch, recorder, serving):
-    """A server that drips, a timeout of minutes, and a program that crashes now and then."""
+    """This holds with a server that drips, a timeout of minutes, and a program that
+    crashes.
+    """
     server = serving(ENDLESS["a header"])
     health = Health(Http(f"http://127.0.0.1:{server.port}/", timeout=300.0), interval=0.01)
     app = launch(
@@ -287,7 +301,9 @@ WORST = [
 @pytest.mark.parametrize("pattern", WORST)
 @pytest.mark.parametrize("line", ["a" * 5000 + "!", "x" * 5000, "a" * 29])
 def test_a_character_costs_one_step_whatever_the_pattern_is(pattern, line, monkeypatch):
-    """To ``re`` most of these lines are work for years. The second time nothing has to be worked out any more."""
+    """``re`` would work for years on most of these lines. The second time no step has
+    to be worked out.
+    """
     steps, place_after = [], Finder.place_after
 
     def count(finder, place, char):
@@ -305,7 +321,9 @@ def test_a_character_costs_one_step_whatever_the_pattern_is(pattern, line, monke
 
 
 def test_what_is_remembered_is_bounded(monkeypatch):
-    """Some patterns have 2**20 different places; they are worked out again then, and found all the same."""
+    """Some patterns have 2**20 different places. These are forgotten, worked out again,
+    and the pattern is found all the same.
+    """
     monkeypatch.setattr(patterns, "REMEMBERED", 500)
     finder = Finder("a.{20}$")
     line = "".join(f"{number:b}" for number in range(3000)).translate({48: "a", 49: "b"})
@@ -365,7 +383,7 @@ def wider(inner):
     lines=st.lists(st.text("abcABC é_-É1ß\u017f\u212aİ\t", max_size=7), min_size=1, max_size=5),
 )
 def test_it_is_found_where_re_finds_it(pattern, flags, lines):
-    """In any line, with any pattern that is not refused; what ``re`` itself refuses is not asked for."""
+    """A Finder agrees with ``re`` about any line, for any pattern that neither refuses."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(patterns, "REMEMBERED", 40)
         try:
@@ -399,6 +417,7 @@ COMMON = [
 
 @pytest.mark.parametrize(("pattern", "good", "bad"), COMMON)
 def test_what_people_look_for_is_taken_as_it_is(pattern, good, bad):
+    """Common patterns are accepted, and find what they should."""
     finder = Finder(Line(pattern).pattern)
 
     assert finder.finds_it_in(good)
@@ -424,6 +443,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("pattern", REFUSED, ids=lambda pattern: pattern[:30])
 def test_what_cannot_be_found_in_linear_time_is_refused_when_the_spec_is_made(pattern):
+    """The SpecError says which part of the pattern is refused."""
     with pytest.raises(SpecError) as caught:
         Line(pattern)
 
@@ -432,7 +452,8 @@ def test_what_cannot_be_found_in_linear_time_is_refused_when_the_spec_is_made(pa
 
 
 def test_repeats_of_nothing_cost_nothing():
-    assert len(patterns.program_of("(?:){1000000000}a").steps) < 5
+    """A billion repeats of an empty pattern are a few steps."""
+    assert len(patterns.machine_of("(?:){1000000000}a").steps) < 5
     assert Finder("(?:(?:)*)*a").finds_it_in("ba")
 
 
@@ -440,7 +461,9 @@ def test_repeats_of_nothing_cost_nothing():
 
 
 def test_a_line_without_end_is_cut_and_costs_no_more_memory():
-    """Eight megabytes in pieces of all sizes; what is kept is never longer than a line may be."""
+    """Of a line that comes in pieces of all sizes no more than LONG characters are
+    kept.
+    """
     found = []
     scan = Scan("never", lambda: found.append(1))
     for size in (1, 1000, output.CHUNK) * 100:
@@ -451,7 +474,9 @@ def test_a_line_without_end_is_cut_and_costs_no_more_memory():
 
 
 def test_a_search_that_takes_its_time_holds_up_its_own_program_only(launch, recorder, monkeypatch):
-    """It has a thread of its own: the ends of others are told, and the tree stops."""
+    """A search has a thread of its own: the ends of other programs are reported, and
+    the tree stops.
+    """
     go, is_asked = threading.Event(), threading.Event()
     monkeypatch.setattr(
         Finder, "finds_it_in", lambda finder, line: is_asked.set() or not go.wait(HANG)
@@ -478,7 +503,9 @@ def start_child(app, spec):
 
 
 def test_no_line_is_looked_at_any_more_when_it_is_ready(launch, recorder, monkeypatch, tmp_path):
-    """Neither at stdout nor at stderr; the thread that did is gone, and all output is still taken."""
+    """The search ends for stdout and stderr, its thread ends, and all output is still
+    taken.
+    """
     looked, finds = [], Finder.finds_it_in
     monkeypatch.setattr(
         Finder, "finds_it_in", lambda finder, line: looked.append(line) or finds(finder, line)
@@ -504,7 +531,9 @@ def test_no_line_is_looked_at_any_more_when_it_is_ready(launch, recorder, monkey
 
 
 def test_a_pattern_does_not_stop_the_rest_of_the_process():
-    """One line of 28 characters, for which ``re`` needs 11 s with the interpreter's lock."""
+    """For one line of 28 characters ``re`` needs 11 s, and holds the interpreter's
+    lock.
+    """
     source = r"""
     import threading, time
     from otpy import Line, process, start, supervisor

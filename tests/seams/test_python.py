@@ -9,11 +9,12 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import otpy
-from otpy.children.program import guard as lifeline
+from otpy.children.program import guard
 from otpy.runtime import posix
 from tests.helpers import wait_until
 from tests.programs import guards_of, mark, marked
@@ -128,9 +129,9 @@ def test_a_guard_without_file_and_source_is_none(monkeypatch):
             return None
 
     spec = importlib_spec(Loader())
-    monkeypatch.setattr(lifeline.importlib.util, "find_spec", lambda name: spec)
+    monkeypatch.setattr(guard.importlib.util, "find_spec", lambda name: spec)
     with pytest.raises(posix.NoPython, match="no file, and no source"):
-        lifeline._script()
+        guard.script()
 
 
 def importlib_spec(loader: object):
@@ -161,11 +162,12 @@ def test_a_guard_that_cannot_run_is_tried_less_and_less_often(monkeypatch):
     """It is reported once."""
     waits: list[float] = []
     told: list[str] = []
-    line = lifeline.Lifeline.__new__(lifeline.Lifeline)
-    line._closed, line._settled = Closing(waits), lifeline.Once()
-    monkeypatch.setattr(line, "_be_guarded", lambda: 1, raising=False)
-    line._complain = lambda event, error: told.append(f"{event}: {error}")
-    line._keep_one_after_the_other()
+    keeper = guard.Keeper(
+        SimpleNamespace(closed=Closing(waits), settled=guard.Once()),  # type: ignore[arg-type]
+        lambda event, error: told.append(f"{event}: {error}"),
+    )
+    monkeypatch.setattr(keeper, "be_guarded", lambda: 1)
+    keeper.keep_one_after_the_other()
 
     assert told == ["programs_unguarded: the guard ended with 1"]
     assert waits == sorted(waits)

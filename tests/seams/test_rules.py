@@ -44,7 +44,7 @@ def passing(id):
     return child(id, restart="temporary", significant=True)
 
 
-ENDS = "tell AutoShutdown app normal"
+ENDS = "tell AutoShutdownBegun app normal"
 
 
 class TestAllSignificant:
@@ -158,7 +158,7 @@ class TestAllSignificant:
         talk.exit("t")
 
         assert talk.exit("s", NORMAL) == []
-        assert talk.exit("t") == ["tell StartError app/t crashed", "again 4"]
+        assert talk.exit("t") == ["tell StartFailed app/t crashed", "again 4"]
         assert talk.hear(terminate("t")) == ["answer t: None"]
         assert talk.states() == {"s": "undefined", "t": "undefined"}
 

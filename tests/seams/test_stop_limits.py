@@ -11,8 +11,7 @@ import pytest
 import otpy
 from otpy import ChildSpec, SpecError, StartError, supervisor, thread
 from otpy.reports import ExitKind, Progress
-from otpy.runtime import stacks, threads
-from otpy.runtime import stopping as ending
+from otpy.runtime import stacks, stopping, threads
 from otpy.runtime import tree as trees
 from otpy.runtime.waiting import Reply
 from tests.helpers import HANG, ManualClock, wait_until
@@ -59,7 +58,7 @@ class Stuck:
 @pytest.fixture
 def stuck(monkeypatch):
     """What hangs goes on at the end of the test, and its tree ends."""
-    monkeypatch.setattr(ending, "OVERDUE", IMPATIENT)
+    monkeypatch.setattr(stopping, "OVERDUE", IMPATIENT)
     one = Stuck()
     yield one
     one.gate.set()
@@ -115,7 +114,7 @@ def test_a_nested_supervisor_that_does_not_answer_holds_up_no_stop(stuck):
 
 def test_a_stop_without_a_limit_gives_up_who_leaves_two_questions_unanswered(stuck, monkeypatch):
     """A supervisor never blocks, so it is stuck."""
-    monkeypatch.setattr(ending, "PATIENCE", IMPATIENT)
+    monkeypatch.setattr(stopping, "TO_ANSWER", IMPATIENT)
     app = started()
     stuck.hang(app.find("app/middle"))
 
@@ -126,10 +125,10 @@ def test_a_stop_without_a_limit_gives_up_who_leaves_two_questions_unanswered(stu
 def test_one_question_that_is_left_is_asked_once_more(monkeypatch, second, is_stuck):
     """When the whole process was suspended, the first answer is late, and the second one is not."""
     answers = [["app"], second]
-    monkeypatch.setattr(ending, "_alive", lambda core: ["app"])
-    monkeypatch.setattr(ending, "_ask", lambda core, asked, wait, until: answers.pop(0))
+    monkeypatch.setattr(stopping, "_alive", lambda core: ["app"])
+    monkeypatch.setattr(stopping, "_ask", lambda core, asked, wait, until: answers.pop(0))
 
-    assert ending._is_stuck(None, ending.never, None) is is_stuck
+    assert stopping._is_stuck(None, stopping.never, None) is is_stuck
     assert answers == []
 
 
@@ -148,13 +147,13 @@ def test_a_refusal_is_no_answer_of_a_supervisor_that_does_not_end(alive):
     """It has closed its mailbox, and is stuck in its last steps; one that has ended is not."""
     one = Refuses(alive)
 
-    assert ending._ask(one, [one], lambda reply, until: True, ending.never) == [one] * alive
+    assert stopping._ask(one, [one], lambda reply, until: True, stopping.never) == [one] * alive
 
 
 def test_a_stop_without_a_limit_waits_as_long_as_supervisors_answer(monkeypatch):
     """They are asked many times, while a child takes its time."""
-    monkeypatch.setattr(ending, "PATIENCE", 0.01)
-    asked, take = [], ending._ask
+    monkeypatch.setattr(stopping, "TO_ANSWER", 0.01)
+    asked, take = [], stopping._ask
 
     def slow(ctx):
         ctx.wait_stop()
@@ -164,7 +163,7 @@ def test_a_stop_without_a_limit_waits_as_long_as_supervisors_answer(monkeypatch)
         asked.extend(those)
         return take(core, those, *more)
 
-    monkeypatch.setattr(ending, "_ask", ask)
+    monkeypatch.setattr(stopping, "_ask", ask)
     app = otpy.start(supervisor("app", children=[thread(slow, shutdown="infinity")]), log=False)
 
     assert app.stop().stopped == ("app/slow",)
@@ -172,7 +171,7 @@ def test_a_stop_without_a_limit_waits_as_long_as_supervisors_answer(monkeypatch)
 
 def test_a_start_that_is_late_gives_up_a_stuck_supervisor(stuck, monkeypatch):
     """``StartError``, and no wait for ever."""
-    monkeypatch.setattr(ending, "PATIENCE", IMPATIENT)
+    monkeypatch.setattr(stopping, "TO_ANSWER", IMPATIENT)
     blocking = ChildSpec(id="blocks", start=lambda birth: Blocking(birth, stuck.began, stuck.gate))
 
     with pytest.raises(StartError, match="not up after"):
@@ -224,7 +223,7 @@ def test_many_stuck_threads_need_few_looks_at_all_threads(monkeypatch):
         "app", children=[thread(lambda ctx: gate.wait(HANG), id=f"c{n}") for n in range(200)]
     )
     app = otpy.start(tree, log=False, max_unstopped=1000)
-    monkeypatch.setattr(stacks, "Look", counted)
+    monkeypatch.setattr(threads, "_Look", counted)
     report = app.stop(0.2)
     gate.set()
 
@@ -241,7 +240,7 @@ def test_a_look_at_all_threads_that_had_to_wait_is_not_used_for_longer(monkeypat
         time.sleep(0.2)
         return look_now()
 
-    monkeypatch.setattr(stacks, "frames", waits)
+    monkeypatch.setattr(threads, "frames", waits)
     look = stacks.Look()
 
     assert look.until < time.monotonic() + 0.2
@@ -410,7 +409,7 @@ def test_a_handle_refuses_what_is_no_path_and_no_handler(launch, subject):
 STUBBORN = """
     import os, signal, threading, time
     import otpy
-    from otpy.runtime import stopping as ending, running
+    from otpy.runtime import running, stopping
     from otpy import supervisor, thread
 
     def killer(*numbers):
@@ -507,7 +506,7 @@ def test_the_end_of_the_interpreter_does_not_wait_for_a_stuck_supervisor():
     ran = python(
         STUBBORN
         + """
-    ending.PATIENCE = 0.1
+    stopping.TO_ANSWER = 0.1
     began = threading.Event()
     class Blocking:
         def __init__(self, birth):

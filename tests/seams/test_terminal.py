@@ -1,4 +1,7 @@
-"""Text from children, files and command lines is data: no terminal obeys it, and no secret is shown unasked."""
+"""Text from children, files and command lines is data: no terminal obeys it.
+
+And no secret is shown unasked.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,7 @@ OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud80
 
 
 def is_clean(text):
-    """Whether there is nothing in *text* that a terminal obeys, but newlines and tabs."""
+    """Whether a terminal obeys nothing in *text* but newlines and tabs."""
     return OBEYED.search(text) is None
 
 
@@ -35,7 +38,9 @@ def is_clean(text):
 
 
 def test_what_a_terminal_would_obey_is_shown_as_text():
-    """All of the control characters, in both sets, and what turns the text around; lone surrogates as well."""
+    """Control characters of both sets, marks that turn the text around, and lone
+    surrogates are escaped.
+    """
     everything = "".join(map(chr, range(0x3000)))
 
     assert printable(EVIL) == in_one_line(EVIL) == SEEN
@@ -49,14 +54,17 @@ def test_what_a_terminal_would_obey_is_shown_as_text():
     ["", "a\n\tb\n", "é日本　語 ", "\U0001f469\u200d\U0001f4bb", "C:\\new\\x1b", "\u05d0\u200f!"],
 )
 def test_text_of_people_stays_as_it_is(text):
+    """Newlines, tabs, and letters and signs of all languages are not changed."""
     assert printable(text) == text
 
 
 def test_in_one_line_there_is_one_line():
+    """Newlines and tabs are escaped, too."""
     assert in_one_line("a\n\tb\u2028c") == "a\\n\\tb\\u2028c"
 
 
 def test_lines_of_other_systems_are_lines():
+    """CR LF becomes a newline."""
     assert printable("one\r\ntwo\r\n") == "one\ntwo\n"
 
 
@@ -72,7 +80,7 @@ def evil_program():
 def test_the_last_words_of_a_program_are_clean_wherever_they_are_shown(
     launch, recorder, evil_program, capsys
 ):
-    """In the traceback, the note and the log; the reason has the bytes."""
+    """The traceback, the note and the log are clean; the reason has the bytes."""
     app = launch(supervisor("app", children=[evil_program], intensity=0), log=True)
     reason = recorder.wait_for(ChildTerminated).reason
     app.stop()
@@ -86,7 +94,9 @@ def test_the_last_words_of_a_program_are_clean_wherever_they_are_shown(
 
 
 def test_the_log_of_a_program_of_the_users_is_clean(launch, recorder, capsys):
-    """Without ``otpy run``: structlog prints ids, details and the names of files as they are given to it."""
+    """Without ``otpy run`` structlog prints ids, details and names of files as it gets
+    them.
+    """
     bare = "\x1b[2J\x9b"  # the renderer itself escapes all of a text with a space or a newline
     launch(
         supervisor(
@@ -110,6 +120,7 @@ def test_the_log_of_a_program_of_the_users_is_clean(launch, recorder, capsys):
 
 
 def test_the_stack_of_a_program_that_stalls_is_clean(launch, recorder):
+    """The report Stalled has the last words of the program as text."""
     launch(
         supervisor(
             "app",
@@ -122,7 +133,9 @@ def test_the_stack_of_a_program_that_stalls_is_clean(launch, recorder):
 
 
 def test_a_crash_that_nobody_handles_prints_nothing_that_a_terminal_obeys():
-    """``otpy.run`` in a program of the user's: the interpreter itself prints the failure, with its cause and notes."""
+    """If ``otpy.run`` raises, the interpreter itself prints the failure, its cause and
+    its notes.
+    """
     from tests.seams import kit
 
     source = f"""
@@ -174,7 +187,7 @@ def setup_state(state):
 
 @pytest.fixture
 def call(tmp_path, monkeypatch):
-    """Call the command line in this process; return its status and what it wrote to both streams."""
+    """Call the command line in this process; return its status, and both of its outputs."""
     import sys
 
     (tmp_path / "app.py").write_text(APP, "utf-8")
@@ -228,7 +241,9 @@ CALLS = {
 
 @pytest.mark.parametrize("args", CALLS, ids=lambda args: ascii(" ".join(args)))
 def test_no_command_prints_what_a_terminal_obeys(call, args):
-    """Whatever is in names, errors, ids, purposes, keys, logs and the command line itself."""
+    """Names, errors, ids, purposes, keys, logs and the command line itself may hold
+    anything.
+    """
     status, text = call(*args)
 
     assert status == CALLS[args]
@@ -243,6 +258,7 @@ def test_no_command_prints_what_a_terminal_obeys(call, args):
 
 
 def test_the_guard_by_itself_prints_nothing_that_a_terminal_obeys(capsys):
+    """``otpy.lint`` run by itself cleans its usage errors."""
     with pytest.raises(SystemExit):
         lint.main([f"--{EVIL}", "."])
     text = capsys.readouterr().err
@@ -252,7 +268,7 @@ def test_the_guard_by_itself_prints_nothing_that_a_terminal_obeys(capsys):
 
 
 def test_the_demo_shows_paths_and_purposes_as_text():
-    """Its own tree is harmless; the drawing is that of any."""
+    """The tree of the demo is harmless; its drawing would show any tree."""
     from rich.console import Console
 
     from otpy.cli.demo import Picture
@@ -267,7 +283,9 @@ def test_the_demo_shows_paths_and_purposes_as_text():
 
 
 def test_one_module_prints_for_all_commands():
-    """Nothing else in ``otpy.cli`` writes to a stream, so nothing gets there uncleaned."""
+    """No other module in ``otpy.cli`` writes to a stream, so no text gets there
+    uncleaned.
+    """
     direct = re.compile(r"click\.(secho|echo)|\bprint\(|std(out|err)\.write")
     modules = [
         one
@@ -288,7 +306,7 @@ def test_one_module_prints_for_all_commands():
 
 
 def test_the_table_of_threads_is_clean(launch):
-    """Names, purposes, and the stacks, which have the source lines of whoever wrote them."""
+    """Names, purposes, and the source lines in the stacks are cleaned."""
     launch(
         supervisor(
             "app", children=[otpy.thread(lambda ctx: ctx.wait_stop(), id=f"a{EVIL}", purpose=EVIL)]
@@ -303,6 +321,7 @@ def test_the_table_of_threads_is_clean(launch):
 
 
 def test_show_state_shows_names_and_types_and_no_value(call):
+    """``--show-state`` prints the type and the length of a value."""
     _, text = call("tasks", "app.py", "--show-state")
 
     assert "  visible: str, 7\n" in text
@@ -311,6 +330,7 @@ def test_show_state_shows_names_and_types_and_no_value(call):
 
 
 def test_show_values_shows_values_but_for_what_sounds_like_a_secret(call):
+    """``--show-values`` hides keys such as ``pwd``, and passwords in addresses."""
     _, text = call("tasks", "app.py", "--show-values")
 
     assert "  visible = 'hunter4'\n" in text
@@ -318,7 +338,9 @@ def test_show_values_shows_values_but_for_what_sounds_like_a_secret(call):
 
 
 def test_the_environment_of_a_program_is_shown_without_its_values():
-    """In the repr of its spec, which errors, logs and debuggers show; they differ all the same."""
+    """Errors, logs and debuggers show the ``repr`` of a spec. Specs with other values
+    differ all the same.
+    """
     spec = process("x", env={"DB_PASSWORD": "hunter1"})
 
     assert "DB_PASSWORD" in repr(spec)
@@ -339,7 +361,7 @@ def test_the_environment_of_a_program_is_shown_without_its_values():
     ],
 )
 def test_an_environment_is_refused_without_its_values(env):
-    """Errors are logged; their value says of which type it was."""
+    """Errors are logged, so the error shows the type of a value only."""
     with pytest.raises(otpy.SpecError) as caught:
         process("x", env=env)
     assert caught.value.field.startswith("env")
@@ -347,7 +369,7 @@ def test_an_environment_is_refused_without_its_values(env):
 
 
 def test_an_address_is_refused_without_its_password():
-    """It would not be sent; it would be shown wherever the spec is."""
+    """The password would not be sent, but printed wherever the spec is printed."""
     with pytest.raises(
         otpy.SpecError, match=r"'http://\*\*\*@localhost/x': expected a URL without a user"
     ) as caught:
@@ -356,7 +378,7 @@ def test_an_address_is_refused_without_its_password():
 
 
 def test_values_of_the_state_are_shown_without_their_own_code(tmp_path, call):
-    """A class that is derived from dict or list may raise; and a secret in one stays one."""
+    """A class derived from dict or list may raise; a secret in it stays hidden."""
     Path("odd.py").write_text("""
 from otpy.taskgraph import task
 class Odd(dict):
@@ -377,7 +399,7 @@ def one(state):
 
 
 def test_a_state_that_a_stuck_task_still_changes_is_shown(tmp_path, call):
-    """A task that has run into its time limit may go on; what is shown is one moment."""
+    """A task may go on after its time limit; the output shows the state of one moment."""
     Path("stuck.py").write_text("""
 import threading, time
 from otpy.taskgraph import task
@@ -396,14 +418,14 @@ def one(state):
 
 
 def test_what_stands_for_an_exception_of_another_process_is_clean():
-    """Python itself may print it, at the end of a program."""
+    """Python itself may print it, at the end of a process."""
     error = otpy.RemoteError(f"app.{EVIL}", EVIL)
     assert str(error) == f"app.{SEEN}: {SEEN}"
     assert error.message == EVIL
 
 
 def test_reports_as_json_are_clean_by_their_form(tmp_path, call):
-    """Escapes are escaped by JSON itself; the text is that of the exception."""
+    """JSON itself escapes control characters; the text is that of the exception."""
     call("run", "app.py:bad", "--reports", "reports")
     text = Path("reports").read_text()
 

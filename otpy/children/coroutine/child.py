@@ -1,14 +1,18 @@
 """Children that are coroutines. Those of one supervisor share an event loop on one thread.
 
 Laws:
-1. To the coroutine a stop is one event: ``ctx.running`` turns false, and at the same moment the task is cancelled, or
-   woken if it waits in ``ctx.sleep`` or ``ctx.wait_stop``. So this happens on the loop, between two of its steps.
-2. CancelledError after a stop is SHUTDOWN, after a kill KILLED. A cancellation that nobody asked for is a crash.
-3. A child ends together with the tasks that it has started: those left are cancelled, and have CLEAN_UP seconds, or
-   until the child is killed. It also ends together with what it has given to threads.
-   Its end waits for that, within its ``shutdown``; what goes on then is unstopped.
-4. The end is told once, by the first that finds ``_mouth``: the task's callback, also if the task was cancelled before
-   its first step; or the loop, if that breaks, is blocked, or is closed. If an exception hits the lines that tell it,
+1. To the coroutine a stop is one event: ``ctx.running`` turns false, and at the same
+   moment the task is cancelled, or woken if it waits in ``ctx.sleep`` or
+   ``ctx.wait_stop``. So this happens on the loop, between two of its steps.
+2. CancelledError after a stop is SHUTDOWN, after a kill KILLED. A cancellation by other
+   code is a crash.
+3. A child ends together with the tasks that it has started: those that are left are
+   cancelled, and have CLEAN_UP seconds, or until the child is killed. It also ends
+   together with the work that it has given to threads. Its end waits for that work,
+   within its ``shutdown``; work that goes on then is unstopped.
+4. The end is reported once, by the first that finds ``_deliver``. That is a callback of
+   the task, also if the task was cancelled before its first step; or the loop, if it
+   breaks, is blocked, or is closed. If an exception hits the lines that report the end,
    the loop has them called again (``look``).
 """
 
@@ -16,34 +20,31 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import contextvars
 import functools
-import threading
 import traceback
 from collections.abc import Callable, Coroutine, Iterator
 from types import FrameType
-from typing import Any, Literal, TypeVar, Unpack
+from typing import Any, Literal, Unpack
 
 import attrs
 
 from otpy.abc import Birth, Deliver
 from otpy.arguments import check_call, is_async
-from otpy.children.coroutine.loop import BLOCKED, CLEAN_UP, CLOSED, LoopThread, cancel, find_uvloop
-from otpy.children.coroutine.workers import Work
+from otpy.children.coroutine.cancelling import CLEAN_UP, cancel
+from otpy.children.coroutine.context import AsyncContext, new_task, note_work
+from otpy.children.coroutine.loop import find_uvloop
+from otpy.children.coroutine.members import BLOCKED, CLOSED
+from otpy.children.coroutine.orders import Home
 from otpy.children.endings import ASKED_AND_ENDED, forget_past, reason_of
 from otpy.children.moments import WRAPPERS
 from otpy.children.names import name_of, path_of
 from otpy.core.messages import ChildExited, ChildStarted
-from otpy.exceptions import NotFound, SpecError, is_a, set_traceback, traceback_object
+from otpy.exceptions import SpecError, is_a, set_traceback, traceback_object
 from otpy.reports import CRASHED, KILLED, ExitReason, Unstopped
 from otpy.runtime import log, spares, threads
-from otpy.runtime.context import Context, current
 from otpy.runtime.threads import Role, ThreadState
-from otpy.runtime.waiting import Once
 from otpy.specs import Budget, ChildSpec, Common, check_common
 from otpy.values import Value, running, value
-
-T = TypeVar("T")
 
 LOOPS = ("shared", "own")
 
@@ -58,19 +59,23 @@ def coroutine(
 ) -> ChildSpec:
     """Describe a child that runs as a task in an event loop.
 
-    When it is asked to stop, the task is cancelled; but not while it waits in ``ctx.sleep`` or ``ctx.wait_stop``: these
-    return early instead, and the task may end as it likes. If it has not ended after ``shutdown`` seconds, it is
-    cancelled once more; then it is given up. Tasks that it has started and not waited for are cancelled at its end.
+    When it is asked to stop, the task is cancelled. But if it waits in ``ctx.sleep`` or
+    ``ctx.wait_stop``, these return early instead, and the task may end as it likes. If
+    it has not ended after ``shutdown`` seconds, it is cancelled once more; then it is
+    given up. Tasks that it has started and not awaited are cancelled at its end.
 
-    A child that blocks the loop stops all others on it. After 5 seconds (with uvloop: 10 at most) this is reported with
-    the stack of the loop, all children on it count as STALLED, and their replacements get a fresh loop.
+    A child that blocks the loop stops all others on it. After 5 seconds (with uvloop:
+    10 at most) this is reported with the stack of the loop, all children on it count as
+    STALLED, and their replacements get a fresh loop.
 
     Args:
-        target: An async function, called as ``target(ctx, *args)``; ``await ctx.sleep(…)`` and
-            ``await ctx.wait_stop()`` there, all else of *ctx* is as for threads.
+        target: An async function, called as ``target(ctx, *args)``. Use
+            ``await ctx.sleep(…)`` and ``await ctx.wait_stop()`` there; all else of
+            *ctx* is as for threads.
         args: Its arguments, the same at each start.
         id: Its name among its siblings; default: the name of *target*.
-        loop: "shared": with its siblings; "own": a loop and a thread for this child alone.
+        loop: "shared": with its siblings; "own": a loop and a thread for this child
+            alone.
         uvloop: Use uvloop, if that is installed, and else asyncio's own loop.
         **common: As for ``thread``.
 
@@ -79,13 +84,7 @@ def coroutine(
     """
     check_common("coroutine", common)
     name = id if id is not None else name_of(target)
-    _check(path_of(name, "coroutine"), target, args, loop, uvloop)
-    if uvloop:
-        find_uvloop()  # imported here, so that no supervisor has to wait for that
-    return ChildSpec(id=name, start=CoroutineStart(target, args, loop == "own", uvloop), **common)
-
-
-def _check(path: str, target: Any, args: tuple[Any, ...], loop: Any, uvloop: Any) -> None:
+    path = path_of(name, "coroutine")
     if not is_async(target):
         raise SpecError(path, "target", target, "an async function")
     check_call(path, "target", target, ("ctx", *args), "an async function that takes (ctx, *args)")
@@ -93,138 +92,9 @@ def _check(path: str, target: Any, args: tuple[Any, ...], loop: Any, uvloop: Any
         raise SpecError(path, "loop", loop, "'shared' or 'own'")
     if not isinstance(uvloop, bool):
         raise SpecError(path, "uvloop", uvloop, "True or False")
-
-
-NOBODY_WAITS = Once()
-"""What a thread would wait for; a coroutine is woken by ``AsyncContext.wake``."""
-
-
-class AsyncContext(Context):
-    """What a coroutine child sees of its tree: a ``Context`` whose waits are awaited."""
-
-    __slots__ = ("_naps", "tasks", "when_idle", "works")
-
-    def __init__(self, birth: Birth, deliver: Deliver) -> None:
-        super().__init__(birth, deliver, NOBODY_WAITS)
-        self._naps: dict[asyncio.Future[None], asyncio.Task[Any] | None] = {}
-        self.tasks: dict[asyncio.Task[Any], None] = {}
-        self.works: dict[Work, None] | None = None  # most children give nothing to threads
-        self.when_idle: Callable[[], object] | None = None
-
-    async def sleep(self, seconds: float) -> None:  # type: ignore[override]
-        """Sleep, or return early when asked to stop.
-
-        Args:
-            seconds: How long, >= 0.
-        """
-        await self.wait_stop(seconds)
-
-    async def wait_stop(self, timeout: float | None = None) -> bool:  # type: ignore[override]
-        """Wait until asked to stop, or *timeout* seconds; return whether asked to stop.
-
-        Raises:
-            ValueError: *timeout* is negative or not a number.
-        """
-        self._use()
-        if timeout is not None and not timeout >= 0:
-            raise ValueError(f"timeout = {timeout!r}: expected a number of seconds >= 0")
-        if self.running:
-            await self._nap(timeout)
-        else:
-            await asyncio.sleep(0)  # or a loop around this would block the event loop
-        self._use()  # it may have been fenced in its sleep
-        return not self.running
-
-    # What the child does with it, on the loop
-
-    def wake(self, task: asyncio.Task[Any]) -> bool:
-        """Wake all who wait for a stop; return whether *task* itself was one of them."""
-        sleepers = set(self._naps.values())
-        for nap in list(self._naps):
-            _rouse_there(nap)
-        return task in sleepers
-
-    async def _nap(self, timeout: float | None) -> None:
-        loop = asyncio.get_running_loop()
-        nap: asyncio.Future[None] = loop.create_future()
-        timer = loop.call_later(timeout, _rouse, nap) if timeout is not None else None
-        self._naps[nap] = asyncio.current_task()
-        if not self.running:  # this is another thread's loop, and the stop came since we looked
-            _rouse(nap)
-        try:
-            await nap
-        finally:
-            del self._naps[nap]
-            if timer is not None:
-                timer.cancel()
-
-    def starts_in(self, task: asyncio.Task[Any] | None) -> bool:
-        """Whether the child cannot become ready while *task*, which is running here, waits."""
-        return (
-            not self._is_ready and self._thread == threading.get_ident() and task not in self.tasks
-        )
-
-    def note(self, work: Work) -> None:
-        """Note that this child has given *work* to a thread.
-
-        The race is between the loop's thread, which waits for all works, and a worker that
-        ends the last one. The loop sets ``when_idle``, then looks at the works again. The
-        worker takes its work out, then looks at ``when_idle``. One of them sees the other.
-        """
-        if self.works is None:
-            self.works = {}
-        self.works[work] = None
-        work.future.add_done_callback(lambda _: self._is_done(work))
-
-    def _is_done(self, work: Work) -> None:
-        if self.works is not None:
-            self.works.pop(work, None)
-        if not self.works and self.when_idle is not None:
-            self.when_idle()
-
-    def _is_held_up(self) -> bool:
-        return super()._is_held_up() or _is_for_a_start.get()
-
-    def _runner(self) -> str:
-        return self._birth.path
-
-
-_is_for_a_start: contextvars.ContextVar[bool] = contextvars.ContextVar(
-    "otpy.is_for_a_start", default=False
-)
-
-
-def as_awaited_here(call: Callable[[], T]) -> Callable[[], T]:
-    """Return *call* as a helper thread has to make it for the task that awaits it here.
-
-    While a child starts, its supervisor may wait for it and the call for its supervisor: then it must be known whose
-    call this is. Afterwards it need not: a task that awaits is cancelled when the child has to end.
-    """
-    with contextlib.suppress(NotFound):
-        ctx = current()
-        if isinstance(ctx, AsyncContext) and ctx.starts_in(asyncio.current_task()):
-            return functools.partial(contextvars.copy_context().run, _call_for_a_start, call)
-    return call
-
-
-def _call_for_a_start(call: Callable[[], T]) -> T:
-    _is_for_a_start.set(True)
-    return call()
-
-
-def _rouse(nap: asyncio.Future[None]) -> None:
-    if not nap.done():
-        nap.set_result(None)
-
-
-def _rouse_there(nap: asyncio.Future[None]) -> None:
-    """Rouse it in its own loop; that may be another one, which the child runs in another thread."""
-    loop = nap.get_loop()
-    if loop is asyncio.get_running_loop():
-        _rouse(nap)
-    else:
-        with contextlib.suppress(RuntimeError):  # it is closed
-            loop.call_soon_threadsafe(_rouse, nap)
+    if uvloop:
+        find_uvloop()  # imported here: a supervisor would have to wait for the import
+    return ChildSpec(id=name, start=CoroutineStart(target, args, loop == "own", uvloop), **common)
 
 
 @value
@@ -239,37 +109,41 @@ class CoroutineStart(Value):
     def __call__(self, birth: Birth) -> CoroutineChild:
         return CoroutineChild(birth, self)
 
-    def home_of(self, child: CoroutineChild) -> LoopThread:
-        """Return the loop that *child* is to run on, and that has let it in."""
-        home: LoopThread | None = child.birth.shared.get(self._key)
-        if self.own or home is None or not home.take(child):
+    def home_of(self, child: CoroutineChild) -> Home:
+        """Return the loop that *child* is to run on, and that has let it in.
+
+        Raises:
+            RuntimeError: The system has no more threads.
+            OSError: The system has no more descriptors.
+        """
+        home: Home | None = child.birth.shared.get(self._key)
+        if self.own or home is None or not home.members.let_in(child):
             home = self._new_home(child)
         return home
 
-    def retire(self, home: LoopThread, birth: Birth) -> None:
-        """Start nobody on *home* any more: it does not answer."""
+    def retire(self, home: Home, birth: Birth) -> None:
+        """Start no more children on *home*: it does not answer."""
         if birth.shared.get(self._key) is home:
             del birth.shared[self._key]
             home.close()
 
     @property
     def _key(self) -> tuple[object, ...]:
-        return LoopThread, self.uvloop
+        return Home, self.uvloop
 
-    def _new_home(self, child: CoroutineChild) -> LoopThread:
+    def _new_home(self, child: CoroutineChild) -> Home:
         birth = child.birth
         above = birth.path.rpartition("/")[0]
         name, path = (birth.path, birth.path) if self.own else (f"{above} (loop)", above)
         uvloop = find_uvloop() if self.uvloop else None
-        home = LoopThread(name, path, birth, is_shared=not self.own, uvloop=uvloop, note=_note_work)
-        home.loop.set_task_factory(_new_task)  # type: ignore[arg-type]
-        home.take(child)  # before it begins: should it break at once, it ends all that are in it
+        home = Home(name, path, birth, is_shared=not self.own, uvloop=uvloop, note=note_work)
+        home.host.loop.set_task_factory(new_task)  # type: ignore[arg-type]
+        # The child enters before the thread begins: a loop that breaks at once ends all
+        # its members.
+        home.members.let_in(child)
         if self.own:
-            home.begin(
-                functools.partial(
-                    birth.spawn, name=name, purpose=birth.spec.purpose or f"runs {birth.spec.id}"
-                )
-            )
+            purpose = birth.spec.purpose or f"runs {birth.spec.id}"
+            home.begin(functools.partial(birth.spawn, name=name, purpose=purpose))
             return home
         home.begin(
             functools.partial(
@@ -284,45 +158,27 @@ class CoroutineStart(Value):
         return home
 
 
-def _new_task(
-    loop: asyncio.AbstractEventLoop, coro: Coroutine[Any, Any, Any], **options: Any
-) -> asyncio.Task[Any]:
-    """Make a task as asyncio does, and note whose it is."""
-    task = asyncio.Task(coro, loop=loop, **options)
-    with contextlib.suppress(NotFound):
-        ctx = current()
-        if isinstance(ctx, AsyncContext):
-            ctx.tasks[task] = None
-            task.add_done_callback(ctx.tasks.pop)
-    return task
-
-
-def _note_work(work: Work) -> None:
-    """Note whose *work* it is, as for a task."""
-    with contextlib.suppress(NotFound):
-        ctx = current()
-        if isinstance(ctx, AsyncContext):
-            ctx.note(work)
-
-
 @running
 class CoroutineChild:
     """One incarnation: a task that runs the target. Meets ``Child``, and ``Member`` of a loop.
 
-    Who writes what: the supervisor's thread whether it was asked; the loop's thread whether it was killed, and the
-    two tasks.
+    The supervisor's thread writes ``_ctx``, ``_home`` and ``_is_asked``; the loop's
+    thread writes ``_is_killed`` and the two tasks. ``_deliver`` is deleted when the end
+    is reported.
 
-    There may be very many, and the garbage collector looks at all that they keep: so what is mostly empty is a dict and
-    no set, which it would look at, and what can be taken once is an attribute that is deleted, not a list of one.
+    A program may have very many of these, and the garbage collector looks at all that
+    they keep. So a collection that is mostly empty is a dict, not a set: the collector
+    skips a dict without objects. And a value that is taken once is an attribute that is
+    deleted, not a list of one.
     """
 
     birth: Birth
-    how: CoroutineStart
+    recipe: CoroutineStart
     _ctx: AsyncContext = attrs.field(init=False)
-    _home: LoopThread | None = attrs.field(default=None, init=False)
+    _home: Home | None = attrs.field(default=None, init=False)
     _task: asyncio.Task[Any] | None = attrs.field(default=None, init=False)
     _sweeper: asyncio.Task[None] | None = attrs.field(default=None, init=False)
-    _mouth: Deliver = attrs.field(init=False)
+    _deliver: Deliver = attrs.field(init=False)
     _is_asked: bool = attrs.field(default=False, init=False)
     _is_killed: bool = attrs.field(default=False, init=False)
 
@@ -330,15 +186,11 @@ class CoroutineChild:
 
     def start(self, deliver: Deliver) -> None:
         birth = self.birth
-        self._mouth = deliver
+        self._deliver = deliver
         self._ctx = AsyncContext(birth, deliver)
         try:
-            self._home = self.how.home_of(self)
-        except (
-            RuntimeError,
-            MemoryError,
-            OSError,
-        ) as error:  # no more threads, or no descriptors for a loop
+            self._home = self.recipe.home_of(self)
+        except (RuntimeError, MemoryError, OSError) as error:
             spares.reserve.spend(error)
             self.end(ExitReason(CRASHED, error))
             return
@@ -358,19 +210,19 @@ class CoroutineChild:
         return True
 
     def abandon(self) -> None:
-        assert self._home is not None, "what did not start has ended"
-        if self._ctx.running:  # it has not even heard of the stop
-            self.how.retire(self._home, self.birth)
+        assert self._home is not None, "a child that did not start has ended"
+        if self._ctx.running:  # its loop has not even obeyed the order to stop
+            self.recipe.retire(self._home, self.birth)
         self._ctx.ask()
         self._ctx.fence()
-        self._home.let_go(self, ThreadState.UNSTOPPED)
+        self._home.members.let_go(self, ThreadState.UNSTOPPED)
         for work in list(self._ctx.works or ()):
             work.leave()
         self._home.order(self._be_left)
 
     def detach(self) -> None:
         if self._home is not None:
-            self._home.let_go(self, ThreadState.DETACHED)
+            self._home.members.let_go(self, ThreadState.DETACHED)
 
     def pulse(self) -> tuple[float, float]:
         return self._ctx.pulse()
@@ -383,17 +235,16 @@ class CoroutineChild:
         home, task = self._home, self._task
         if home is None or not self.alive:
             return ""
-        if (task is None or task.done()) and (works := list(self._ctx.works or ())):
+        is_over = task is None or task.done()
+        if is_over and (works := list(self._ctx.works or ())):
             return "".join(work.stack() for work in works)
-        return (
-            home.stack()
-            if task is None or task.done() or home.is_busy or _is_running(task)
-            else stack_of(task)
-        )
+        if task is None or is_over or home.blockage.is_busy or _is_running(task):
+            return home.stack()
+        return stack_of(task)
 
     @property
     def alive(self) -> bool:
-        return hasattr(self, "_mouth")
+        return hasattr(self, "_deliver")
 
     def escape(self) -> bool:
         if self._is_asked:
@@ -406,14 +257,16 @@ class CoroutineChild:
     # On any thread
 
     def end(self, reason: ExitReason) -> None:
-        deliver: Deliver | None = getattr(self, "_mouth", None)
+        deliver: Deliver | None = getattr(self, "_deliver", None)
         if deliver is None:
-            return  # it has been told
-        deliver(ChildExited(self.birth.ref, reason))  # first: an exception after that loses nothing
-        with contextlib.suppress(
-            AttributeError
-        ):  # told twice at once: the second is about a number of the past
-            del self._mouth
+            return  # the end was reported
+        # Report first. An exception of another thread may hit any of these lines; after
+        # the report it can lose nothing.
+        deliver(ChildExited(self.birth.ref, reason))
+        # AttributeError: two threads have reported the end at once. The second report
+        # carries a number that is no longer current, so it changes nothing.
+        with contextlib.suppress(AttributeError):
+            del self._deliver
 
     def owns(self, task: asyncio.Task[Any] | None) -> bool:
         return task is not None and (task is self._task or task in self._ctx.tasks)
@@ -422,19 +275,20 @@ class CoroutineChild:
 
     def _begin(self) -> None:
         assert self._home is not None, "it has ordered this"
+        host = self._home.host
         if self._task is not None:
-            return  # this order was obeyed, and the loop was hit before it had noted that
-        if self.alive:  # or it was given up before, with a loop that did not get so far
-            self._task = asyncio.Task(self._live(), loop=self._home.loop, name=self.birth.path)
-            self._task.add_done_callback(self._task_is_done, context=self._home.context)
-        else:
-            self._home.leave(self, for_good=True)
+            return  # the order was obeyed, and an exception hit the loop before it noted that
+        if self.alive:
+            self._task = asyncio.Task(self._live(), loop=host.loop, name=self.birth.path)
+            self._task.add_done_callback(self._task_is_done, context=host.context)
+        else:  # it was given up, with a loop that was blocked before it came to this order
+            host.leave(self, for_good=True)
 
     async def _live(self) -> BaseException | None:
-        """Run the target; return what it raised: asyncio lets some of that stop the loop."""
+        """Run the target; return what it raised: some exceptions would stop the loop."""
         try:
             self._ctx.enter()
-            await self.how.target(self._ctx, *self.how.args)
+            await self.recipe.target(self._ctx, *self.recipe.args)
         except BaseException as error:
             _leave_out_this_frame(error)
             return error
@@ -446,12 +300,14 @@ class CoroutineChild:
             cancel(self._task)
 
     def _be_killed(self) -> None:
-        """Cancel it, at once or once more; not in the turn in which it has heard of the stop: two would be one."""
+        """Cancel the task, for the first or the second time."""
         if self._ctx.running:
             self._ctx.ask()
             self._cancel()
         elif self._home is not None:
-            self._home.loop.call_soon(self._cancel)
+            # The stop may have cancelled the task in this turn of the loop. Two
+            # cancellations in one turn are one to the task. So this one waits for a turn.
+            self._home.host.loop.call_soon(self._cancel)
 
     def _cancel(self) -> None:
         task = self._sweeper or self._task
@@ -461,22 +317,23 @@ class CoroutineChild:
 
     def _task_is_done(self, task: asyncio.Task[BaseException | None]) -> None:
         if self._ctx.tasks and self._home is not None:
-            self._sweeper = self._home.loop.create_task(self._sweep())
-            self._sweeper.add_done_callback(self._has_swept, context=self._home.context)
+            host = self._home.host
+            self._sweeper = host.loop.create_task(self._sweep())
+            self._sweeper.add_done_callback(self._has_swept, context=host.context)
         else:
             self._await_works(task)
 
     async def _sweep(self) -> None:
         """End the tasks that are left, and those that they start meanwhile."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(CLEAN_UP):
-                while left := list(self._ctx.tasks):
-                    for task in left:
-                        cancel(task)
-                    await asyncio.wait(left)
+        loop = asyncio.get_running_loop()
+        end = loop.time() + CLEAN_UP
+        while (left := list(self._ctx.tasks)) and (seconds := end - loop.time()) > 0:
+            for task in left:
+                cancel(task)
+            await asyncio.wait(left, timeout=seconds)
 
     def _has_swept(self, sweeper: asyncio.Task[None]) -> None:
-        """Go on, also if a kill has cancelled the sweeper, perhaps before its first step."""
+        """Go on with the end; a kill may have cancelled the sweeper before its first step."""
         left = list(self._ctx.tasks)
         if sweeper.cancelled():
             for task in left:
@@ -488,28 +345,31 @@ class CoroutineChild:
             self._await_works(self._task)
 
     def _await_works(self, task: asyncio.Task[BaseException | None]) -> None:
-        """End when what was given to threads has ended.
+        """End the child when the work that it gave to threads has ended.
 
         If the child was asked to stop, the ladder decides how long that may take.
         """
-        home = self._home
         if self._ctx.when_idle is not None:
-            return  # it is waited for
-        if not self._ctx.works or home is None:
+            return  # the end waits for works already
+        if not self._ctx.works or self._home is None:
             self._finish(task)
             return
+        host = self._home.host
+        loop, context = host.loop, host.context
 
         def on_a_worker() -> None:
             try:
-                home.loop.call_soon_threadsafe(self._works_are_over, task, context=home.context)
-            except RuntimeError:  # it is closed: this child was given up long ago
+                loop.call_soon_threadsafe(self._works_are_over, task, context=context)
+            except RuntimeError:  # the loop is closed: this child was given up long ago
                 self.end(CLOSED)
 
+        # The last work may end just now, and its thread may have seen no when_idle. So
+        # look at the works again; see AsyncContext.note_work.
         self._ctx.when_idle = on_a_worker
         if not self._ctx.works:
             self._works_are_over(task)
         elif not self._is_asked and (limit := _seconds(self.birth.spec.shutdown)) is not None:
-            home.loop.call_later(limit, self._leave_works, task, context=home.context)
+            loop.call_later(limit, self._leave_works, task, context=context)
 
     def _works_are_over(self, task: asyncio.Task[BaseException | None]) -> None:
         if self._ctx.when_idle is not None:
@@ -517,7 +377,7 @@ class CoroutineChild:
             self._finish(task)
 
     def _leave_works(self, task: asyncio.Task[BaseException | None]) -> None:
-        """The child has ended by itself, and its time is over."""
+        """Give up the works: the child has ended by itself, and its time is over."""
         birth, home = self.birth, self._home
         if self._ctx.when_idle is None or self._is_asked or home is None:
             return
@@ -532,10 +392,10 @@ class CoroutineChild:
         self._works_are_over(task)
 
     def _be_left(self) -> None:
-        """Leave the loop, if only a thread that does not come back is waited for."""
+        """Leave the loop, if only a work that does not end holds up the end."""
         if self._ctx.when_idle is not None and self._home is not None:
             self._ctx.when_idle = functools.partial(self.end, CLOSED)
-            self._home.leave(self, for_good=True)
+            self._home.host.leave(self, for_good=True)
             if not self._ctx.works:
                 self.end(CLOSED)
 
@@ -546,8 +406,8 @@ class CoroutineChild:
         self.end(self._reason(error))
         forget_past(past, self.birth)
         if self._home is not None:
-            self._home.leave(self, for_good=self._is_asked)
-        self._task = self._sweeper = None  # it and the task hold each other, and the error
+            self._home.host.leave(self, for_good=self._is_asked)
+        self._task = self._sweeper = None  # this and the task hold each other, and the error
 
     def look(self) -> None:
         task, sweeper = self._task, self._sweeper
@@ -560,14 +420,14 @@ class CoroutineChild:
 
     def _reason(self, error: BaseException | None) -> ExitReason:
         if self._is_asked:
-            self._ctx.running = False  # also if it has ended before it could hear
+            self._ctx.running = False  # it may have ended before it heard of the stop
         if is_a(error, asyncio.CancelledError) and self._is_asked:
             return ExitReason(KILLED, error) if self._is_killed else ASKED_AND_ENDED
         return reason_of(error, self._ctx)
 
 
 def _seconds(shutdown: float | Budget) -> float | None:
-    """Return how long threads may work on after the child's own end; None: no limit."""
+    """Return how many seconds works may go on after the end of the task; None: no limit."""
     if isinstance(shutdown, Budget):
         return 0.0 if shutdown is Budget.BRUTAL_KILL else None
     return shutdown
@@ -577,14 +437,21 @@ WRAPPERS.add(CoroutineChild._live.__code__)
 
 
 def _leave_out_this_frame(error: BaseException) -> None:
-    """Take the outermost frame out of the traceback: it is ours, and would keep the child as long as the crash."""
+    """Take our frame, the outermost one, out of the traceback.
+
+    It would keep the child as long as the crash is remembered.
+    """
     found = traceback_object(error)
     if found is not None:
         set_traceback(error, found.tb_next or found)
 
 
 def _raised_in(task: asyncio.Task[BaseException | None]) -> BaseException | None:
-    """Return what ended *task*: what ``_live`` returned, or what has hit it outside of its ``try``."""
+    """Return what ended *task*.
+
+    That is the exception that ``_live`` returned, or one that came outside of its
+    ``try``.
+    """
     if task.cancelled():
         return asyncio.CancelledError()
     raised = task.exception()
@@ -596,13 +463,13 @@ def _is_running(task: asyncio.Task[Any]) -> bool:
 
 
 def stack_of(task: asyncio.Task[Any]) -> str:
-    """Return where *task* waits, formatted like a traceback; "" if it cannot be found out.
+    """Return where *task* waits, formatted like a traceback; "" if that is not known.
 
-    asyncio would tell the outermost frame only, and that one is ours.
+    asyncio would show the outermost frame only, and that frame is ours.
     """
     try:
         return "".join(traceback.StackSummary.extract(_frames(task.get_coro())).format())
-    except Exception:  # it goes on meanwhile
+    except Exception:  # the task goes on meanwhile
         return ""
 
 

@@ -1,4 +1,7 @@
-"""What ties programs to the life of this process: the guard, and its keeper.
+"""The guard of a tree, as the process that runs the tree sees it.
+
+The guard itself is a process (guard_process.py) that kills the programs of the tree when
+this process dies. The keeper is the thread that starts it and replaces it.
 
 Laws:
 1. The guard is started before the first program of a tree. It costs one process of a
@@ -10,10 +13,9 @@ Laws:
 3. Where no guard can run (no Python can be started here), that is reported once, and
    programs run without.
 
-Who runs what: the keeper, a thread of this module, starts the guard, waits for its end,
-and replaces it; the process number of the guard is its own. All else is called by the
-threads that start programs and the one that waits for them. ``_lock`` guards the line,
-and is held for as long as a system call that does not block.
+Threads: a ``Keeper`` belongs to its own thread. A ``Guard`` is used by launchers,
+by the watch and by the keeper. Its lock guards the line and the number of the process that
+runs now, and is held for a few system calls that do not block.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ import importlib.util
 import os
 import secrets
 import signal
+import subprocess
 import threading
 import time
 import weakref
@@ -43,59 +46,69 @@ PAUSES = (0.0, 0.05, 0.1, 0.2, 0.5, 1.0, *(2.0,) * 10, 60.0)
 REPORTED_AFTER = 3
 """So many failures in a row are reported."""
 
-PATIENCE = 5.0
-"""How long the start of a program waits for the first guard, in seconds."""
+FIRST_WAIT = 5.0
+"""Seconds that the start of a program waits for the first guard at most."""
+
+LAST_WAIT = 5.0
+"""Seconds that the end of a tree waits for the end of its guard at most."""
 
 LOOKS = (0.0, 0.01, 0.05)
-"""The pauses before each look whether a process still has the mark, in seconds.
+"""Seconds before each look whether a process still has the mark.
 
-One that other code of this process is about to execute has it for a moment."""
+A process that other code of ours is about to execute has it for a moment."""
 
 MODULE = "otpy.children.program.guard_process"
 
 
-class Lifeline:
+class Guard:
     """The guard of one tree.
 
     Attributes:
         mark: A descriptor that each program must inherit: the end for writing of a pipe
             that carries nothing.
-        token: What the environment of each program must hold.
-        thread: The keeper.
+        token: The text that the environment of each program must hold.
+        thread: The thread of the keeper.
+        settled: Happens when a guard runs, or when it is known that none will.
+        closed: Happens when the tree needs it no longer.
+        ended: Happens when the keeper has done its work.
     """
 
     def __init__(
         self, owner: object, name: str, complain: Callable[[str, BaseException], object]
     ) -> None:
-        """Begin.
+        """Have the keeper begin.
 
         Args:
-            owner, name: Of the keeper.
-            complain: Called with what has failed; must not block: the end of the tree waits for the keeper.
+            owner, name: Of the thread of the keeper.
+            complain: Called with a failure; must not block: the end of the tree waits for
+                the keeper.
         """
         self._inside, self.mark = posix.pipe()
         self.token = secrets.token_hex(12)
-        self._complain = complain
+        self.settled, self.closed, self.ended = Once(), Once(), Once()
         self._lock = threading.Lock()
         self._line: Socket | None = None
         self._pid: int | None = None
         self._programs: set[int] = set()
         self._litter: set[str] = set()
-        self._closed, self._settled, self._ended = Once(), Once(), Once()
         try:
-            purpose = "keeps the guard of programs"
-            who = f"{name} (guard)"
             self.thread = threads.spawn(
-                self._keep, name=who, role=Role.HELPER, purpose=purpose, owner=owner
+                Keeper(self, complain).keep,
+                name=f"{name} (guard)",
+                role=Role.HELPER,
+                purpose="keeps the guard of programs",
+                owner=owner,
             )
-        except BaseException:  # no more threads
+        except BaseException:  # the system has no thread left
             self.forget_mark()
             raise
-        _lines.add(self)
+        _guards.add(self)
+
+    # Called by launchers and the watch
 
     def wait(self) -> None:
-        """Wait until there is a guard, or will be none; no longer than PATIENCE."""
-        self._settled.wait(PATIENCE)
+        """Wait until a guard runs, or none will; no longer than FIRST_WAIT."""
+        self.settled.wait(FIRST_WAIT)
 
     def add(self, program: int) -> None:
         """Have the descendants of the process *program* killed if this process dies."""
@@ -117,30 +130,22 @@ class Lifeline:
             self._say(b"!%s\n" % os.fsencode(directory))
 
     def close(self, spared: set[int]) -> None:
-        """End the guard, and what still has the mark, but *spared*.
+        """End the guard, and the processes that still have the mark, but *spared*.
 
         All programs of the tree have ended.
         """
         with self._lock:
-            self._closed.happen()
+            self.closed.happen()
             self._kill()
-        self._ended.wait(
-            PATIENCE
-        )  # for milliseconds, unless the system is stuck; it has the mark, too
+        # The guard has the mark as well. Unless the system is stuck, that is milliseconds.
+        self.ended.wait(LAST_WAIT)
         mark, self.mark = self.mark, -1
         if mark >= 0:
-            name = _pipe_of(mark)
+            name = f"pipe:[{os.fstat(mark).st_ino}]"
             posix.close(mark)
             if all(self._is_carried(pause) for pause in LOOKS):
-                _kill_carriers(name, spared)
+                kill_carriers(name, spared)
         self.forget_mark()
-
-    def forget_mark(self) -> None:
-        """Be no program of ours: what this process was forked from has the mark."""
-        for fd in (self.mark, self._inside):
-            if fd >= 0:
-                posix.close(fd)
-        self.mark = self._inside = -1
 
     def _is_carried(self, pause: float) -> bool:
         """Whether any other process has the mark, after *pause* seconds."""
@@ -151,10 +156,40 @@ class Lifeline:
         except BlockingIOError:
             return True
 
-    def _say(self, data: bytes) -> None:
-        """Report to the guard; under the lock.
+    def forget_mark(self) -> None:
+        """Close the mark. In a fork: it is no program of the process that it comes from."""
+        for fd in (self.mark, self._inside):
+            if fd >= 0:
+                posix.close(fd)
+        self.mark = self._inside = -1
 
-        One that is stuck ends by that: the next one is told all.
+    # Called by the keeper
+
+    def connect(self, line: Socket, pid: int) -> None:
+        """Report all that is known to the guard that has been started, and all that comes."""
+        with self._lock:
+            self._line, self._pid = line, pid
+            if self.closed.has_happened:
+                self._kill()
+            self._say(b"".join(b"+%d\n" % program for program in self._programs))
+            self._say(b"".join(b"!%s\n" % os.fsencode(directory) for directory in self._litter))
+        self.settled.happen()
+
+    def disconnect(self, popen: subprocess.Popen[bytes]) -> None:
+        """Report no more to the guard *popen*, and reap it."""
+        # Another thread that holds the lock may send a signal to the number just now. So it
+        # is reaped under the lock, after it is forgotten here.
+        with self._lock:
+            self._line = self._pid = None
+            popen.poll()
+
+    # Called under the lock
+
+    def _say(self, data: bytes) -> None:
+        """Report *data* to the guard, if one runs.
+
+        A guard that does not take it at once is stuck, and is killed: the next one is told
+        all.
         """
         if self._line is not None:
             try:
@@ -169,107 +204,100 @@ class Lifeline:
             with contextlib.suppress(OSError):
                 os.kill(self._pid, signal.SIGKILL)
 
-    # On the keeper's thread
 
-    def _keep(self) -> None:
+class Keeper:
+    """Starts the process of a guard, waits for its end, and starts the next one."""
+
+    def __init__(self, guard: Guard, complain: Callable[[str, BaseException], object]) -> None:
+        self._guard, self._complain = guard, complain
+
+    def keep(self) -> None:
+        """Do so until the tree needs no guard any more."""
         try:
-            self._keep_one_after_the_other()
+            self.keep_one_after_the_other()
         except NoPython as error:
             self._complain("programs_unguarded", error)
         finally:
-            self._settled.happen()
-            self._ended.happen()
+            self._guard.settled.happen()
+            self._guard.ended.happen()
 
-    def _keep_one_after_the_other(self) -> None:
-        failures = 0
-        while not self._closed.has_happened:
+    def keep_one_after_the_other(self) -> None:
+        """Keep guards; pause before the next one if they end too soon.
+
+        Raises:
+            NoPython: No guard can be started at all.
+        """
+        guard, failures = self._guard, 0
+        while not guard.closed.has_happened:
             began = time.monotonic()
             try:
-                failure: Exception = RuntimeError(f"the guard ended with {self._be_guarded()}")
+                failure: Exception = RuntimeError(f"the guard ended with {self.be_guarded()}")
             except NoPython:
                 raise
-            except (
-                OSError,
-                ValueError,
-                RuntimeError,
-                MemoryError,
-            ) as error:  # no more descriptors or processes
-                failure = error
+            except (OSError, ValueError, RuntimeError, MemoryError) as error:
+                failure = error  # no descriptor or process is left
             failures = failures + 1 if time.monotonic() - began < TOO_SOON else 1
-            if failures == REPORTED_AFTER and not self._closed.has_happened:
+            if failures == REPORTED_AFTER and not guard.closed.has_happened:
                 self._complain("programs_unguarded", failure)
-                self._settled.happen()
-            self._closed.wait(PAUSES[min(failures, len(PAUSES)) - 1])
+                guard.settled.happen()
+            guard.closed.wait(PAUSES[min(failures, len(PAUSES)) - 1])
 
-    def _be_guarded(self) -> int | None:
-        """Start a guard, tell it all, and wait for its end; return its exit code."""
+    def be_guarded(self) -> int | None:
+        """Start a guard, connect to it, and wait for its end; return its exit code."""
+        guard = self._guard
         line, inside = posix.socket_pair()
         with line:
             line.setblocking(False)
             with inside:
+                command = [*posix.python_command("-I", "-S"), *script()]
                 popen = posix.start_process(
-                    [
-                        *posix.python_command("-I", "-S"),
-                        *_script(),
-                        str(os.getpid()),
-                        str(self.mark),
-                        self.token,
-                    ],
+                    [*command, str(os.getpid()), str(guard.mark), guard.token],
                     stdin=inside.fileno(),
-                    pass_fds=[self.mark],
+                    pass_fds=[guard.mark],
                     cwd="/",
                     env={},
                 )
             try:
-                with self._lock:
-                    self._line, self._pid = line, popen.pid
-                    if self._closed.has_happened:
-                        self._kill()
-                    self._say(b"".join(b"+%d\n" % program for program in self._programs))
-                    self._say(
-                        b"".join(b"!%s\n" % os.fsencode(directory) for directory in self._litter)
-                    )
-                self._settled.happen()
-                self._await_end(popen.pid)
+                guard.connect(line, popen.pid)
+                await_end(popen.pid)
             finally:
-                with self._lock:  # whoever holds it may use the number until it is reaped
-                    self._line = self._pid = None
-                    popen.poll()
+                guard.disconnect(popen)
                 if popen.returncode is None:  # this thread was interrupted
                     popen.kill()
                     popen.wait()
         return popen.returncode
 
-    def _await_end(self, pid: int) -> None:
-        """Wait until *pid* has ended; end it if it has been suspended."""
-        if hasattr(os, "waitid") and posix.has_real_threads():
-            ended = posix.await_change(pid, os.WEXITED | os.WSTOPPED)
-            if ended.is_reaped or ended.code is not None:
-                return
-            os.kill(pid, signal.SIGKILL)
-        posix.await_exit(pid)
+
+def await_end(pid: int) -> None:
+    """Wait until the guard *pid* has ended; kill it if it is suspended."""
+    if hasattr(os, "waitid") and posix.has_real_threads():
+        ended = posix.await_change(pid, os.WEXITED | os.WSTOPPED)
+        if ended.is_reaped or ended.code is not None:
+            return
+        os.kill(pid, signal.SIGKILL)
+    posix.await_exit(pid)
 
 
-def _script() -> list[str]:
-    """Return how Python is told to run the guard: by its file.
+def script() -> list[str]:
+    """Return the arguments by which Python runs the guard.
 
-    In a zip file it has none; there by its text.
+    That is the file of its module; where the module is in a zip file, its text.
+
+    Raises:
+        NoPython: The module has neither.
     """
     spec = importlib.util.find_spec(MODULE)
     assert spec is not None, "it is a part of this package"
     if spec.origin is not None and Path(spec.origin).is_file():
         return [spec.origin]
-    source = spec.loader.get_source(MODULE) if hasattr(spec.loader, "get_source") else None  # type: ignore[union-attr]
+    get_source = getattr(spec.loader, "get_source", lambda name: None)
+    source: str | None = get_source(MODULE)
     if source is None:
         raise NoPython("no guard can be started: its module has no file, and no source")
     return ["-c", source]
 
 
-def _pipe_of(fd: int) -> str:
-    return f"pipe:[{os.fstat(fd).st_ino}]"
-
-
-def _kill_carriers(name: str, spared: set[int]) -> None:
+def kill_carriers(name: str, spared: set[int]) -> None:
     """Kill the processes that have a descriptor of the pipe *name*.
 
     Those that this process may have made itself are spared.
@@ -281,20 +309,19 @@ def _kill_carriers(name: str, spared: set[int]) -> None:
         seen = None if pid in spared or pid == me else descendants.look(pid)
         if seen is not None and (seen.parent != me or seen.session not in (session, pid)):
             with contextlib.suppress(OSError):
-                if any(
-                    str(entry.readlink()) == name for entry in Path(f"/proc/{pid}/fd").iterdir()
-                ):
+                descriptors = Path(f"/proc/{pid}/fd").iterdir()
+                if any(str(entry.readlink()) == name for entry in descriptors):
                     descendants.send(seen, signal.SIGKILL)
 
 
-_lines: weakref.WeakSet[Lifeline] = weakref.WeakSet()
+_guards: weakref.WeakSet[Guard] = weakref.WeakSet()
 
 
-def _after_fork() -> None:
-    """A fork of this process inherits all, and is nobody's program."""
-    for line in list(_lines):
-        line.forget_mark()
+def after_fork() -> None:
+    """Forget the marks in a fork of this process, which has inherited them."""
+    for guard in list(_guards):
+        guard.forget_mark()
 
 
-if hasattr(os, "register_at_fork"):  # not on Windows, where nothing forks
-    os.register_at_fork(after_in_child=_after_fork)
+if hasattr(os, "register_at_fork"):  # not on Windows, where no process forks
+    os.register_at_fork(after_in_child=after_fork)

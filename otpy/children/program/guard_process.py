@@ -1,24 +1,25 @@
-"""The guard: a small process that kills the programs of a tree when the process that runs the tree is gone.
+"""The process of the guard: it kills the programs of a tree when the parent process is gone.
 
-It is run as ``python -I -S guard.py PARENT MARK TOKEN`` and imports nothing of otpy. By
-its standard input it is told the process number of each program that has started, a
-line each: ``+123``; ``-123`` when one has ended, where it cannot notice that itself;
-``!/tmp/directory`` names a directory of sockets that is to be removed.
+The parent process is the one that runs the tree. It runs this file as ``python -I -S
+guard_process.py PARENT MARK TOKEN``, and the file imports nothing of otpy. The parent
+process writes lines to its standard input: ``+123``, a program with this number has
+started; ``-123``, it has ended, where the guard cannot notice that itself;
+``!/tmp/directory``, a directory of sockets that is to be removed.
 
 Laws:
-1. It kills nobody while the parent lives.
-2. It holds a descriptor of each program that it knows, where the system has such
-   (pidfd). While that is one of a process that has not been reaped, its number, which
-   is also that of its group, is certainly not another's. Elsewhere it uses the numbers
-   of which it was told, of processes that lead a session.
-3. A program of which it has not been told, because the parent died in that very moment,
+1. It kills no process while the parent process lives.
+2. It holds a descriptor of each program that it knows, where the system has such (pidfd).
+   As long as that process has not been reaped, its number, which is also that of its
+   group, is certainly not another's. Elsewhere the guard uses the numbers that it was
+   given, of processes that lead a session.
+3. A program that was not reported, because the parent process died in that very moment,
    has the mark: a descriptor of a pipe that only our programs have, and most of the
-   processes that descend from them. It has it from before it is executed, so it cannot
-   be missed. What has closed it may still be in the session of a program, or have the
-   token in its environment. All of these are found in /proc only.
+   processes that descend from them. A program has it from before it is executed, so it
+   cannot be missed. A process that has closed it may still be in the session of a program,
+   or have the token in its environment. All of these are found in /proc only.
 
 Why not ``PR_SET_PDEATHSIG``: it would have to be set between fork and exec, where no
-Python may run in a program with threads; it is sent when the thread that forked ends,
+Python may run in a process with threads; it is sent when the thread that forked ends,
 and not the process; it does not reach grandchildren; and it is lost where the program
 has a setuid bit.
 """
@@ -34,28 +35,31 @@ import time
 from collections.abc import Callable, Iterator
 
 LOOKS = (0.01, 0.05, 0.2, 0.5)
-"""The pauses before each look for programs that nobody has told of, in seconds. Not at once: what the parent was just
-about to execute for others has all its descriptors for a moment, too."""
+"""Seconds before each search for programs that were not reported.
+
+The first one waits: a process that the parent process was just forking for another purpose
+also has the mark until it is executed."""
 
 ROUNDS = 20
-"""So often, at most, a look goes on with the processes that were forked meanwhile.
+"""So often, at most, a search goes on with the processes that were forked meanwhile.
 
-The parent of a daemon may have ended before it was seen. On a busy machine there are
-always some."""
+The parent of a daemon may have ended before it was seen. On a busy machine the search would
+never be over."""
 
 DEAF_TO = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGTSTP", "SIGUSR1", "SIGUSR2", "SIGALRM")
-"""What may be sent to everything at once must not end the guard before those whom it watches."""
+"""Signals that may be sent to all processes at once; they must not end the guard first."""
 
 AGAIN = 1.0
-"""Where the end of a process cannot be waited for, the guard looks for it after so many seconds."""
+"""Seconds between looks for the end of the parent process, where it cannot be waited for."""
 
 
 def main(parent: int, mark: int, token: bytes) -> None:
     """Wait for the end of *parent*, then kill what it has left.
 
     Args:
+        parent: The number of the parent process.
         mark: A descriptor that programs have inherited.
-        token: What the environment of programs holds.
+        token: The text that the environment of programs holds.
     """
     for name in DEAF_TO:
         signal.signal(getattr(signal, name), signal.SIG_IGN)
@@ -73,9 +77,8 @@ def main(parent: int, mark: int, token: bytes) -> None:
 
 def raise_limit() -> None:
     """Have as many descriptors as may be had."""
-    with contextlib.suppress(
-        ImportError, OSError, ValueError
-    ):  # some systems accept no infinite limit
+    # ValueError: some systems accept no infinite limit
+    with contextlib.suppress(ImportError, OSError, ValueError):
         import resource
 
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -83,10 +86,11 @@ def raise_limit() -> None:
 
 
 class Programs:
-    """What the guard has been told, and is to end.
+    """The programs and directories that the guard is to end.
 
     Attributes:
-        held: Number to descriptor of each program that runs; -1: the system has no such descriptors.
+        held: Number to descriptor of each program that runs; -1: the system has no such
+            descriptors.
         litter: Directories.
     """
 
@@ -96,15 +100,21 @@ class Programs:
         self._rest = b""
 
     def note(self, data: bytes) -> None:
-        """Take what has been said; drop the programs that have ended."""
+        """Note what the parent process has written; drop the programs that have ended."""
         *lines, self._rest = (self._rest + data).split(b"\n")
         for line in lines:
-            with contextlib.suppress(OSError):  # it has ended already
+            with contextlib.suppress(OSError):  # the program has ended already
                 NOTES[line[:1]](self, line[1:])
-        self._drop_ended()
+        held = {fd: pid for pid, fd in self.held.items() if fd >= 0}
+        if held:
+            poll = select.poll()
+            for fd in held:
+                poll.register(fd, select.POLLIN)
+            for fd, _ in poll.poll(0):
+                self._forget(held[fd])
 
     def _hold(self, word: bytes) -> None:
-        """Hold a program; not if it has a stranger's number by now: a program leads a session."""
+        """Hold a program; not if a stranger has its number by now: a program leads a session."""
         pid, fd = int(word), -1
         if hasattr(os, "pidfd_open"):
             fd = os.pidfd_open(pid)
@@ -124,24 +134,14 @@ class Programs:
     def _note_litter(self, word: bytes) -> None:
         self.litter.append(os.fsdecode(word))
 
-    def _drop_ended(self) -> None:
-        held = {fd: pid for pid, fd in self.held.items() if fd >= 0}
-        if held:
-            poll = select.poll()
-            for fd in held:
-                poll.register(fd, select.POLLIN)
-            for fd, _ in poll.poll(0):
-                self._forget(held[fd])
-
     def kill(self) -> set[int]:
         """Kill them with their groups; return their numbers."""
         killed = set()
         for pid, fd in self.held.items():
             with contextlib.suppress(OSError):
                 if fd >= 0:
-                    signal.pidfd_send_signal(
-                        fd, 0
-                    )  # it has not been reaped: the number is still its own
+                    # raises if it has been reaped; else the number is still its own
+                    signal.pidfd_send_signal(fd, 0)
                 elif os.getsid(pid) != pid:
                     continue
                 killed.add(pid)
@@ -158,15 +158,18 @@ class Programs:
 
 
 NOTES = {b"+": Programs._hold, b"-": Programs._drop, b"!": Programs._note_litter}
+"""What each line means, by its first character."""
 
 
 def listen(parent: int, programs: Programs) -> None:
     """Listen until *parent* has ended, or has closed its end of the line.
 
-    A fork of the parent may hold the line open as well; so the end of the parent is watched for itself.
+    A fork of the parent process may hold the line open as well; so its end is watched for
+    itself.
     """
     wait = waiter(parent)
-    while os.getppid() == parent:  # first: it may be gone, and its number somebody else's
+    # before each wait: the parent process may be gone, and its number another's
+    while os.getppid() == parent:
         if not wait():
             continue
         if not (data := os.read(0, 65536)):
@@ -176,25 +179,25 @@ def listen(parent: int, programs: Programs) -> None:
 
 
 def waiter(parent: int) -> Callable[[], bool]:
-    """Return a function that waits for news, and says whether they are at the line.
+    """Return a function that waits for news, and returns whether the line has some.
 
-    It also returns when *parent* has ended, or just to have that looked for.
+    The function also returns when *parent* has ended, or just to have that looked for.
     """
     system = vars(select)  # not every system has all of its names
     if "kqueue" in system:
         queue, event, add = system["kqueue"](), system["kevent"], system["KQ_EV_ADD"]
         reads = system["KQ_FILTER_READ"]
         queue.control([event(0, reads, add)], 0)
-        with contextlib.suppress(OSError):  # it has ended
+        with contextlib.suppress(OSError):  # the parent process has ended
             queue.control([event(parent, system["KQ_FILTER_PROC"], add, system["KQ_NOTE_EXIT"])], 0)
         return lambda: any(one.filter == reads for one in queue.control(None, 2))
-    poll, patience = select.poll(), None
+    poll, milliseconds = select.poll(), None
     poll.register(0, select.POLLIN)
     try:
         poll.register(os.pidfd_open(parent), select.POLLIN)
     except (OSError, AttributeError):
-        patience = AGAIN * 1000
-    return lambda: any(fd == 0 for fd, _ in poll.poll(patience))
+        milliseconds = AGAIN * 1000
+    return lambda: any(fd == 0 for fd, _ in poll.poll(milliseconds))
 
 
 def read_all() -> bytes:
@@ -208,7 +211,7 @@ def read_all() -> bytes:
 
 
 def left(leaders: set[int], mark: str, token: bytes) -> Iterator[int]:
-    """Yield the other processes that descend from programs: by session, by environment, or by descriptor."""
+    """Yield the processes that descend from programs: by session, environment, or mark."""
     newest = newest_number()
     for pid in numbers():
         if pid != os.getpid() and descends(str(pid), leaders, mark, token):
@@ -217,13 +220,12 @@ def left(leaders: set[int], mark: str, token: bytes) -> Iterator[int]:
         before, newest = newest, newest_number()
         if newest <= before:
             return
-        yield from (
-            pid for pid in range(before + 1, newest + 1) if descends(str(pid), leaders, mark, token)
-        )
+        forked = range(before + 1, newest + 1)
+        yield from (pid for pid in forked if descends(str(pid), leaders, mark, token))
 
 
 def numbers() -> list[int]:
-    """Return the numbers of all processes, none where there is no /proc."""
+    """Return the numbers of all processes; none, where the system has no /proc."""
     try:
         return [int(name) for name in os.listdir("/proc") if name.isdigit()]
     except OSError:
@@ -231,7 +233,7 @@ def numbers() -> list[int]:
 
 
 def newest_number() -> int:
-    """Return the number that was given out last, -1 if the system does not tell."""
+    """Return the number that was given to a process last; -1, if the system keeps it secret."""
     try:
         with open("/proc/loadavg", "rb") as file:
             return int(file.read().split()[-1])
@@ -245,17 +247,16 @@ def descends(pid: str, leaders: set[int], mark: str, token: bytes) -> bool:
 
 
 def environment(pid: str) -> bytes:
-    """Return the environment of a process, b"" if that is not ours to know.
+    """Return the environment of a process; b"", if we may not read it.
 
-    Its first thread, which the process is named after, may have ended: then another one has it.
+    The first thread, by which the process is named, may have ended: then another one has
+    the environment.
     """
     found = b""
     with contextlib.suppress(OSError):
         for thread in os.listdir(f"/proc/{pid}/task"):
-            with (
-                contextlib.suppress(OSError),
-                open(f"/proc/{pid}/task/{thread}/environ", "rb") as file,
-            ):
+            file_name = f"/proc/{pid}/task/{thread}/environ"
+            with contextlib.suppress(OSError), open(file_name, "rb") as file:
                 found = found or file.read()
     return found
 
@@ -274,7 +275,7 @@ def session(pid: str) -> int:
 
 
 def descriptors(pid: str) -> Iterator[str]:
-    """Yield what the descriptors of a process are, nothing if that is not ours to know."""
+    """Yield the targets of a process's descriptors; nothing, if we may not read them."""
     with contextlib.suppress(OSError):
         for name in os.listdir(f"/proc/{pid}/fd"):
             yield os.readlink(f"/proc/{pid}/fd/{name}")

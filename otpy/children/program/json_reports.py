@@ -1,4 +1,4 @@
-"""A report handler that tells each crash of a program as one JSON text, with what the program has said last."""
+"""A report handler that makes one JSON text of each crash of a program."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import json
 from collections.abc import Callable
 
 from otpy.arguments import check_handler
-from otpy.children.program.child import ProgramExit
-from otpy.reports import ChildTerminated, Report, ShutdownError, StartError
+from otpy.children.program.exit import ProgramExit
+from otpy.reports import ChildTerminated, Report, ShutdownError, StartFailed
 
-ENDS = (ChildTerminated, StartError, ShutdownError)
-"""The reports of ends that somebody should look at; each end is told by one of them."""
+ENDS = (ChildTerminated, StartFailed, ShutdownError)
+"""The reports of ends that people should look at; one of them reports each end."""
 
 
 def show(_name: str, text: str) -> None:
@@ -23,18 +23,19 @@ def show(_name: str, text: str) -> None:
 def json_reports(handler: Callable[[str, str], object] = show) -> Callable[[Report], object]:
     """Make a report handler for ``start(…, reports=…)`` or ``Supervisor.subscribe``.
 
-    It calls ``handler(name, text)`` for each end of a program that is reported: the end of one that nobody has told to
-    stop, a start that failed after it ran, and a stop that needed force. *name* is the id of the program, *text* a JSON
-    object with
+    It calls ``handler(name, text)`` for each end of a program that is reported: an end
+    without a request to stop, a start that failed after the program ran, and a stop that
+    needed force. *name* is the id of the program, *text* a JSON object with
 
         process: its path;
         timestamp: seconds since the epoch;
         utc_iso: the same as text, such as "2024-05-01T12:00:00.123456+00:00";
-        return_code: as in ``subprocess``: the exit code, or minus the number of the signal, or null: nobody knows it;
+        return_code: as in ``subprocess``: the exit code, or minus the number of the
+            signal; null if it is not known;
         data: the last of that run's stderr, at most 64 KiB, in base64.
 
-    Like any report handler it is called on a thread of its own. What it raises is logged, and while it blocks, only its
-    own reports wait.
+    Like any report handler it is called on a thread of its own. If it raises, that is logged,
+    and while it blocks, only its own reports wait.
 
     Args:
         handler: Default: prints *text* to stdout.
@@ -46,12 +47,12 @@ def json_reports(handler: Callable[[str, str], object] = show) -> Callable[[Repo
     check_handler("<json_reports>", "handler", handler, ("name", "text"), expected)
 
     def handle(report: Report) -> object:
-        exit = (
-            report.reason.detail if isinstance(report, ENDS) and report.reason is not None else None
-        )
-        if isinstance(exit, ProgramExit):
-            return handler(report.path.rpartition("/")[2], json_of(report, exit))
-        return None
+        if not isinstance(report, ENDS) or report.reason is None:
+            return None
+        exit = report.reason.detail
+        if not isinstance(exit, ProgramExit):
+            return None
+        return handler(report.path.rpartition("/")[2], json_of(report, exit))
 
     return handle
 

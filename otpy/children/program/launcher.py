@@ -3,11 +3,11 @@
 Laws:
 1. Each start has a thread to itself while it lasts: one that hangs delays no other.
 2. At most one thread of a tree is kept for the next start; it sleeps until then. It is
-   kept before the outcome is told: who hears of that may want the next start at once.
+   kept before the outcome is reported: the supervisor may want the next start at once.
 
-Who runs what: ``launch`` and ``close`` are called by supervisors' threads; all the rest
-runs on the launcher's own. The list of idle launchers is shared: to append to it, or to
-pop from it, is one step.
+Threads: supervisors' threads call ``launch`` and ``close``. ``park`` and the methods
+of ``Launcher`` run on the thread of the launcher. The list of idle launchers is shared: to
+append to it, or to pop from it, is one step.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from otpy.runtime import threads
 from otpy.runtime.threads import Role, ThreadState
 
 Job = Callable[[], Callable[[], object]]
-"""Starts something, and returns what tells the outcome, which must not block."""
+"""Starts a program, and returns a function that reports the outcome and must not block."""
 
 
 class Launchers:
@@ -33,7 +33,7 @@ class Launchers:
         self._is_closed = False
 
     def launch(self, job: Job) -> threading.Thread:
-        """Have *job* done on a thread of its own, and return that.
+        """Have *job* done on a thread of its own, and return that thread.
 
         Raises:
             RuntimeError: The system has no more threads to give.
@@ -41,7 +41,7 @@ class Launchers:
         try:
             launcher = self._idle.pop()
         except IndexError:
-            launcher = Launcher(self._tree, self._park)
+            launcher = Launcher(self._tree, self)
         launcher.jobs.put(job)
         return launcher.thread
 
@@ -50,16 +50,15 @@ class Launchers:
         self._is_closed = True
         self._dismiss()
 
-    def _park(self, launcher: Launcher) -> None:
-        """Keep *launcher*, or end it.
-
-        The race is with ``close``: each looks at the list after its own step, and
-        whoever takes it out ends it.
-        """
+    def park(self, launcher: Launcher) -> None:
+        """Keep *launcher*, or end it; called on its thread."""
         if self._idle and not self._is_closed:
             launcher.jobs.put(None)
             return
         self._idle.append(launcher)
+        # ``close`` may run just now, and would not see what is appended after its look. It
+        # sets its flag first, and looks then; here the order is the other way round. So at
+        # least one of the two finds this launcher, and the one that takes it out ends it.
         if self._is_closed:
             self._dismiss()
 
@@ -74,20 +73,23 @@ class Launchers:
 class Launcher:
     """A thread that does one job after the other."""
 
-    def __init__(self, tree: Any, park: Callable[[Launcher], object]) -> None:
+    def __init__(self, tree: Any, launchers: Launchers) -> None:
         self.jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
-        self._park = park
-        name, purpose = f"{tree.root} (launcher)", "starts programs"
+        self._launchers = launchers
         self.thread = threads.spawn(
-            self._run, name=name, role=Role.HELPER, purpose=purpose, owner=tree
+            self._run,
+            name=f"{tree.root} (launcher)",
+            role=Role.HELPER,
+            purpose="starts programs",
+            owner=tree,
         )
 
     def _run(self) -> None:
         while (job := self.jobs.get()) is not None:
-            tell = job()
-            threads.mark(
-                self.thread, ThreadState.RUNNING
-            )  # it may have been given up while it hung
-            self._park(self)
-            tell()
-            del job, tell  # an idle launcher must not keep the last program alive
+            report = job()
+            # it may have been given up while it hung
+            threads.mark(self.thread, ThreadState.RUNNING)
+            self._launchers.park(self)
+            report()
+            # an idle launcher must not keep the last program alive
+            del job, report

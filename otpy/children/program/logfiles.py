@@ -6,13 +6,15 @@ Laws:
    have any file of ours written to. ``/dev/stdout``, ``/dev/stderr``, ``/dev/fd/N`` and
    ``/proc/self/fd/N`` mean descriptors of this process, also where a link leads to one of
    these names.
-3. A file that others have moved or removed is made anew: by the first write LOOK_AGAIN
-   seconds after the last look, and by the next write after ``reopen_logs``. No file is
-   truncated, and a file that others have put in its place is not removed.
-4. A FIFO without a reader is an error, and not waited for. A pipe that is full is waited for.
+3. A file that other processes have moved or removed is made anew: by the first write
+   LOOK_AGAIN seconds after the last look, and by the next write after ``reopen_logs``. No
+   file is truncated, and a file that others have put in its place is not removed.
+4. A FIFO without a reader is an error, and not waited for. A pipe that is full is waited
+   for.
 
-Who runs what: a ``LogFile`` belongs to one thread at a time, and all of its methods may block: see output.py for the
-threads of programs. ``reopen_logs`` may be called on any thread, and by a signal handler.
+Threads: a ``LogFile`` belongs to one thread at a time, and all of its methods may
+block; for programs that is the thread of a lane (lanes.py). ``reopen_logs`` may be called
+on any thread, and by a signal handler.
 """
 
 from __future__ import annotations
@@ -30,11 +32,10 @@ from pathlib import Path
 from otpy.runtime import posix
 
 LOOK_AGAIN = 1.0
-"""Seconds after which a file is looked for under its name again, before something is written to it."""
+"""Seconds after which a file is looked for under its name again, before the next write."""
 
-FLAGS = (
-    os.O_WRONLY | os.O_APPEND | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)
-)  # not on Windows
+# Windows lacks some of these names
+FLAGS = os.O_WRONLY | os.O_APPEND | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)
 
 ITSELF = os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
 
@@ -50,19 +51,26 @@ MOST_LINKS = 40
 """So many links are followed on the way to a descriptor, as the system does."""
 
 _open: set[LogFile] = set()
+"""The files that are open; ``reopen_logs`` takes a copy of it, in one step."""
 
 
 class LogFile:
     """A file that is appended to; see the laws above. It is opened by the first write.
 
     Attributes:
-        path: Which. Relative to the directory that is the current one when this is made.
+        path: Its full path.
         makes_directory: Whether its directory is made if it is missing.
-        is_in_a_line: Whether the last that was written was not the end of a line.
-        is_stale: Set to have it opened anew before the next write.
+        is_in_a_line: Whether the last byte that was written was not the end of a line.
+        is_stale: Whether it is opened anew before the next write; any thread may set it.
     """
 
     def __init__(self, path: str, *, makes_directory: bool = True) -> None:
+        """Make one.
+
+        Args:
+            path: May be relative to the directory that is the current one now.
+            makes_directory: See the attribute.
+        """
         self.path, self.makes_directory = full(path), makes_directory
         self.is_in_a_line = self.is_stale = False
         self._fd: int | None = None
@@ -73,13 +81,22 @@ class LogFile:
     def write(self, data: bytearray, size: int, backups: int) -> None:
         """Append *data*, and take out of it what has been written.
 
-        If it is a regular file, it gets no larger than *size* bytes: then a new one is begun, at the end of a line
-        where there is one. *backups* older ones are kept, the youngest as ``path.1``.
+        Args:
+            data: What is left in it after an error has not been written.
+            size: The most bytes of a regular file. Then a new one is begun, at the end of
+                a line if possible.
+            backups: How many older ones are kept, the youngest as ``path.1``.
 
         Raises:
-            OSError: The disk is full, the directory is missing, …: what is left in *data* has not been written.
+            OSError: The disk is full, the directory is missing, ….
         """
-        self._look()
+        if self.is_stale:
+            # before it is closed: another thread may set it again meanwhile
+            self.is_stale = False
+            self.close()
+        if self._fd is not None and self._is_regular and time.monotonic() >= self._next_look:
+            self._next_look = time.monotonic() + LOOK_AGAIN
+            self._look()
         while data:
             self.open()
             if (fits := self._fitting(data, size)) == 0:
@@ -88,7 +105,7 @@ class LogFile:
                 self._append(data, fits)
 
     def open(self) -> None:
-        """Open it, if it is not open.
+        """Open it; nothing, if it is open.
 
         Raises:
             OSError: It cannot be opened.
@@ -128,7 +145,8 @@ class LogFile:
                 raise OSError(
                     errno.ENXIO, "a FIFO that nothing reads, or a socket", self.path
                 ) from None
-            if not os.path.islink(self.path):  # noqa: PTH114  # the other one may raise
+            # Path.is_symlink may raise
+            if not os.path.islink(self.path):  # noqa: PTH114
                 raise
         fd = posix.open_file(self.path, FLAGS)
         if stat.S_ISREG(os.fstat(fd).st_mode):
@@ -137,24 +155,18 @@ class LogFile:
         return fd
 
     def _look(self) -> None:
-        """Close it if it is not there any more under its name, or is to be opened anew."""
-        if self.is_stale:
-            self.is_stale = False  # first: it may be set again meanwhile
-            self.close()
-        if self._fd is not None and self._is_regular and time.monotonic() >= self._next_look:
-            self._next_look = time.monotonic() + LOOK_AGAIN
-            self._look_now()
-
-    def _look_now(self) -> None:
+        """Close it if another file, or none, has its name by now."""
         assert self._fd is not None, "it was opened"
         ours = os.fstat(self._fd)
-        self._used = ours.st_size  # another process may write to it, or have emptied it
+        # another process may write to it, or have emptied it
+        self._used = ours.st_size
         try:
             is_ours = os.path.samestat(ours, Path(self.path).lstat())
         except (FileNotFoundError, NotADirectoryError):
             is_ours = False
         except OSError:
-            return  # it cannot be looked for, say by a process that has given up rights; it can be written to
+            # This process may have given up the right to look. It can still write.
+            return
         if not is_ours:
             self.close()
 
@@ -164,7 +176,8 @@ class LogFile:
         if len(data) <= room or not self._is_regular:
             return len(data)
         end = data.rfind(b"\n", 0, room) + 1
-        return end or (0 if self._used else size)  # a line that is longer than a file is cut
+        # a line that is longer than a file is cut
+        return end or (0 if self._used else size)
 
     def _append(self, data: bytearray, count: int) -> None:
         assert self._fd is not None, "it was opened"
@@ -181,10 +194,11 @@ class LogFile:
             del data[:written]
 
     def _rotate(self, backups: int) -> None:
-        """Make room under the name, for a file that is opened next."""
-        self._look_now()
+        """Give the file that is full another name; a new one is opened next."""
+        self._look()
         if self._fd is None:
-            return  # others have moved it: what is there now is not ours to move
+            # another process has moved it, and the file that is there now is not ours
+            return
         self.close()
         names = [self.path]
         while len(names) <= backups and os.path.lexists(names[-1]):
@@ -197,10 +211,11 @@ class LogFile:
 
 
 def reopen_logs() -> None:
-    """Have every log file of this process opened anew by its name before something more is written to it.
+    """Have every log file of this process opened anew by its name before the next write.
 
-    For whatever has moved them, such as logrotate in its ``postrotate``. Without this it takes up to a second, in which
-    output still goes into the file that was moved. ``otpy run`` calls it at SIGUSR2.
+    Call it after you have moved log files, for example when logrotate runs its
+    ``postrotate``. Without this call, output may still go into a file that was moved for up
+    to a second. ``otpy run`` calls it at SIGUSR2.
 
     Never blocks; may be called on any thread, and by a signal handler.
     """
@@ -209,9 +224,11 @@ def reopen_logs() -> None:
 
 
 def full(path: str) -> str:
-    """Return the one name that *path* has here: its full path, as far as there is a current directory.
+    """Return the one name that *path* has here: its full path.
 
-    Links are not followed, as that may block; so a file may have other names. A ``..`` stays: before it may be a link.
+    Links are not followed, as that may block; so a file may have other names. A ``..``
+    stays: the part before it may be a link. If the current directory has been removed, a
+    relative path stays as it is.
     """
     if found := DESCRIPTOR.fullmatch(path):
         return f"/dev/fd/{_number(found)}"
@@ -222,12 +239,16 @@ def full(path: str) -> str:
 
 
 def _descriptor(path: str) -> int | None:
-    """Return the descriptor of this process that *path* is a name of, by itself or by links; None: it is none."""
+    """Return the descriptor of this process that *path* names, by itself or by links.
+
+    None: it names another file.
+    """
     for _ in range(MOST_LINKS):
         if found := DESCRIPTOR.fullmatch(path):
             return _number(found)
         try:
-            path = os.path.normpath(os.path.join(os.path.dirname(path), os.readlink(path)))  # noqa: PTH115, PTH118, PTH120
+            target = os.path.join(os.path.dirname(path), os.readlink(path))  # noqa: PTH115, PTH118, PTH120
+            path = os.path.normpath(target)
         except OSError:
             return None
     return None

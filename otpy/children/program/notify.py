@@ -1,14 +1,18 @@
 """The sockets to which programs send ``READY=1`` and ``WATCHDOG=1``, as to systemd.
 
 Laws:
-1. A socket belongs to one program. What comes from a process that does not descend from
-   it is dropped, and so is what another user sends, if the sender has ended before it
+1. A socket belongs to one program. A message from a process that does not descend from it
+   is dropped; and so is a message from another user, if the sender has ended before it
    could be looked at.
-2. Sockets lie in a directory that only this user may enter; of root's, all may enter
-   it, as its programs may become other users, but nobody may list it, and the names are
-   chosen by chance.
+2. Sockets lie in a directory that only this user may enter. A directory of root's may be
+   entered by all users, as programs of root may become other users. But no other user may
+   list it, and the names are chosen by chance.
 
-Where the system does not say who has sent something (not Linux), law 2 is all there is.
+Where the system does not say which process has sent a message (not Linux), only law 2
+protects a socket.
+
+Threads: launchers open mailboxes; ``Mailroom.open`` takes a lock. A mailbox belongs to
+the watch when its program has been started.
 """
 
 from __future__ import annotations
@@ -24,7 +28,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from otpy.children.program.guard import Lifeline
+from otpy.children.program.guard import Guard
 from otpy.runtime import posix
 from otpy.runtime.descendants import Family
 from otpy.runtime.posix import Socket
@@ -32,10 +36,11 @@ from otpy.runtime.posix import Socket
 LETTERS = 1000
 """How many messages are read in a row.
 
-More than can wait at the end of a program; and a flood of them stops nobody."""
+More than can wait at the end of a program; few enough that a flood of them does not hold
+up the other programs."""
 
 LONGEST = 100
-"""An address may have 103 bytes on some systems."""
+"""The most bytes of an address: some systems allow 103."""
 
 WHO = struct.Struct("3i")
 """The credentials of a sender (Linux): process, user, group."""
@@ -53,22 +58,23 @@ class Mailroom:
         self.directory, self.is_closed = "", False
         self._lock = threading.Lock()
 
-    def open(self, lifeline: Lifeline) -> Mailbox:
-        """Make a socket; called by threads that start programs.
+    def open(self, guard: Guard) -> Mailbox:
+        """Make a socket; called by launchers.
 
         Raises:
-            OSError: There are no more descriptors, or no place for it.
+            OSError: No descriptor is left, or no directory can hold the socket.
         """
         with self._lock:
-            if not Path(self.directory).is_dir() or not self.directory:  # some systems clean up
+            # some systems remove what is old in such places
+            if not Path(self.directory).is_dir() or not self.directory:
                 self.directory = _make_directory()
-                lifeline.add_litter(self.directory)
+                guard.add_litter(self.directory)
             return Mailbox(f"{self.directory}/{secrets.token_hex(8)}", self)
 
     def close(self) -> None:
-        """Remove the directory, as soon as it is empty.
+        """Remove the directory if it is empty.
 
-        Programs that were let go still have their sockets in it.
+        Programs that were detached have their sockets in it; the last of them removes it.
         """
         self.is_closed = True
         with contextlib.suppress(OSError):
@@ -77,7 +83,8 @@ class Mailroom:
 
 def _make_directory() -> str:
     """Make a directory whose path is short enough."""
-    places = [tempfile.gettempdir(), "/tmp", "/var/tmp"]  # noqa: S108 - the directory is made by chance, and private
+    # the name of the directory is chosen by chance, and only this user may enter it
+    places = [tempfile.gettempdir(), "/tmp", "/var/tmp"]  # noqa: S108
     error: OSError | None = None
     for place in places:
         try:
@@ -98,7 +105,7 @@ class Mailbox:
     """The socket of one program.
 
     Attributes:
-        address: What ``NOTIFY_SOCKET`` is to be.
+        address: The value of ``NOTIFY_SOCKET``.
     """
 
     def __init__(self, address: str, room: Mailroom) -> None:
@@ -129,18 +136,18 @@ class Mailbox:
             self._room.close()
 
     def letters(self, family: Family) -> Iterator[bytes]:
-        """Yield what *family* has sent, and what is there now."""
+        """Yield the messages of *family* that are there now."""
         for _ in range(LETTERS):
             try:
                 text, extra, _, _ = self._socket.recvmsg(4096, socket.CMSG_SPACE(WHO.size))
-            except OSError:  # nothing more
+            except OSError:  # that was all, or the socket is closed
                 return
             if not self._knows_senders or _is_from(family, extra):
                 yield text
 
 
 def _is_from(family: Family, extra: list[Any]) -> bool:
-    """Whether the sender descends from the leader; or has ended, and was this user."""
+    """Whether the sender descends from the leader, or has ended and was of this user."""
     for level, kind, data in extra:
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS):
             pid, user, _ = WHO.unpack(data[: WHO.size])

@@ -1,17 +1,21 @@
 r"""Finds a regular expression in a line, in time that grows with the length of the line only.
 
-The engine of ``re`` tries one way through a pattern after the other, and holds the interpreter's lock meanwhile:
-``^(\w+)+$`` takes it 2**28 steps for a line of 28 characters. Here all ways are followed at the same time, one
-character after the other (K. Thompson, 1968), and each step that has been worked out once is remembered.
+The engine of ``re`` tries one way through a pattern after the other, and holds the
+interpreter's lock meanwhile: ``^(\w+)+$`` takes it 2**28 steps for a line of 28 characters.
+Here all ways are followed at the same time, one character after the other (K. Thompson,
+1968), and each step that has been worked out once is remembered.
 
 Laws:
-1. A pattern is found where ``re.search`` would find it, in any line; a line has no newline in it.
-2. A character costs a look into a dict, and at most LONGEST steps, whatever the pattern and the line.
+1. A pattern is found where ``re.search`` would find it, in any line; a line has no newline
+   in it.
+2. A character costs a look into a dict, and at most LONGEST steps, whatever the pattern and
+   the line.
 3. What is remembered is bounded.
-4. What cannot be done so is refused when the pattern is given: to look ahead or behind, to refer back to a group,
-   never to give back what was taken; and patterns that are too long.
+4. A pattern that needs more is refused when it is given: one that looks ahead or behind,
+   refers back to a group, never gives back what was taken, or is too long.
 
-Nothing here starts a thread or knows a program. A ``Finder`` belongs to one thread, a ``Program`` may be shared.
+Nothing here starts a thread or knows a program. A ``Finder`` belongs to one thread, a
+``Machine`` may be shared.
 """
 
 from __future__ import annotations
@@ -19,23 +23,25 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Iterable, Iterator
-from re import _compiler as compiler  # type: ignore[attr-defined]  # both are the parts of re: a pattern
-from re import _parser as parser  # type: ignore[attr-defined]  # is read here as re reads it
+
+# both are parts of re: a pattern is read here as re reads it
+from re import _compiler as compiler  # type: ignore[attr-defined]
+from re import _parser as parser  # type: ignore[attr-defined]
 from typing import Any, NamedTuple
 
 LONGEST = 1000
-"""How many steps a pattern may have, when what it repeats so many times is written out so many times."""
+"""How many steps a pattern may have, where its repeats are written out."""
 
 REMEMBERED = 50_000
-"""How many steps are remembered before all of them are forgotten: about 10 MB at most."""
+"""How many steps are remembered before all of them are forgotten; about 10 MB at most."""
 
 KINDS_OF_TEXT = int(re.ASCII | re.LOCALE | re.UNICODE)
-"""The flags of which one replaces the other."""
+"""The flags that exclude each other."""
 
 REFUSED = {
     parser.ASSERT: "looks ahead or behind",
     parser.ASSERT_NOT: "looks ahead or behind",
-    parser.FAILURE: "looks ahead or behind",  # what (?!) is read as
+    parser.FAILURE: "looks ahead or behind",  # re reads (?!) as this
     parser.GROUPREF: "refers back to a group",
     parser.GROUPREF_EXISTS: "refers back to a group",
     parser.ATOMIC_GROUP: "has an atomic group",
@@ -44,15 +50,15 @@ REFUSED = {
 
 
 class Unsuited(ValueError):
-    """Raised when a pattern is right, and cannot be looked for in this way; the message says why."""
+    """Raised when a pattern is right, but needs more than linear time; the message says why."""
 
 
 class Around(NamedTuple):
-    """What stands on one side of a place in a line.
+    """The character on one side of a place in a line.
 
     Attributes:
-        is_there: Whether there is a character; or the line begins or ends here.
-        is_word, is_ascii_word: Whether that belongs to a word, and to one in ASCII.
+        is_there: False: the line begins or ends here.
+        is_word, is_ascii_word: Whether it belongs to a word, and to a word in ASCII.
     """
 
     is_there: bool
@@ -86,12 +92,15 @@ PLACES = {
 
 
 class Step(NamedTuple):
-    """One step of a program: without *takes* and *place* it just goes on, to any of *next*; without these it has won.
+    """One step of a machine.
+
+    A step without *takes* and *place* goes on to any of *next*. A step without *next* has
+    won.
 
     Attributes:
         next: The numbers of the steps that may come next.
         takes: A pattern for one character, which is used up.
-        place: Whether this step may be taken here: ``place(before, after)``.
+        place: Returns whether this step may be taken here: ``place(before, after)``.
     """
 
     next: tuple[int, ...]
@@ -99,13 +108,16 @@ class Step(NamedTuple):
     place: Any = None
 
 
-class Program:
-    """A pattern as steps. It is made from its end to its beginning, so that each step knows what comes next.
+class Machine:
+    """A pattern as steps.
+
+    It is made from its end to its beginning, so that each step knows its next ones.
 
     Attributes:
         steps: All of them.
         start: The number of the first.
-        looks_around: Whether it matters which characters stand around a place, besides whether there are any.
+        looks_around: Whether it matters which characters stand around a place, besides
+            whether one stands there.
     """
 
     def __init__(self, pattern: str) -> None:
@@ -116,14 +128,13 @@ class Program:
 
     def _add(self, step: Step) -> int:
         if len(self.steps) == LONGEST:
-            raise Unsuited(
-                f"it is too long: more than {LONGEST} steps, where repeats are written out"
-            )
+            text = f"it is too long: more than {LONGEST} steps, where repeats are written out"
+            raise Unsuited(text)
         self.steps.append(step)
         return len(self.steps) - 1
 
     def _all(self, items: Iterable[Any], flags: int, next: int) -> int:
-        """Add *items* one after the other, and *next* after them; return the number of the first step."""
+        """Add *items*, and *next* after them; return the number of the first step."""
         for item in reversed(list(items)):
             next = self._one(item, flags, next)
         return next
@@ -138,15 +149,15 @@ class Program:
             return self._all(items, (kept | on) & ~off, next)
         if kind is parser.BRANCH:
             return self._add(Step(tuple(self._all(items, flags, next) for items in value[1])))
-        if kind in (
-            parser.MAX_REPEAT,
-            parser.MIN_REPEAT,
-        ):  # which one is longer makes no difference here
+        # that one of them takes more than the other makes no difference here
+        if kind in (parser.MAX_REPEAT, parser.MIN_REPEAT):
             return self._repeat(value, flags, next)
         if kind is parser.AT:
             self.looks_around |= value in (parser.AT_BOUNDARY, parser.AT_NON_BOUNDARY)
             return self._add(Step((next,), place=PLACES[value][bool(flags & re.ASCII)]))
-        return self._add(Step((next,), takes=_for_one(item, flags)))
+        # a pattern for the one character that it takes: re itself knows best which these are
+        items = parser.SubPattern(parser.State(), [item])
+        return self._add(Step((next,), takes=compiler.compile(items, flags & ~re.DEBUG)))
 
     def _repeat(self, value: tuple[Any, Any, Any], flags: int, next: int) -> int:
         (least, most, items), end = value, next
@@ -159,32 +170,26 @@ class Program:
         for _ in range(least):
             before = next
             next = self._all(items, flags, next)
-            if next == before:  # there is nothing in it, a million times
+            if next == before:  # nothing is in it, a million times
                 break
         return next
 
 
-def _for_one(item: Any, flags: int) -> re.Pattern[str]:
-    """Return a pattern for the one character that *item* takes; ``re`` itself knows best which these are."""
-    items = parser.SubPattern(parser.State(), [item])
-    made: re.Pattern[str] = compiler.compile(items, flags & ~re.DEBUG)
-    return made
-
-
 @functools.lru_cache(maxsize=256)
-def program_of(pattern: str) -> Program:
-    """Return *pattern* as a program.
+def machine_of(pattern: str) -> Machine:
+    """Return *pattern* as a machine.
 
     Raises:
-        re.error, OverflowError, RecursionError: It is no regular expression, or not one that Python can read.
-        Unsuited: It is one that cannot be looked for in linear time.
+        re.error, OverflowError, RecursionError: It is no regular expression, or not one that
+            Python can read.
+        Unsuited: It cannot be looked for in linear time.
     """
     re.compile(pattern)
-    return Program(pattern)
+    return Machine(pattern)
 
 
 class _Place(dict[str, "_Place"]):
-    """What is known at a place of a line: the next place, by character. Made when it is first asked for."""
+    """A place of a line: the next place, by character, which is made when it is needed."""
 
     __slots__ = ("_finder", "before", "has_won", "steps")
 
@@ -198,7 +203,7 @@ class _Place(dict[str, "_Place"]):
 
 
 class _Won(_Place):
-    """Where the pattern has been found: the rest of the line does not matter."""
+    """The place where the pattern has been found: the rest of the line does not matter."""
 
     def __missing__(self, char: str) -> _Place:
         return self
@@ -208,10 +213,10 @@ class Finder:
     """Looks for a pattern in lines."""
 
     def __init__(self, pattern: str) -> None:
-        self._program = program_of(pattern)
+        self._machine = machine_of(pattern)
         self._places: dict[tuple[frozenset[int], Around], _Place] = {}
         self._remembered = 0
-        self._first = _Place(self, frozenset({self._program.start}), NOTHING)
+        self._first = _Place(self, frozenset({self._machine.start}), NOTHING)
         self._won = _Won(self, frozenset({0}), NOTHING)
 
     def finds_it_in(self, line: str) -> bool:
@@ -223,18 +228,21 @@ class Finder:
 
     def place_after(self, place: _Place, char: str) -> _Place:
         """Return the place after *char*."""
-        after = self._around(char)
+        is_word = char.isalnum() or char == "_"
+        after = Around(is_there=True, is_word=is_word, is_ascii_word=is_word and char.isascii())
         if self.wins(place.steps, place.before, after):
             return self._won
-        steps = frozenset(self._taken(place, after, char)) | {
-            self._program.start
-        }  # it may begin anywhere
-        key = (
-            steps,
-            after
-            if self._program.looks_around
-            else after._replace(is_word=False, is_ascii_word=False),
-        )
+        taken = {
+            next
+            for step in self._reached(place.steps, place.before, after)
+            if step.takes is not None and step.takes.match(char)
+            for next in step.next
+        }
+        # the pattern may begin anywhere
+        steps = frozenset(taken | {self._machine.start})
+        if not self._machine.looks_around:
+            after = after._replace(is_word=False, is_ascii_word=False)
+        key = steps, after
         self._remembered += 1
         if (found := self._places.get(key)) is None:
             self._make_room(len(steps))
@@ -245,25 +253,16 @@ class Finder:
         """Whether one of *steps* leads to the end of the pattern here."""
         return any(not step.next for step in self._reached(steps, before, after))
 
-    def _taken(self, place: _Place, after: Around, char: str) -> Iterator[int]:
-        for step in self._reached(place.steps, place.before, after):
-            if step.takes is not None and step.takes.match(char):
-                yield from step.next
-
     def _reached(self, steps: frozenset[int], before: Around, after: Around) -> Iterator[Step]:
-        """Yield the steps that can be taken here: those that take a character, and the one that has won."""
+        """Yield the steps that can be taken here, as far as the next character."""
         todo, seen = list(steps), set(steps)
         while todo:
-            step = self._program.steps[todo.pop()]
+            step = self._machine.steps[todo.pop()]
             if step.takes is not None or not step.next:
                 yield step
             elif step.place is None or step.place(before, after):
                 todo += set(step.next) - seen
                 seen.update(step.next)
-
-    def _around(self, char: str) -> Around:
-        is_word = char.isalnum() or char == "_"
-        return Around(is_there=True, is_word=is_word, is_ascii_word=is_word and char.isascii())
 
     def _make_room(self, size: int) -> None:
         self._remembered += size

@@ -5,11 +5,11 @@ Laws:
    agree on TLS, to send, and to receive each byte of the answer.
 2. An attempt ends at most GLANCE seconds after its program, whatever its timeout is.
 
-``Port`` and ``Http`` ask the program, from a thread of their own; ``Line`` and ``Notify`` only say what it is listened
-for. All are frozen values and know no program.
+``Port`` and ``Http`` ask the program, from a thread of their own; ``Line`` and ``Notify``
+only say which news of it count. All are frozen values and know no program.
 
-Not proud of: the system's search for the address of a name cannot be ended. It has a thread of its own, one for each
-name at a time, which is left behind when it takes too long.
+Not proud of: the system's search for the address of a name cannot be ended. It has a thread
+of its own, one for each name at a time, which is left behind when it takes too long.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from typing import Any
 
 import attrs
 
-from otpy.children.program.patterns import Unsuited, program_of
+from otpy.children.program.patterns import Unsuited, machine_of
 from otpy.core.pauses import PAUSE
 from otpy.exceptions import SpecError
 from otpy.runtime import posix, threads
@@ -40,7 +40,7 @@ AGAIN = 0.05
 """Seconds from one look whether a program is ready to the next."""
 
 GLANCE = 0.2
-"""Seconds after which one who waits for an answer looks whether the program is still there."""
+"""Seconds after which a thread that waits for an answer looks whether the program runs."""
 
 
 def _where(probe: Any) -> str:
@@ -71,7 +71,7 @@ def _regex(probe: Any, field: Any, value: Any) -> None:
     if not isinstance(value, str):
         raise SpecError(_where(probe), field.name, value, "a regular expression, as a str")
     try:
-        program_of(value)
+        machine_of(value)
     except Unsuited as error:
         expected = f"a regular expression that can be looked for in linear time; {error}"
         raise SpecError(_where(probe), field.name, value, expected) from None
@@ -93,7 +93,7 @@ def _url(probe: Any, field: Any, value: Any) -> None:
         raise SpecError(
             _where(probe), field.name, value, "a URL such as 'http://127.0.0.1:8080/health'"
         )
-    if "@" in parts.netloc:  # they would not be sent, but shown wherever the spec is
+    if "@" in parts.netloc:  # they would not be sent, but printed wherever the spec is
         shown = parts._replace(netloc=f"***@{parts.netloc.rpartition('@')[2]}").geturl()
         raise SpecError(_where(probe), field.name, shown, "a URL without a user and a password")
 
@@ -103,9 +103,10 @@ class Line(Value):
     """The program has written a line, to stdout or stderr, in which *pattern* is found.
 
     Attributes:
-        pattern: A regular expression, as for ``re.search``. It is looked for in linear time, so what cannot be found so
-            is refused: to look ahead or behind, references to groups, atomic groups, possessive repeats, and patterns
-            of more than 1,000 steps, where repeats such as ``x{500}`` are written out.
+        pattern: A regular expression, as for ``re.search``. It is looked for in linear
+            time. So these are refused: to look ahead or behind, references to groups,
+            atomic groups, possessive repeats, and patterns of more than 1,000 steps, where
+            repeats such as ``x{500}`` are written out.
     """
 
     pattern: str = attrs.field(validator=_regex)
@@ -126,29 +127,34 @@ class Port(Value):
     timeout: float = attrs.field(default=1.0, validator=_positive)
 
     def check(self, over: Once | None = None) -> bool:
-        """Try once; give up when it is *over*."""
+        """Try once; give up when *over* happens."""
         try:
             with Attempt(self.host, self.port, self.timeout, over):
                 return True
-        except (OSError, UnicodeError):  # a host name that cannot be one is a UnicodeError
+        # the latter for a text that cannot be the name of a host
+        except (OSError, UnicodeError):
             return False
 
 
 @value
 class Http(Value):
-    """An HTTP GET is answered with a status from 200 to 299; nothing is redirected, no proxy is used.
+    """An HTTP GET is answered with a status from 200 to 299.
+
+    No redirection is followed, and no proxy is used.
 
     Attributes:
         url: With ``http`` or ``https``.
-        timeout: Seconds that one attempt may take, until the last line of the answer's head has come.
+        timeout: Seconds that one attempt may take, until the last line of the answer's head
+            has come.
     """
 
     url: str = attrs.field(validator=_url)
     timeout: float = attrs.field(default=1.0, validator=_positive)
 
     def check(self, over: Once | None = None) -> bool:
-        """Try once; give up when it is *over*."""
-        import http.client  # here: few trees ask this way, and it takes as long to import as all of otpy
+        """Try once; give up when *over* happens."""
+        # here: few trees ask this way, and to import it takes as long as all of otpy
+        import http.client
         import urllib.parse
 
         parts = urllib.parse.urlsplit(self.url)
@@ -156,7 +162,8 @@ class Http(Value):
         is_safe = parts.scheme == "https"
         usual = http.client.HTTPS_PORT if is_safe else http.client.HTTP_PORT
         connection = http.client.HTTPConnection(parts.hostname or "", parts.port or usual)
-        connection.default_port = usual  # it is left out of what the server is told
+        # the header Host leaves this port out
+        connection.default_port = usual
         try:
             with Attempt(connection.host, connection.port, self.timeout, over) as attempt:
                 if is_safe:
@@ -169,15 +176,36 @@ class Http(Value):
 
 
 class Attempt:
-    """A connection whose every wait ends at one deadline, or soon after it is *over*; as a socket for ``http.client``.
+    """A connection whose every wait ends at one deadline; as a socket for ``http.client``.
 
-    Raises:
-        OSError: It cannot be made, or not in time; so do its methods.
+    Its methods raise an OSError if they fail, or not in time.
     """
 
     def __init__(self, host: str, port: int, timeout: float, over: Once | None) -> None:
+        """Connect.
+
+        Args:
+            host, port: Of the server.
+            timeout: Seconds until the deadline.
+            over: Ends the attempt when it happens.
+
+        Raises:
+            OSError: It cannot connect, or not in time.
+        """
         self._host, self._deadline, self._over = host, time.monotonic() + timeout, over
-        self._socket = self._connected(addresses(host, port, self._slices()))
+        error: OSError = ConnectionError(f"no address for {host}")
+        for family, kind, protocol, _, address in addresses(host, port, self._slices()):
+            self._socket = socket.socket(family, kind, protocol)
+            try:
+                self._connect(address)
+            except BaseException as failure:
+                self._socket.close()
+                if not isinstance(failure, OSError):
+                    raise
+                error = failure
+            else:
+                return
+        raise error
 
     def __enter__(self) -> Attempt:
         return self
@@ -202,7 +230,7 @@ class Attempt:
             data = data[self._retry(self._socket.send, data) :]
 
     def receive(self, buffer: Any) -> int:
-        """Wait for some bytes; return how many; 0: that was all."""
+        """Wait for some bytes; return how many, 0 at the end."""
         count: int = self._retry(self._socket.recv_into, buffer)
         return count
 
@@ -214,22 +242,8 @@ class Attempt:
         """Close the connection."""
         self._socket.close()
 
-    def _connected(self, found: list[Any]) -> socket.socket:
-        error: OSError = ConnectionError(f"no address for {self._host}")
-        for family, kind, protocol, _, address in found:
-            one = socket.socket(family, kind, protocol)
-            try:
-                self._connect(one, address)
-            except BaseException as failure:
-                one.close()
-                if not isinstance(failure, OSError):
-                    raise
-                error = failure
-            else:
-                return one
-        raise error
-
-    def _connect(self, one: socket.socket, address: Any) -> None:
+    def _connect(self, address: Any) -> None:
+        one = self._socket
         one.setblocking(False)
         with contextlib.suppress(BlockingIOError):
             one.connect(address)
@@ -252,17 +266,17 @@ class Attempt:
         """Yield for how many seconds to wait, again and again.
 
         Raises:
-            TimeoutError: The time is over, or the program.
+            TimeoutError: The deadline has passed, or the program has ended.
         """
-        while (left := self._deadline - time.monotonic()) > 0 and not (
-            self._over and self._over.has_happened
-        ):
+        while (left := self._deadline - time.monotonic()) > 0:
+            if self._over is not None and self._over.has_happened:
+                break
             yield min(left, GLANCE)
         raise TimeoutError("no answer in time")
 
 
 class _Answer(io.RawIOBase):
-    """What is received, as a file."""
+    """The answer, as a file."""
 
     def __init__(self, attempt: Attempt) -> None:
         self._attempt = attempt
@@ -278,7 +292,10 @@ class _Answer(io.RawIOBase):
 
 
 class _Search:
-    """A search for the addresses of a name, on a thread of its own; all who want the same one wait for it."""
+    """A search for the addresses of a name, on a thread of its own.
+
+    All attempts that need the same name wait for the same search.
+    """
 
     def __init__(self, host: str, port: int) -> None:
         self.host, self.port = host, port
@@ -295,7 +312,7 @@ class _Search:
             self.end()
 
     def end(self) -> None:
-        """Let nobody wait for it any more."""
+        """Wake all that wait for it; a later attempt begins another search."""
         _searches.pop((self.host, self.port), None)
         self.done.happen()
 
@@ -307,43 +324,45 @@ def addresses(host: str, port: int, slices: Iterator[float]) -> list[Any]:
     """Return the addresses of *host*, as ``getaddrinfo`` does; wait as long as *slices* say.
 
     Raises:
-        OSError: There are none, or *slices* raise it.
+        OSError: None was found, or *slices* raise it.
         UnicodeError: This cannot be the name of a host.
     """
     with contextlib.suppress(socket.gaierror):
         return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
-    search = _Search(host, port)
-    if (one := _searches.setdefault((host, port), search)) is search:
-        _begin(search)
+    own = _Search(host, port)
+    # one step: of several threads that come here at the same time, one begins its search
+    search = _searches.setdefault((host, port), own)
+    if search is own:
+        try:
+            threads.spawn(
+                search.run,
+                name=f"{host} (address)",
+                role=Role.HELPER,
+                purpose="looks for an address",
+                owner=None,
+            )
+        except BaseException as error:
+            search.end()
+            raise OSError("there is no thread to look for an address") from error
     for seconds in slices:
-        if one.done.wait(seconds):
+        if search.done.wait(seconds):
             break
-    if one.error is not None:
-        raise one.error
-    return one.found
+    if search.error is not None:
+        raise search.error
+    return search.found
 
 
-def _begin(search: _Search) -> None:
-    try:
-        threads.spawn(
-            search.run,
-            name=f"{search.host} (address)",
-            role=Role.HELPER,
-            purpose="looks for an address",
-            owner=None,
-        )
-    except BaseException as error:
-        search.end()
-        raise OSError("there is no thread to look for an address") from error
-
-
-if hasattr(os, "register_at_fork"):  # not on Windows, where nothing forks
-    os.register_at_fork(after_in_child=_searches.clear)  # none of their threads exists in a fork
+if hasattr(os, "register_at_fork"):  # not on Windows, where no process forks
+    # none of their threads exists in a fork
+    os.register_at_fork(after_in_child=_searches.clear)
 
 
 @value
 class Notify(Value):
-    """The program says so itself, as to systemd: ``READY=1`` to the socket that ``NOTIFY_SOCKET`` names. Linux only."""
+    """The program reports it itself, as to systemd. Linux only.
+
+    It sends ``READY=1`` to the socket that ``NOTIFY_SOCKET`` names.
+    """
 
 
 Probe = Line | Port | Http | Notify
@@ -372,7 +391,7 @@ class Health(Value):
 
 
 def ask(target: Callable[[], None], *, path: str, owner: object) -> threading.Thread:
-    """Run one of the following on a thread of its own, and return that.
+    """Run *target*, one of the following, on a thread of its own; return the thread.
 
     Raises:
         RuntimeError: The system has no more threads to give.
@@ -383,7 +402,7 @@ def ask(target: Callable[[], None], *, path: str, owner: object) -> threading.Th
 
 
 def until_ready(probe: Asking, over: Once, ready: Callable[[], object]) -> None:
-    """Ask until the answer is good, then say so; give up when the program is *over*."""
+    """Ask until the answer is good, then call *ready*; give up when *over* happens."""
     while not over.has_happened:
         if probe.check(over):
             ready()
@@ -392,13 +411,11 @@ def until_ready(probe: Asking, over: Once, ready: Callable[[], object]) -> None:
 
 
 def while_alive(health: Health, over: Once, answer: Callable[[bool], object]) -> None:
-    """Ask at intervals and tell each answer, until the program is *over*.
-
-    An attempt that took longer than it may was hit by a pause of this process. That it
-    has failed says nothing.
-    """
+    """Ask at intervals, and call *answer* with each answer, until *over* happens."""
     while not over.wait(health.interval):
         began = time.monotonic()
         is_well = health.probe.check(over)
+        # an attempt that took longer than it may was hit by a pause of this process, and
+        # that it has failed says nothing about the program
         if is_well or time.monotonic() - began < health.probe.timeout + PAUSE:
             answer(is_well)

@@ -1,12 +1,16 @@
-"""What is left of a program when its leader has ended: asked or killed, and waited for.
+"""The rest of a program: the processes that run on when its leader has ended.
+
+The watch asks or kills them, and waits for their ends.
 
 Laws:
 1. Each process gets each signal once.
-2. Its end is waited for at the selector of the watch. Then all are looked for again: it
-   may have left others.
-3. What is given up counts as unstopped for as long as it lives.
+2. The end of a process is waited for at the selector of the watch. Then all are looked for
+   again: it may have left others.
+3. A rest that is given up counts as unstopped as long as one of its processes lives.
 
-All of it runs on the thread of the watch, but ``stack`` and ``alive``.
+The watch calls all methods. The supervisor's thread reads ``stack``, and the thread that
+asks for what was left behind reads ``alive``: both read ``living``, which is replaced as a
+whole.
 """
 
 from __future__ import annotations
@@ -28,7 +32,7 @@ WATCHED = 64
 When one of them has ended, all are looked for again."""
 
 AGAIN = 0.02
-"""Seconds until the end of a process is looked for, where nothing announces it."""
+"""Seconds until the end of a process is looked for, where the system does not announce it."""
 
 
 @running
@@ -37,9 +41,9 @@ class Rest:
 
     Attributes:
         news: Called when one of them has ended.
-        group_lives: Whether the group of the leader has anybody, where /proc does not
-            show who they are.
-        living: What was seen at the last look.
+        group_lives: Returns whether a process is left in the group of the leader; asked
+            where /proc does not show which.
+        living: The processes that were seen at the last look.
     """
 
     family: Family
@@ -51,14 +55,14 @@ class Rest:
     _ends: list[int] = attrs.field(factory=list, init=False)
 
     def look(self) -> bool:
-        """Look for them; return whether there are any."""
+        """Look for them; return whether one lives."""
         self.let_go()
         if not descendants.is_possible():
             return self.group_lives()
         living = tuple(self.family.living())
-        for before in (
-            self.living
-        ):  # those that were seen, and have ended; a zombie shows less than it did in its life
+        # Those that have ended since the last look may be our zombies. They were remembered,
+        # because a zombie shows less of itself than it did in its life.
+        for before in self.living:
             now = descendants.look(before.pid)
             if (
                 now is not None
@@ -71,9 +75,11 @@ class Rest:
         return bool(living)
 
     def send(self, number: int, have_heard: Callable[[Seen], bool] = lambda one: False) -> None:
-        """Send a signal to those that have not got it from here, or otherwise.
+        """Send a signal to those that have not got it, and wake those that are suspended.
 
-        Those that are suspended are woken.
+        Args:
+            number: The signal.
+            have_heard: Returns whether a process has got it in another way.
         """
         for one in self.living or (self._group,):
             key = one.pid, one.started, number
@@ -87,14 +93,13 @@ class Rest:
     def _send(self, one: Seen, number: int) -> None:
         if self.living:
             descendants.send(one, number)
-        elif not posix.exists(
-            one.group
-        ):  # the leader has been reaped, and its number is only that of the group
+        elif not posix.exists(one.group):
+            # the leader has been reaped, and its number is only that of the group
             posix.signal_group(one.group, number)
 
     @property
     def _group(self) -> Seen:
-        """Stands for all of the group, where it is not known who they are."""
+        """Stands for all of the group, where the system does not list its processes."""
         leader = self.family.leader
         return Seen(leader, b"?", 0, group=leader, session=leader, started=0)
 
@@ -115,7 +120,7 @@ class Rest:
             self.watch.listen(fd, self.news)
 
     def let_go(self) -> None:
-        """Wait for none of them any more."""
+        """Wait no longer for any of them."""
         while self._ends:
             fd = self._ends.pop()
             self.watch.ignore(fd)
@@ -125,7 +130,10 @@ class Rest:
     def alive(self) -> bool:
         """Whether one of those that were seen at the last look still lives."""
         return any(
-            (now := descendants.look(one.pid)) is not None and _is(now, one) for one in self.living
+            (now := descendants.look(before.pid)) is not None
+            and now.lives
+            and now.started == before.started
+            for before in self.living
         )
 
     def stack(self) -> str:
@@ -133,7 +141,3 @@ class Rest:
         if not self.living:
             return f"processes of the group {self.family.leader}, whose leader has ended\n"
         return "".join(f"{descendants.describe(one.pid)}\n" for one in self.living)
-
-
-def _is(now: Seen, before: Seen) -> bool:
-    return now.lives and now.started == before.started

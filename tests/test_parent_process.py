@@ -1,4 +1,7 @@
-"""Whole programs: signals, exit status, the end of the interpreter, forks. Each runs in a process of its own."""
+"""The process that runs a tree: signals, exit status, the end of the interpreter, forks.
+
+Each of these processes is a fresh interpreter.
+"""
 
 import os
 import signal
@@ -104,7 +107,7 @@ class TestInterpreterExit:
         assert run("app = otpy.start(tree, log=False)") == (0, ["up a", "up b", *ORDER], "")
 
     def test_the_main_thread_raises(self):
-        """The same, after the traceback."""
+        """The tree is stopped in order after the traceback."""
         status, out, err = run(
             "app = otpy.start(tree, log=False); raise SystemError('main is broken')"
         )
@@ -113,13 +116,13 @@ class TestInterpreterExit:
         assert err.rstrip().endswith("SystemError: main is broken")
 
     def test_sys_exit(self):
-        """The status is the program's."""
+        """The status is that of ``sys.exit``."""
         status, out, _ = run("app = otpy.start(tree, log=False); sys.exit(7)")
 
         assert (status, out[2:]) == (7, ORDER)
 
     def test_a_stuck_child_does_not_keep_it_alive(self):
-        """It is given up after its budget."""
+        """A child that does not stop is given up after its budget."""
         status, out, err = run(
             """
             children = [thread(stuck, id="x", shutdown=0.1), thread(polite, id="a")]
@@ -130,13 +133,13 @@ class TestInterpreterExit:
         assert (status, sorted(out), err) == (0, ["down a", "up a", "up x"], "")
 
     def test_a_detached_child_is_cut_off(self):
-        """It has no supervisor that could ask it, and its thread is a daemon."""
+        """No supervisor can ask a detached child, and its thread is a daemon."""
         status, out, err = run("app = otpy.start(tree, log=False); app.detach()")
 
         assert (status, out, err) == (0, ["up a", "up b"], "")
 
     def test_on_stop_callbacks_and_services_still_work(self):
-        """Also where no thread can be started any more."""
+        """They are called also where no thread can be started any more."""
         status, out, err = run(
             """
             class Echo(otpy.Service):
@@ -168,7 +171,7 @@ class TestInterpreterExit:
         assert (status, out[2:]) == (0, ["2", *ORDER])
 
     def test_several_trees(self):
-        """Each is stopped."""
+        """Each tree is stopped."""
         status, out, _ = run("apps = [otpy.start(tree, log=False) for _ in range(3)]")
 
         assert (status, sorted(out)) == (
@@ -177,14 +180,14 @@ class TestInterpreterExit:
         )
 
     def test_a_tree_that_was_stopped_is_left_alone(self):
-        """Nothing happens twice."""
+        """A tree that was stopped is not stopped a second time."""
         assert run("app = otpy.start(tree, log=False); app.stop()")[:2] == (
             0,
             ["up a", "up b", *ORDER],
         )
 
     def test_without_file_descriptors(self, watch):
-        """Trees are stopped all the same."""
+        """Trees are stopped although no descriptor is left."""
         running = watch(
             """
             def tidy(ctx):
@@ -222,7 +225,7 @@ class TestInterpreterExit:
 class TestSignals:
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
     def test_the_first_signal_stops_in_order(self, watch, number):
-        """run returns the report; the handlers are put back."""
+        """``run`` returns the report, and the handlers are put back."""
         running = watch(
             """
             before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
@@ -237,7 +240,7 @@ class TestSignals:
         assert running.end() == (0, [*ORDER, "('app/s/b', 'app/s', 'app/a') shutdown"], "")
 
     def test_the_second_signal_hurries(self, watch):
-        """All budgets are zero from then on."""
+        """All budgets are zero from the second signal on."""
         running = watch(
             """
             def slow(ctx):
@@ -258,7 +261,7 @@ class TestSignals:
         assert running.end()[:2] == (0, ["('app/x',)"])
 
     def test_the_third_signal_exits_at_once(self, watch):
-        """Whatever is left."""
+        """The third signal ends the process, whatever still runs."""
         running = watch(
             """
             def slow(ctx):
@@ -302,7 +305,9 @@ class TestSignals:
         assert running.end()[:2] == (0, ["up a", "up", "down a", "('app/x', 'app/a')"])
 
     def test_a_signal_while_the_tree_starts(self, watch):
-        """The start is overtaken; what was up is stopped, what was not is never started."""
+        """The stop overtakes the start: a child that is up is stopped, and no other is
+        started.
+        """
         running = watch(
             """
             def slow(ctx):
@@ -318,7 +323,9 @@ class TestSignals:
         assert running.end() == (0, ["down a", "('app/b', 'app/a')"], "")
 
     def test_an_interrupt_while_start_waits(self, watch):
-        """It stops what was started, and then raises KeyboardInterrupt."""
+        """``start`` stops the children that it has started, and then raises
+        KeyboardInterrupt.
+        """
         running = watch(
             """
             def slow(ctx):
@@ -337,7 +344,7 @@ class TestSignals:
         assert running.end()[:2] == (0, ["down a", "interrupted 1"])
 
     def test_run_off_the_main_thread_handles_no_signals(self):
-        """It cannot, and does not try."""
+        """Only the main thread can handle signals; ``run`` on another one does not try."""
         status, out, err = run(
             """
             job = thread(lambda ctx: None, id="job", restart="transient", significant=True)
@@ -352,7 +359,7 @@ class TestSignals:
 
 
 def test_a_failed_tree_is_a_failed_program():
-    """The traceback tells who, and the status is not zero."""
+    """The traceback names the failure, and the status is not zero."""
     status, _, err = run(
         """
         def crash(ctx):
@@ -369,7 +376,9 @@ def test_a_failed_tree_is_a_failed_program():
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 class TestFork:
     def test_a_forked_process_does_not_run_its_parents_trees(self):
-        """Its handles say NotAlive, its exit stops nothing, and it can run trees of its own."""
+        """In a fork, handles raise NotAlive and the exit stops nothing; it can run
+        trees of its own.
+        """
         status, out, _ = run(
             """
             import warnings
@@ -398,7 +407,9 @@ class TestFork:
         assert (status, out) == (0, ["up a", "up b", *forked, "3 True", *ORDER])
 
     def test_a_child_that_forks(self):
-        """The copy of its thread ends as the copy of the program does; nothing is reported twice."""
+        """The copy of a child's thread ends as the copy of the process does. No end is
+        reported twice.
+        """
         status, out, _ = run(
             """
             import warnings

@@ -1,7 +1,6 @@
-"""The registry and task graphs beside hostile code: callbacks that hang, results that
-raise, forks, signals in between.
+"""Task graphs beside hostile code: callbacks that hang, results that raise, forks.
 
-Rule: a thread is waited for or refused, a task is accounted for once, and ``run`` returns its summary.
+Rule: a task is accounted for once, and ``run`` returns its summary.
 """
 
 from __future__ import annotations
@@ -11,15 +10,13 @@ import collections.abc
 import contextvars
 import decimal
 import queue
-import sys
 import threading
-import time
 
 import pytest
 
 import otpy
-from otpy import Backoff, ExitKind, registry, start, supervisor
-from otpy.registry import ThreadRegistry, ThreadState
+from otpy import ExitKind, start, supervisor
+from otpy.registry import ThreadState
 from otpy.runtime import threads
 from otpy.taskgraph import Outcome, TaskGraph
 from otpy.taskgraph.run import Scheduler
@@ -41,159 +38,13 @@ def gate():
     event.set()
 
 
-# The registry
-
-
-def test_a_thread_that_was_just_spawned_is_waited_for(monkeypatch):
-    """By the thread that has spawned it, too, however slowly it comes to its first
-    line.
-    """
-    reg, run = ThreadRegistry(), threads.Entry.run
-
-    def slow(entry):
-        assert reg.wait_shutdown(HANG)
-        run(entry)
-
-    monkeypatch.setattr(threads.Entry, "run", slow)
-    reg.spawn(reg.wait_shutdown, name="polite")
-    stats = reg.shutdown_all(timeout=HANG)
-
-    assert (stats.joined_names, stats.timeout_names) == (("polite",), ())
-
-
-@pytest.mark.parametrize("when", ["before", "after"])
-def test_a_signal_handler_that_shuts_down_in_the_middle_of_spawn(when, monkeypatch):
-    """Law 1: the thread is refused; and named, if the handler could see it."""
-    reg, enlist, stats = ThreadRegistry(), threads.enlist, []
-
-    def interrupted(*args, **options):
-        if when == "before":
-            stats.append(reg.shutdown_all(timeout=0))
-        entry = enlist(*args, **options)
-        if when == "after":
-            stats.append(reg.shutdown_all(timeout=0))
-        return entry
-
-    monkeypatch.setattr(threads, "enlist", interrupted)
-    ran = threading.Event()
-    with pytest.raises(otpy.NotAlive, match="t: shutdown_all has been called"):
-        reg.spawn(ran.set, name="t")
-
-    assert [one.timeout_names for one in stats] == [() if when == "before" else ("t",)]
-    assert reg._entries() == []
-    assert reg.shutdown_all(timeout=HANG).total == 0
-    assert not ran.is_set()
-
-
-@pytest.mark.parametrize("fails", [False, True])
-def test_an_exception_raised_from_outside_in_the_wrapper_is_one_report(fails):
-    """Law 3: at whatever line of ours it hits, before the target, after it, or while
-    its own failure is handled.
-    """
-
-    class Injected(BaseException):
-        pass
-
-    def target():
-        if fails:
-            raise ValueError("its own")
-
-    def trial(chosen):
-        """Return the lines of ours that have run, and what was reported; raise in front
-        of the line *chosen*.
-        """
-        reg, told, lines = ThreadRegistry(), [], []
-        reg.subscribe(told.append)
-
-        def trace(frame, event, arg):
-            if (
-                frame.f_code.co_filename != registry.spawned.__file__
-                or frame.f_code.co_name
-                not in (
-                    "run",
-                    "_outcome",
-                )
-            ):
-                return None
-            if event == "line":
-                lines.append((frame.f_code.co_name, frame.f_lineno))
-                if len(lines) - 1 == chosen:
-                    raise Injected
-            return trace
-
-        threading.settrace(trace)
-        try:
-            spawned = reg.spawn(target, name="t")
-        finally:
-            threading.settrace(None)
-        spawned.join(HANG)
-        return lines, [type(report.reason.exception) for report in told]
-
-    lines, reports = trial(None)
-    assert reports == [ValueError] * fails
-    assert len(lines) >= 4
-    # the first one is "try", before which nothing can be caught
-    for chosen in range(1, len(lines)):
-        _, reports = trial(chosen)
-        assert reports == [Injected], lines[chosen]
-
-
-class Rude(str):
-    """A str that does not like to be looked at."""
-
-    __slots__ = ()
-
-    def __eq__(self, other):
-        raise RuntimeError("do not compare")
-
-    def __hash__(self):
-        raise RuntimeError("do not hash")
-
-    def __str__(self):
-        raise RuntimeError("do not print")
-
-    __iter__ = __len__ = __format__ = __repr__ = __ne__ = __eq__
-
-
-def test_names_are_plain_text_whatever_class_they_were(gate):
-    """Nobody's code runs while the registry's lock is held, nor where names are
-    compared later.
-    """
-    reg = ThreadRegistry()
-    reg.spawn(gate.wait, name=Rude("t"), purpose=Rude("waits"))
-    with pytest.raises(otpy.AlreadyStarted):
-        reg.spawn(gate.wait, name="t")
-    (seen,) = reg.active()
-
-    assert (type(seen.name), type(seen.purpose), seen.thread.name) == (str, str, "t")
-    assert "waits" in reg.dump_status()
-    graph = TaskGraph()
-    graph.add(nothing, Rude("a"))
-    graph.add(nothing, Rude("b"), after=[Rude("a")], tags=[Rude("x")])
-    assert dict(graph.run().outcomes) == {"a": PASSED, "b": PASSED}
-    assert graph.describe().edges == (("a", "b"),)
-
-
-def test_all_stacks_are_taken_at_once(gate, monkeypatch):
-    """Many threads, and each has a stack: to look at all frames once per thread would
-    be quadratic.
-    """
-    reg, look, looks = ThreadRegistry(), sys._current_frames, []
-    for number in range(20):
-        reg.spawn(gate.wait, name=f"t{number}")
-    monkeypatch.setattr(sys, "_current_frames", lambda: looks.append(1) or look())
-    text = reg.dump_status(stacks=True)
-
-    assert text.count("in wait") >= 20
-    assert len(looks) == 1
-
-
 # Graphs: stuck tasks, contexts, back-off
 
 
 def test_any_number_of_tasks_may_be_stuck(gate):
-    """A stuck task costs a thread that is left behind. No limit of the tree inside
-    reaches the one who calls run.
+    """A stuck task costs a thread that is left behind.
+
+    The limits of the tree inside do not end the run.
     """
     count = 101  # one more than a tree allows by default
     stuck = [f"t{number}" for number in range(count)]
@@ -238,8 +89,11 @@ async def who_async():
 
 
 @pytest.mark.parametrize("body", [who, who_async])
-def test_what_a_task_sets_in_context_variables_no_other_one_sees(body):
-    """On the same thread; plain and async tasks, a failed attempt and its retry."""
+def test_a_task_sees_no_context_variables_of_others(body):
+    """The tasks share a thread.
+
+    It holds for plain and async tasks, and for a failed attempt and its retry.
+    """
     tries = []
 
     def fails_once():
@@ -259,27 +113,6 @@ def test_what_a_task_sets_in_context_variables_no_other_one_sees(body):
     assert graph.state["results"]["seen"] == ("nobody", False)
     assert graph.state["results"]["path"] == "tasks/workers/worker-1"
     assert tries == [("nobody", False)] * 2
-
-
-def test_a_task_waits_as_a_child_with_the_same_backoff_does(monkeypatch):
-    """One arithmetic for both, also where the waits grow steeply."""
-    waits, arm = [], Scheduler._arm
-
-    def note(self, at, call, *arguments):
-        if call == self._try_again:
-            waits.append(round(at - time.monotonic()))
-            at = 0.0
-        arm(self, at, call, *arguments)
-
-    def fail():
-        raise ValueError
-
-    monkeypatch.setattr(Scheduler, "_arm", note)
-    graph = TaskGraph(workers=1)
-    graph.add(fail, retries=5, backoff=Backoff(0.001, 3600.0, factor=1000.0, jitter=0.0))
-    graph.run()
-
-    assert waits == [0, 1, 1000, 3600, 3600]
 
 
 # Graphs: callbacks that never return
@@ -323,8 +156,9 @@ HANGING = """
 
 
 def test_a_callback_that_never_returns_cannot_keep_run_from_returning():
-    """The second signal gives the scheduler up. The summary has every task, and nothing
-    that ends later counts.
+    """The second signal gives the scheduler up.
+
+    The summary has every task, and no task that ends later counts.
     """
     ran = python(HANGING)
 
@@ -333,7 +167,7 @@ def test_a_callback_that_never_returns_cannot_keep_run_from_returning():
 
 
 def test_a_callback_that_never_returns_is_named_by_the_tree_that_runs_the_graph(gate):
-    """The stop of the tree has a limit, and says what did not answer."""
+    """The stop of the tree has a limit, and its report names the scheduler."""
     entered, graph = threading.Event(), TaskGraph()
     graph.add(nothing, "a")
     graph.on_task_done(lambda name, outcome: (entered.set(), gate.wait()))
@@ -345,8 +179,11 @@ def test_a_callback_that_never_returns_is_named_by_the_tree_that_runs_the_graph(
     assert "gate.wait" in report.unstopped[0].stack
 
 
-def test_a_scheduler_that_crashes_before_it_begins_is_told(monkeypatch):
-    """A summary in which all is cancelled would hide it."""
+def test_a_scheduler_that_crashes_before_it_begins_is_reported(monkeypatch):
+    """``run`` raises InternalError.
+
+    A summary in which all is cancelled would hide the crash.
+    """
 
     class Broken:
         """A lock that fails where the scheduler takes it."""
@@ -388,6 +225,8 @@ class Hostile:
 
 
 class HostileError(Exception):
+    """An exception that raises whatever is done with it."""
+
     def __getattribute__(self, name):
         raise SystemExit(f"do not look at {name}")
 
@@ -398,9 +237,7 @@ class HostileError(Exception):
 
 
 def test_results_and_exceptions_may_be_hostile():
-    """Nothing is done with them but to hand them on; a summary can be compared and
-    printed all the same.
-    """
+    """A run only hands them on, and its summary can be compared and printed."""
 
     def fail():
         raise HostileError
@@ -431,7 +268,7 @@ def test_results_and_exceptions_may_be_hostile():
 
 
 def test_an_exception_that_blocks_while_it_is_printed_holds_up_its_task_alone(gate):
-    """What it says is asked for on its worker, within the time of the task."""
+    """Its text is made on the worker, within the timeout of the task."""
 
     class Blocks(Exception):
         def __str__(self):
@@ -452,7 +289,7 @@ def test_an_exception_that_blocks_while_it_is_printed_holds_up_its_task_alone(ga
 
 
 def test_a_dict_of_results_that_raises_costs_the_task_and_not_the_run():
-    """It is the user's own; the worker that met it is replaced."""
+    """The dict is the user's own. The worker that met its exception is replaced."""
 
     class Full(dict):
         def __setitem__(self, key, value):
@@ -467,8 +304,10 @@ def test_a_dict_of_results_that_raises_costs_the_task_and_not_the_run():
     assert "no space left" in summary.failures["a"].traceback
 
 
-def test_a_state_that_was_cleared_before_the_child_starts_hurts_nobody():
-    """The run keeps what it has found when it was made."""
+def test_a_state_may_be_cleared_before_the_child_starts():
+    """A run keeps the lock and the results that the state had when the run was
+    described.
+    """
     summaries, graph = queue.SimpleQueue(), TaskGraph()
     graph.add(lambda: 1, "a")
     graph.on_done(summaries.put)
@@ -482,9 +321,7 @@ def test_a_state_that_was_cleared_before_the_child_starts_hurts_nobody():
 
 
 def test_a_task_that_forks_and_returns_there_ends_the_fork():
-    """The fork is another process: it takes no further task, and does not wait for
-    ever.
-    """
+    """The fork takes no further task, and does not wait for ever."""
     ran = python(
         """
         import os, time
@@ -515,7 +352,7 @@ def test_a_task_that_forks_and_returns_there_ends_the_fork():
 
 
 def test_an_error_about_a_name_lists_some_names_only():
-    """A graph may have thousands; the message stays a line that can be read."""
+    """A graph may have thousands of tasks; the message stays a line to be read."""
     graph = TaskGraph()
     for number in range(1000):
         graph.add(nothing, f"t{number}", after=["t0"] if number else [])
@@ -530,8 +367,8 @@ def test_an_error_about_a_name_lists_some_names_only():
 
 
 def test_a_coroutine_made_by_other_means_is_awaited():
-    """What a compiler made of an async function is no ``types.CoroutineType``, and
-    asyncio runs it all the same.
+    """A compiler may turn an async function into an object that is no
+    ``types.CoroutineType``.
     """
 
     class Compiled(collections.abc.Coroutine):

@@ -1,0 +1,324 @@
+"""Callables in processes: how they end and are stopped, and that nothing of them is left."""
+
+import os
+import pathlib
+import signal
+import sys
+import threading
+import types
+
+import pytest
+
+import otpy
+from otpy import ExitKind, process, supervisor
+from otpy.children.callable import process as processes
+from otpy.children.callable.keeper import Keeper
+from otpy.core.messages import ChildExited, ChildStarted
+from otpy.reports import ChildTerminated, Progress, Unstopped
+from otpy.runtime import posix
+from tests import callable_stage, callees
+from tests.callable_stage import end_of, heard, is_gone, is_reaped
+from tests.helpers import HANG, wait_until
+from tests.seams import callables
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="processes need POSIX")
+
+stage, where = callable_stage.stage, callable_stage.where
+
+
+ENDS = {
+    # what it does: kind, what is said
+    "returns": (process(callees.save), ExitKind.NORMAL, "normal"),
+    "exits": (process(callees.leave, 0), ExitKind.NORMAL, "normal"),
+    "exits 3": (process(callees.leave, 3), ExitKind.CRASHED, "SystemExit(3)"),
+    "vanishes": (process(callees.vanish, 0), ExitKind.NORMAL, "normal"),
+    "vanishes 3": (process(callees.vanish, 3), ExitKind.CRASHED, "exit code 3"),
+    "segfault": (process(callees.segfault), ExitKind.CRASHED, "in segfault"),
+    "SIGSEGV": (process(callees.segfault), ExitKind.CRASHED, "killed by SIGSEGV"),
+    "SIGKILL": (process(callees.kill_itself), ExitKind.CRASHED, "killed by SIGKILL"),
+    "raises": (process(callees.fall_ill), ExitKind.CRASHED, "in fall_ill"),
+    "Shutdown": (process(callees.raise_word, "Shutdown", "enough"), ExitKind.SHUTDOWN, "enough"),
+    "Ignore": (process(callees.raise_word, "Ignore"), ExitKind.NORMAL, "Ignore"),
+    "Fatal": (process(callees.raise_word, "Fatal", "fire"), ExitKind.CRASHED, "Fatal: fire"),
+    "Shutdown, unpicklable": (
+        process(callees.raise_word_with_lock, "Shutdown"),
+        ExitKind.SHUTDOWN,
+        "lock object",
+    ),
+    "Killed": (process(callees.raise_word, "Killed"), ExitKind.KILLED, "Killed"),
+    "unpicklable": (
+        process(callees.raise_word_with_lock, "NotAlive"),
+        ExitKind.CRASHED,
+        "NotAlive(<unlocked",
+    ),
+    "awkward": (process(callees.raise_awkward), ExitKind.CRASHED, "Awkward"),
+    "exits oddly": (process(callables.leave_oddly), ExitKind.CRASHED, "SystemExit(Odd())"),
+    "nasty": (process(callees.raise_nasty), ExitKind.CRASHED, "Nasty()"),
+}
+
+
+@pytest.mark.parametrize(("spec", "kind", "said"), ENDS.values(), ids=ENDS)
+def test_each_end_has_its_reason(spec, kind, said, stage):
+    reason = end_of(stage(spec))
+
+    assert reason.kind is kind
+    assert said in f"{reason} {reason.traceback}"
+    assert reason.is_fatal == ("Fatal" in said)
+    assert reason.is_ignore == ("Ignore" in said)
+
+
+def test_death_by_a_signal_is_told_in_full(stage):
+    died = end_of(stage(process(callees.segfault))).exception
+
+    assert isinstance(died, otpy.ProcessDied)
+    assert (died.returncode, died.signal) == (-signal.SIGSEGV, "SIGSEGV")
+    assert "Fatal Python error" in died.stack
+
+
+def test_it_is_restarted_when_somebody_kills_it(launch, where, recorder):
+    launch(supervisor("app", children=[process(callees.tell_group, where)]))
+    [pid, *_] = heard(where)
+    os.kill(pid, signal.SIGKILL)
+
+    assert str(recorder.wait_for(ChildTerminated).reason.exception) == "killed by SIGKILL"
+    assert recorder.wait_for(Progress, "app/tell_group", count=2).incarnation == 2
+    assert is_reaped(pid)
+
+
+def test_what_cannot_be_imported_there_is_a_failed_start(monkeypatch, stage):
+    module = types.ModuleType("only_here")
+    exec("def run(ctx): ...", vars(module))
+    monkeypatch.setitem(sys.modules, "only_here", module)
+    scene = stage(process(module.run))
+    news = scene.hear()
+
+    assert isinstance(news, ChildExited)
+    assert isinstance(news.reason.exception, ModuleNotFoundError)
+
+
+def reaped_by_somebody_else(pid):
+    os.waitpid(pid, 0)
+    return posix.Ended(None, is_reaped=True)
+
+
+def test_somebody_else_has_reaped_it(stage, where, monkeypatch):
+    """Then its last word still counts, and no number is used that may belong to others by now."""
+    scene = stage(process(callees.tell_group, where))
+    [pid, *_] = heard(where)
+    monkeypatch.setattr(posix, "await_exit", reaped_by_somebody_else)
+    scene.child.stop()
+
+    assert end_of(scene).kind is ExitKind.SHUTDOWN
+    assert is_reaped(pid)
+
+
+def test_no_grandchild_is_left_when_somebody_else_has_reaped_it(stage, where, monkeypatch):
+    """Its number is free then, but not that of its group, as long as somebody is in it."""
+    scene = stage(process(callees.with_grandchild, where))
+    _, grandchild = heard(where)
+    monkeypatch.setattr(posix, "await_exit", reaped_by_somebody_else)
+    scene.child.stop()
+
+    assert end_of(scene).kind is ExitKind.SHUTDOWN
+    wait_until(lambda: is_gone(grandchild))
+
+
+def test_somebody_else_reaps_it_when_its_death_has_been_noticed(stage, monkeypatch):
+    """Its exit code is known by then: a crash does not become a normal end, of which nobody would be told."""
+    notice = os.waitid
+
+    def lose(kind, pid, options):
+        found = notice(kind, pid, options)
+        os.waitpid(pid, 0)
+        return found
+
+    monkeypatch.setattr(os, "waitid", lose)
+    reason = end_of(stage(process(callees.vanish, 3)))
+
+    assert (reason.kind, str(reason.exception)) == (ExitKind.CRASHED, "exit code 3")
+
+
+@pytest.fixture
+def slow_spawn(monkeypatch):
+    """Processes are only spawned when the test says so."""
+    arrived, go, real = threading.Event(), threading.Event(), posix.start_process
+
+    def start_process(*args, **options):
+        arrived.set()
+        assert go.wait(HANG)
+        return real(*args, **options)
+
+    monkeypatch.setattr(posix, "start_process", start_process)
+    return arrived, go
+
+
+def test_who_does_not_listen_is_killed_and_reaped(launch, where):
+    app = launch(supervisor("app", children=[process(callees.deaf, where, shutdown=0.05)]))
+    [pid] = heard(where)
+    report = app.stop()
+
+    assert report.interrupted == ("app/deaf",)
+    assert report.unstopped == ()
+    assert is_reaped(pid)
+
+
+def test_who_must_not_be_killed_is_given_up(launch, where):
+    """With ``interrupt=False``: its process runs on, and is named as a thread is that cannot be stopped."""
+    app = launch(
+        supervisor("app", children=[process(callees.deaf, where, shutdown=0.05, interrupt=False)])
+    )
+    [pid] = heard(where)
+    report = app.stop()
+
+    assert [one.path for one in report.unstopped] == ["app/deaf"]
+    assert report.interrupted == ()
+    assert not is_gone(pid)
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: is_reaped(pid))
+
+
+def test_its_end_is_told_when_the_interpreter_has_ended(stage, where):
+    """Threads that are no daemons, and what ``atexit`` calls, come first, as in any program."""
+    assert end_of(stage(process(callees.ends_slowly, where))).kind is ExitKind.NORMAL
+    assert pathlib.Path(f"{where}.thread").exists()
+    assert pathlib.Path(f"{where}.atexit").exists()
+
+
+def test_a_signal_that_kills_it_on_the_way_is_its_end(stage):
+    """It has returned, but its interpreter has not ended."""
+    reason = end_of(stage(process(callees.dies_after_its_end)))
+
+    assert (reason.kind, str(reason.exception)) == (ExitKind.CRASHED, "killed by SIGKILL")
+
+
+def test_brutal_kill_asks_nobody(launch, where):
+    app = launch(supervisor("app", children=[process(callees.deaf, where, shutdown="brutal_kill")]))
+    [pid] = heard(where)
+    app.stop()
+
+    assert is_reaped(pid)
+
+
+@pytest.mark.parametrize("how", ["stop", "kill"])
+def test_no_grandchild_is_left(stage, where, how):
+    scene = stage(process(callees.with_grandchild, where))
+    pid, grandchild = heard(where)
+    scene.child.kill(1.0) if how == "kill" else scene.child.stop()
+    reason = end_of(scene)
+
+    assert reason.kind is (ExitKind.KILLED if how == "kill" else ExitKind.SHUTDOWN)
+    assert is_reaped(pid)
+    wait_until(lambda: is_gone(grandchild))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="they are found in /proc")
+@pytest.mark.parametrize("how", ["stop", "kill", "crash"])
+def test_nothing_is_left_that_has_left_the_session(stage, where, how):
+    """It is found by the mark that it has inherited, and has ended before the end of the callable is told."""
+    scene = stage(process(callees.with_daemon, where, how))
+    pid, daemon = heard(where)
+    if how != "crash":
+        scene.child.kill(1.0) if how == "kill" else scene.child.stop()
+    end_of(scene)
+
+    assert is_reaped(pid)
+    assert is_gone(daemon)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="they are found in /proc")
+def test_what_cannot_be_ended_is_told_by_name(stage, where, monkeypatch):
+    """And it counts as unstopped for as long as it lives."""
+    monkeypatch.setattr(processes, "LINGER", 0.01)
+    monkeypatch.setattr(processes.descendants, "send", lambda one, number: None)
+    scene = stage(process(callees.with_daemon, where, "stop"))
+    told = []
+    scene.tree.telemetry.subscribe("root", told.append)
+    _, daemon = heard(where)
+    scene.child.stop()
+    reason = end_of(scene)
+    report = wait_until(lambda: told and told[0])
+
+    assert reason.kind is ExitKind.SHUTDOWN
+    assert isinstance(report, Unstopped)
+    assert f"process {daemon}" in report.stack
+    assert "sleep 1000" in report.stack
+    assert [one.path for one in scene.tree.unstopped("root")] == ["root/x"]
+    os.kill(daemon, signal.SIGKILL)
+    wait_until(lambda: not scene.tree.unstopped("root"))
+
+
+def test_who_is_fenced_can_say_nothing_but_its_end(stage, where):
+    scene = stage(process(callees.fenced, where))
+    [pid] = heard(where)
+    assert str(pid) in scene.child.stack()
+    scene.child.abandon()
+
+    assert end_of(scene).kind is ExitKind.KILLED
+    assert scene.child.state is None
+    assert scene.child.stack() == ""
+
+
+@pytest.mark.parametrize(
+    ("order", "kind"), [("stop", ExitKind.SHUTDOWN), ("kill", ExitKind.KILLED)]
+)
+def test_an_order_that_comes_while_it_is_spawned_is_obeyed(stage, slow_spawn, order, kind):
+    arrived, go = slow_spawn
+    scene = stage(process(callees.obedient))
+    assert arrived.wait(HANG)
+    scene.child.kill(1.0) if order == "kill" else scene.child.stop()
+    go.set()
+
+    assert end_of(scene).kind is kind
+
+
+def test_what_is_not_wanted_any_more_is_not_spawned(stage, monkeypatch):
+    """Stopped before its thread has done anything, it costs no process."""
+    spawned, go = [], threading.Event()
+    monkeypatch.setattr(posix, "start_process", spawned.append)
+    live = Keeper._live
+    monkeypatch.setattr(Keeper, "_live", lambda child: (go.wait(HANG), live(child))[1])
+    scene = stage(process(callees.obedient))
+    scene.child.stop()
+    go.set()
+
+    assert end_of(scene).kind is ExitKind.SHUTDOWN
+    assert spawned == []
+
+
+def test_a_kill_that_comes_with_the_first_step_is_a_kill(stage, monkeypatch):
+    """The thread of the child looks whether it is still wanted just when it is killed."""
+    at_work, go_on, over, live = (
+        threading.Event(),
+        threading.Event(),
+        threading.Event(),
+        Keeper._live,
+    )
+
+    def late(child):
+        at_work.set()
+        assert go_on.wait(HANG)
+        return live(child)
+
+    class Lock:
+        """Lets the child's thread go on while the one that kills waits for it."""
+
+        def __enter__(self):
+            if threading.current_thread() is threading.main_thread():
+                go_on.set()
+                assert over.wait(HANG)
+            else:
+                over.set()
+
+        def __exit__(self, *exc_info):
+            pass
+
+    monkeypatch.setattr(Keeper, "_live", late)
+    scene = stage(process(callees.obedient, id="x"))
+    assert at_work.wait(HANG)
+    scene.child._line.lock = Lock()
+    scene.child.kill(1.0)
+    news = scene.hear()
+    while isinstance(news, ChildStarted):
+        news = scene.hear()
+
+    assert news.reason.kind is ExitKind.KILLED

@@ -1,0 +1,1 @@
+"""What the type checker looks at; see ``files`` of mypy in pyproject.toml."""
