@@ -242,7 +242,7 @@ def test_supervisors_are_kept_apart_from_other_threads(launch):
     from otpy.runtime.tree import SUPERVISING
 
     app = launch(supervisor("app", children=[supervisor("s")]))
-    numbers = {core._ident for core in app._tree.directory.values()}
+    numbers = {core._agenda.ident for core in app._tree.directory.values()}
     assert numbers <= SUPERVISING
     app.stop()
 

@@ -223,7 +223,7 @@ def test_many_stuck_threads_need_few_looks_at_all_threads(monkeypatch):
         "app", children=[thread(lambda ctx: gate.wait(HANG), id=f"c{n}") for n in range(200)]
     )
     app = otpy.start(tree, log=False, max_unstopped=1000)
-    monkeypatch.setattr(threads, "_Look", counted)
+    monkeypatch.setattr(stacks, "Look", counted)
     report = app.stop(0.2)
     gate.set()
 
@@ -240,7 +240,7 @@ def test_a_look_at_all_threads_that_had_to_wait_is_not_used_for_longer(monkeypat
         time.sleep(0.2)
         return look_now()
 
-    monkeypatch.setattr(threads, "frames", waits)
+    monkeypatch.setattr(stacks, "frames", waits)
     look = stacks.Look()
 
     assert look.until < time.monotonic() + 0.2
