@@ -323,7 +323,7 @@ class TestBrokenInside:
 
     @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
     def test_in_its_last_moment(self, monkeypatch):
-        """Nobody waits for ever."""
+        """No caller waits for ever."""
         app = otpy.start(supervisor("app"), log=False)
         close = app._tree.close
 
@@ -430,7 +430,7 @@ class TestCallersThatHaveToEnd:
         assert said.get(timeout=HANG).path == "app/a"
 
     def test_about_a_start_that_takes_long(self, launch, recorder):
-        """The start goes on, for nobody."""
+        """The start goes on, and its answer is dropped."""
         entered = threading.Event()
 
         def slow(ctx):
@@ -538,7 +538,7 @@ class TestOddKinds:
         assert app.which_children()[0].state is ChildState.UNDEFINED
 
     def test_code_from_a_loader_that_raises(self, launch, recorder):
-        """Its stack cannot be shown; that hurts nobody."""
+        """Its stack cannot be shown; the supervisor goes on."""
 
         class Loader:
             def get_source(self, name):

@@ -220,7 +220,7 @@ def test_the_log_is_bound(launch):
     ],
 )
 def test_how_a_child_ends(launch, recorder, error, kind, restarted):
-    """The kind of every end that nobody asked for; a transient child shows its class."""
+    """The kind of each end without a stop request; a transient child shows its class."""
     puppet = Puppet()
     app = launch(supervisor("app", children=[puppet.spec("a", restart="transient")]))
     life = puppet.next()

@@ -118,7 +118,7 @@ class TestStalls:
         assert app.find("app").snapshot().children[0].state is ChildState.RUNNING
 
     def test_it_is_found_while_a_sibling_takes_for_ever_to_start(self, launch, recorder):
-        """Nobody waits for anybody."""
+        """No thread waits for another one."""
         gate = threading.Event()
 
         def slow(ctx):
@@ -402,7 +402,7 @@ class TestState:
         assert [states.get(timeout=HANG) for _ in range(2)] == [None, "saved"]
 
     def test_it_survives_a_group_restart_and_restart_child(self, launch):
-        """Whoever stops it."""
+        """By a call, or by its supervisor."""
         one, other = Puppet(), Puppet()
         app = launch(
             supervisor("app", strategy="one_for_all", children=[one.spec("a"), other.spec("b")])

@@ -118,7 +118,7 @@ def test_the_locals_of_old_crashes_go_in_a_child_thread(launch):
 
 
 def test_nothing_of_a_dead_child_stays_alive(launch):
-    """Arguments of a temporary child and the frame of a crash are released when nobody needs them."""
+    """Arguments of a temporary child, and the frame of its crash, are released."""
 
     class Big:
         pass

@@ -555,7 +555,7 @@ NUMBERS = [
     ),
     (
         "async.md",
-        "They have half a second; what still runs then is logged as `tasks_left`",
+        "They have half a second. A task that still runs then is logged as `tasks_left`",
         "children.coroutine.cancelling.CLEAN_UP",
         0.5,
     ),

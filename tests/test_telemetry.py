@@ -209,7 +209,7 @@ def test_a_broken_log_hurts_nobody(monkeypatch, capsys):
 
 
 def test_a_broken_stderr_hurts_nobody(monkeypatch):
-    """Then nobody is left to complain to."""
+    """Then the complaint is dropped: it has no place to go to."""
     monkeypatch.setattr(log, "logger", None)
     monkeypatch.setattr("sys.stderr", None)
 

@@ -180,7 +180,7 @@ def test_a_kind_whose_looks_deceive(launch, recorder):
 
 
 def test_news_that_are_not_a_kinds_own(launch, recorder):
-    """What a kind says twice, after its end, about a sibling, or as somebody else, changes nothing."""
+    """A message that a kind sends twice, after its end, or about a sibling changes nothing."""
     made = []
 
     class Liar(Foreign):

@@ -55,7 +55,7 @@ def cannot_begin(monkeypatch, name):
 
 @pytest.mark.parametrize("name", ["app/x", "app/s", "app"])
 def test_a_thread_that_cannot_begin(name, launch, monkeypatch):
-    """Nobody waits for it: the start has failed."""
+    """No thread waits for it: the start has failed."""
     cannot_begin(monkeypatch, name)
     tree = supervisor("app", intensity=1, children=[thread(idle, id="x"), supervisor("s")])
     with pytest.raises(otpy.StartError) as caught:
@@ -67,7 +67,7 @@ def test_a_thread_that_cannot_begin(name, launch, monkeypatch):
 
 
 def test_a_helper_that_cannot_begin(monkeypatch):
-    """Nobody waits for it, and it is not taken for a living one."""
+    """No thread waits for it, and it does not count as alive."""
     cannot_begin(monkeypatch, "t")
     with pytest.raises(RuntimeError, match="before it could begin"):
         threads.spawn(pytest.fail, name="t", role=threads.Role.HELPER, purpose="", owner=threads)
@@ -124,7 +124,7 @@ def test_a_thread_that_ends_without_a_word(launch, recorder, monkeypatch):
 
 
 def test_the_spare_thread_has_a_witness_when_it_is_a_child(launch, recorder, monkeypatch):
-    """And none before: nobody needs to know how a spare ends."""
+    """And none before: the end of a spare changes nothing."""
     silent, end = threading.Event(), ThreadChild._end
     lives = []
 

@@ -238,7 +238,7 @@ app.wait()
 
 
 def test_a_log_that_is_blocked_is_told_on_stderr():
-    """Its thread holds the log's lock, and nobody reads what it writes."""
+    """Its thread holds the lock of the log, and no process reads what it writes."""
     ran = python(
         LOST
         + """
