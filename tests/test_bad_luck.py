@@ -164,7 +164,7 @@ def test_garbage_on_a_mailbox(launch, recorder, item):
 
 
 def test_a_crash_on_the_first_line_of_ten_thousand_restarts(launch, recorder):
-    """Each death is told once, in order, and each start comes before its death."""
+    """Each death is reported once, in order, and each start comes before its death."""
     count = 2000
     puppet = threading.Event()
 
@@ -366,7 +366,7 @@ class Undecided:
 
 @pytest.mark.parametrize("make", [lambda: SystemExit(Undecided()), lambda: SystemExit(0.0), Evil])
 def test_an_exception_that_does_not_let_itself_be_looked_at(launch, recorder, make):
-    """Its end is told all the same; no code of it runs for that."""
+    """Its end is reported all the same, and none of its code runs for that."""
     puppet = Puppet()
     launch(supervisor("app", children=[puppet.spec("a")]))
     puppet.next().crash(make())
@@ -450,7 +450,7 @@ class TestCallersThatHaveToEnd:
         ]
 
     def test_about_each_other(self, launch):
-        """The one that asked first is told to stop by the other, and so released."""
+        """The other one asks the first to stop, and so releases it."""
         both, said = threading.Barrier(2), queue.SimpleQueue()
 
         def kill(ctx, other):

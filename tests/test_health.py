@@ -61,7 +61,7 @@ def only_child(app):
 
 class TestStalls:
     def test_a_silent_child_is_found_and_replaced(self, launch, recorder):
-        """Reported with its stack, told as STALLED, restarted; the replacement knows why it is here."""
+        """Reported with its stack, judged as STALLED, restarted; the replacement knows the reason."""
         reasons = queue.SimpleQueue()
 
         def worker(ctx):
@@ -273,7 +273,7 @@ class TestStalls:
 
     @pytest.mark.parametrize("said_with", [(), ("too late",)])
     def test_a_fenced_child_may_not_check_in(self, launch, recorder, said_with):
-        """It is told so."""
+        """An exception says so."""
         gate, up, said = threading.Event(), threading.Event(), queue.SimpleQueue()
 
         def stuck(ctx):
@@ -564,7 +564,7 @@ class TestDetach:
         assert "RuntimeError: ordered to crash" in text
 
     def test_a_nested_supervisor_stays_down(self, launch, recorder):
-        """Its parent does not restart it, and goes on; a crash that comes later is told."""
+        """Its parent does not restart it, and goes on; a crash that comes later is reported."""
         puppet, other = Puppet(), Puppet()
         nested = supervisor(
             "s", children=[puppet.spec("a"), supervisor("deep", children=[puppet.spec("b")])]

@@ -48,7 +48,7 @@ def test_the_locals_of_old_crashes_are_released(launch, nested):
 
 
 def test_what_goes_slowly_delays_nobody(launch):
-    """The end of the child has been told before what is left of the crash before goes."""
+    """The end of the child is reported before the locals of the crash before are released."""
     go, done, count = threading.Event(), threading.Event(), []
 
     class Slow:

@@ -137,7 +137,7 @@ def test_reports_go_to_a_callable_or_a_queue_and_to_the_log():
 
 
 def test_a_handler_that_raises_is_logged_and_called_again():
-    """SystemExit, too. The report is told with it, and the second time the failure is only counted."""
+    """SystemExit, too. The log line has the report, and the second failure is only counted."""
     got = []
 
     def handler(report):

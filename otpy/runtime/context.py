@@ -124,8 +124,9 @@ class Context:
         saved again. With the option ``snapshot`` it is the very object that this
         function returned.
         """
-        self._use()
-        return copy.deepcopy(self.saved) if self._copies() else self.saved
+        snapshot = self._use().spec.snapshot
+        is_copied = snapshot is copy.deepcopy and type(self.saved) not in PLAIN
+        return copy.deepcopy(self.saved) if is_copied else self.saved
 
     def check_in(self, state: Any = UNCHANGED, *, allow: float | None = None) -> None:
         """Report that all is well; a child with a ``heartbeat`` must do so at least that often.
@@ -284,9 +285,6 @@ class Context:
             return beat[0], beat[0] + max(heartbeat, beat[1])
         return beat, beat + heartbeat
 
-    def _copies(self) -> bool:
-        return self._birth.spec.snapshot is copy.deepcopy and type(self.saved) not in PLAIN
-
     def _copied(self, value: object) -> object:
         snapshot = self._birth.spec.snapshot
         if snapshot is None or (snapshot is copy.deepcopy and type(value) in PLAIN):
@@ -359,13 +357,10 @@ class Context:
                 callback = self._callbacks.pop(0)
             except IndexError:
                 return  # another helper was faster
-            self._call(callback)
-
-    def _call(self, callback: Callable[[], object]) -> None:
-        try:
-            check_result(callback, callback())
-        except BaseException as error:
-            log.complain("on_stop_failed", error, path=self._birth.path)
+            try:
+                check_result(callback, callback())
+            except BaseException as error:
+                log.complain("on_stop_failed", error, path=self._birth.path)
 
 
 def _refuse(path: str) -> float:

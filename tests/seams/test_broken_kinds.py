@@ -127,7 +127,7 @@ def test_a_kind_that_raises_when_it_is_stopped(method, error, launch, recorder):
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
 @pytest.mark.parametrize("method", ["pulse", "__init__", "start"])
 def test_a_kind_that_raises_while_it_runs_or_starts(method, error, launch, recorder):
-    """It is a crash of this child, told once; the sibling lives on, and the replacement comes."""
+    """It is a crash of this child, reported once; the sibling lives on, and the child is replaced."""
     app = launch(supervisor("app", children=[thread(idle, id="a")], intensity=5))
     heartbeat = 0.01 if method == "pulse" else None
     if method == "pulse":
@@ -143,7 +143,7 @@ def test_a_kind_that_raises_while_it_runs_or_starts(method, error, launch, recor
 
 
 def test_a_kind_that_raises_when_it_is_detached(launch, recorder):
-    """Its crash is told, and the sibling runs on."""
+    """Its crash is reported, and the sibling runs on."""
     error = ZeroDivisionError("broken")
     app = otpy.start(
         supervisor("app", children=[foreign("detach", error)]), reports=recorder, log=False

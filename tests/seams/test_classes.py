@@ -86,6 +86,7 @@ def test_a_service_is_refused_where_it_cannot_run():
 
 
 def test_a_class_with_a_run_method_is_refused_with_advice():
+    """The error names ``adopt``, which can run it."""
     with pytest.raises(otpy.SpecError, match=r"thread\(adopt\(…\)\) calls the run\(\) of one"):
         thread(Worker)
 

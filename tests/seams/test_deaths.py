@@ -156,13 +156,13 @@ def die_at_each(life, moments, monkeypatch, recorder, launch):
 
 @pytest.mark.parametrize("life", THREADS)
 def test_an_exception_at_every_moment_of_a_threads_wrapper(life, monkeypatch, recorder, launch):
-    """The end of the child is told, and told once."""
+    """The end of the child is reported exactly once."""
     assert die_at_each(life, itertools.count(1), monkeypatch, recorder, launch) > 30
 
 
 @pytest.mark.parametrize("life", COROUTINES)
 def test_an_exception_at_some_moments_of_a_coroutines_wrapper(life, monkeypatch, recorder, launch):
-    """The same; what tells of a coroutine runs on its loop. The slow test below tries all moments."""
+    """The same on the loop that reports its end. The slow test below tries all moments."""
     assert die_at_each(life, itertools.count(4, 17), monkeypatch, recorder, launch) > 5
 
 
@@ -203,7 +203,7 @@ def test_an_exception_at_some_moments_of_a_supervisor(monkeypatch, recorder, lau
 
 
 def test_an_exception_amidst_the_last_word_of_a_supervisor(monkeypatch, recorder, launch):
-    """Callers know already that it has ended; its parent is told all the same."""
+    """Callers know already that it has ended; its parent gets the report all the same."""
     monkeypatch.setattr(threading, "excepthook", lambda args: None)
     answer = Reply.answer
 

@@ -192,6 +192,7 @@ def test_the_stop_signal_may_go_to_the_leader_only(launch, tmp_path):
 
 @pytest.mark.parametrize("value", ["process", True, None])
 def test_where_the_stop_signal_goes_is_checked(value):
+    """Any other value is refused, before a program starts."""
     with pytest.raises(SpecError, match=r"app: stop_to = .*: expected 'group' or 'leader'"):
         process("true", id="app", stop_to=value)
 

@@ -180,7 +180,7 @@ def test_a_handler_with_a_wrong_signature_is_refused_where_it_is_given(place):
 
 @pytest.mark.parametrize("place", [place for place in PLACES if PLACES[place][1] == 1])
 def test_a_builtin_without_a_signature_is_accepted(place):
-    """What does not tell its signature gets the benefit of the doubt, and so does a
+    """A callable without a signature gets the benefit of the doubt, and so does a
     print.
     """
     give, _ = PLACES[place]

@@ -97,7 +97,7 @@ def test_a_thread_that_begins_late(monkeypatch):
 
 
 def test_a_thread_that_ends_without_a_word(launch, recorder, monkeypatch):
-    """Whatever has silenced it: its witness tells, and a replacement comes."""
+    """Whatever has ended it: its witness reports that, and it is replaced."""
     told = itertools.count()
 
     def fail(child, error):
@@ -273,7 +273,7 @@ print("left", *left, "told", len(told), "unstopped", len(report.unstopped))
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits the address space")
 def test_memory_that_is_gone_for_a_while():
-    """The death that it means is told, the supervisor answers, and the program ends."""
+    """The death that it means is reported, the supervisor answers, and the program ends."""
     assert python(HOG, 0.1, 2).out.split() == ["left", "idle", "told", "2", "unstopped", "0"]
 
 

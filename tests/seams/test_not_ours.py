@@ -204,7 +204,7 @@ def odd(name, raised):
 @pytest.mark.parametrize("name", READ)
 @pytest.mark.parametrize("builder", [thread, coroutine])
 def test_an_exception_whose_attributes_raise(builder, name, raised, launch, recorder):
-    """The crash is told, the replacement comes, its text can be had, and no thread of the tree is left."""
+    """The crash is reported, the child is replaced, the text can be read, and no thread is left."""
     kind = odd(name, raised)
 
     def sync_child(ctx):

@@ -198,6 +198,7 @@ def test_two_handlers_that_stop_their_tree_do_not_wait_for_each_other():
 
 @pytest.mark.parametrize("flush", [-1, None, float("nan"), "10"])
 def test_flush_must_be_a_number_of_seconds(flush):
+    """Any other value is refused, before a thread starts."""
     with pytest.raises(
         SpecError, match=r"app: flush = .*: expected a finite number of seconds >= 0"
     ):
