@@ -24,8 +24,8 @@ ReportHandler = Callable[[Report], object]
 logged."""
 
 Deliver = Callable[[Message], None]
-"""The function by which a child delivers news to its supervisor. It may be called on any
-thread, and never blocks."""
+"""The function by which a child delivers news to its supervisor. It may be called on
+any thread, and never blocks."""
 
 
 @runtime_checkable
@@ -67,9 +67,10 @@ class Stray(Protocol):
 
 @running(kw_only=True)
 class Birth:
-    """What one incarnation of a child is made from. It does not change while the child lives.
+    """What one incarnation of a child is made from.
 
-    Nothing here has a default, so that no stage of a test swallows a call by mistake.
+    It does not change while the child lives. No field has a default, so that no stage
+    of a test swallows a call by mistake.
 
     Attributes:
         ref: The number that the news of the child must carry.
@@ -87,12 +88,12 @@ class Birth:
             under a key of its kind. Only the supervisor's thread may touch it. Each
             value is ``Closable``; the supervisor calls ``close()`` when it ends.
         remind: Has a function called on the supervisor's thread: ``remind(seconds,
-            function)``. May be called on any thread. The function must neither block nor
-            raise. If the supervisor ends before, the function is not called.
+            function)``. May be called on any thread. The function must neither block
+            nor raise. If the supervisor ends before, the function is not called.
         soon: Has a function called before the supervisor's thread waits again:
-            ``soon(function)``. It is for what can be done for many children at once. May
-            be called on the supervisor's thread only. The function must neither block
-            nor raise.
+            ``soon(function)``. It is for what can be done for many children at once.
+            May be called on the supervisor's thread only. The function must neither
+            block nor raise.
         returns_in: Returns in how many seconds the supervisor starts the child of an id
             again: ``returns_in(id)``; None: that child waits for no restart. May be
             called on the supervisor's thread only.
@@ -125,10 +126,11 @@ class Child(Protocol):
     """
 
     def start(self, deliver: Deliver) -> None:
-        """Start. Deliver one ChildStarted when the child is up, and one ChildExited at the end.
+        """Start the child.
 
-        The ChildExited comes always, and exactly once. News that is delivered from
-        within this call is read before the news of other threads.
+        Deliver one ChildStarted when the child is up. Deliver one ChildExited at the
+        end, always and exactly once. News that is delivered from within this call is
+        read before the news of other threads.
         """
 
     def stop(self) -> None:
@@ -144,16 +146,16 @@ class Child(Protocol):
         """
 
     def abandon(self) -> None:
-        """Fence off a child that could not be stopped: nothing that it does counts any more."""
+        """Fence off a child that could not be stopped: nothing that it does counts."""
 
     def stack(self) -> str:
-        """Return what it is doing now, formatted like a traceback; "" if nothing runs."""
+        """Return what it is doing now, as a traceback; "" if nothing runs."""
 
     def detach(self) -> None:
-        """Let the child run on without a supervisor. It still delivers its ChildExited."""
+        """Let the child run on, unsupervised. It still delivers its ChildExited."""
 
     def pulse(self) -> tuple[float, float]:
-        """Return when it last checked in, and until when it may be silent, both monotonic.
+        """Return when it checked in last, and until when it may be silent (monotonic).
 
         Only a child with a heartbeat is asked. To come up counts as a check-in.
         """

@@ -139,7 +139,10 @@ class AsyncSupervisor(Value):
         await self._call(self.handle.unsubscribe, handler)
 
     async def wait(self, timeout: float | None = None) -> ExitReason | None:
-        """Wait until this supervisor has ended; return why, or None after *timeout* seconds."""
+        """Wait until this supervisor has ended.
+
+        Return why, or None after *timeout* seconds.
+        """
         return await self._call(self.handle.wait, timeout)
 
     async def stop(self, timeout: float | None = None) -> StopReport:
@@ -147,7 +150,9 @@ class AsyncSupervisor(Value):
         return await self._call(self.handle.stop, timeout)
 
     async def detach(self) -> StopReport:
-        """End this supervisor and all below it, and let their workers run on, unsupervised."""
+        """End this supervisor and all below it, and let their workers run on,
+        unsupervised.
+        """
         return await self._manage(self.handle.detach)
 
     async def _manage(self, method: Callable[..., T], *args: Any) -> T:
@@ -205,8 +210,9 @@ def _answer(
     """Make the call; on its own thread."""
     result, error = _outcome(function)
     try:
-        # A signal handler may raise amid ``_settle``, and the loop only logs that: the task
-        # would wait for ever. So it is ordered twice; the second one finds it done.
+        # A signal handler may raise amid ``_settle``, and the loop only logs that: the
+        # task would wait for ever. So it is ordered twice; the second one finds it
+        # done.
         loop.call_soon_threadsafe(_settle, future, result, error)
         loop.call_soon_threadsafe(_settle, future, result, error)
     except RuntimeError:  # the loop is closed

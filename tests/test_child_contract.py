@@ -1,4 +1,6 @@
-"""The contract of ``Child``, for every kind: news in order, exactly one end, no method that blocks or raises."""
+"""The contract of ``Child``, for every kind: news in order, exactly one end, no method
+that blocks or raises.
+"""
 
 import asyncio
 import sys
@@ -25,6 +27,7 @@ from otpy.runtime import threads
 from tests.callees import crashing, looping, obedient, obedient_and_ready
 from tests.helpers import HANG, wait_until
 from tests.stage import Stage
+from tests.typing.kinds import KINDS
 
 
 class Obedient(Service):
@@ -160,8 +163,12 @@ def stage():
 
 @pytest.mark.parametrize("spec", OBEDIENT.values(), ids=OBEDIENT)
 def test_it_starts_and_stops(spec, stage):
-    """ChildStarted once, then, when asked, ChildExited once; a second and a late request change nothing."""
+    """A child delivers ChildStarted once and, when asked, ChildExited once.
+
+    A second and a late request change nothing.
+    """
     scene = stage(spec)
+    assert type(scene.child) in KINDS  # the type checker compares these with the contract
     assert scene.hear() == ChildStarted(7, "root/x")
     assert scene.child.alive
     scene.child.stop()
@@ -176,7 +183,7 @@ def test_it_starts_and_stops(spec, stage):
 
 @pytest.mark.parametrize("spec", OBEDIENT.values(), ids=OBEDIENT)
 def test_a_stop_may_overtake_the_start(spec, stage):
-    """Asked before it could say anything, it still ends, once."""
+    """A child that is asked before it has started still ends, once."""
     scene = stage(spec)
     scene.child.stop()
     news = scene.hear()
@@ -189,7 +196,7 @@ def test_a_stop_may_overtake_the_start(spec, stage):
 
 @pytest.mark.parametrize("spec", OBEDIENT.values(), ids=OBEDIENT)
 def test_a_kill_may_overtake_the_start(spec, stage):
-    """The same by force."""
+    """A child that is killed before it has started still ends, once."""
     scene = stage(spec)
     scene.child.kill(1.0)
     news = scene.hear()
@@ -202,7 +209,10 @@ def test_a_kill_may_overtake_the_start(spec, stage):
 
 @pytest.mark.parametrize("spec", CRASHING.values(), ids=CRASHING)
 def test_a_crash_on_the_first_line_is_told_once(spec, stage):
-    """Whatever it is, its end is one message; a child with a start to complete has not completed it."""
+    """The end is one message.
+
+    A child that must complete its start has not completed it.
+    """
     scene = stage(spec)
     news = [scene.hear()]
     while not isinstance(news[-1], ChildExited):
@@ -217,7 +227,7 @@ def test_a_crash_on_the_first_line_is_told_once(spec, stage):
 
 @pytest.mark.parametrize("spec", LOOPING.values(), ids=LOOPING)
 def test_a_child_that_does_not_listen_can_be_killed(spec, stage):
-    """It is alive and shows what it does; killed it ends, once."""
+    """The child is alive until it is killed; then it ends, once."""
     scene = stage(spec)
     if spec not in (LOOPING["ready"], LOOPING["ready process"]):
         scene.hear()
@@ -232,7 +242,10 @@ def test_a_child_that_does_not_listen_can_be_killed(spec, stage):
 
 
 def test_a_fenced_thread_can_say_nothing_but_its_end(stage):
-    """Its context raises Fenced; the one message that its supervisor drops still comes."""
+    """Its context raises Fenced.
+
+    Its ChildExited still comes, and its supervisor drops it.
+    """
     go, seen = threading.Event(), []
 
     def stuck(ctx):
@@ -260,7 +273,10 @@ WORKERS = {kind: spec for kind, spec in OBEDIENT.items() if spec.type is ChildTy
 
 @pytest.mark.parametrize("spec", OBEDIENT.values(), ids=OBEDIENT)
 def test_a_detached_worker_runs_on_and_a_supervisor_ends(spec, stage):
-    """Nobody below it is stopped; and its end, whenever that is, is still told, once."""
+    """No child below a supervisor is stopped.
+
+    The end of a worker is still delivered, once.
+    """
     scene = stage(spec)
     assert scene.hear() == ChildStarted(7, "root/x")
     scene.child.detach()
@@ -279,7 +295,10 @@ def test_a_detached_worker_runs_on_and_a_supervisor_ends(spec, stage):
 
 @pytest.mark.parametrize("spec", WORKERS.values(), ids=WORKERS)
 def test_to_come_up_is_a_check_in(spec, stage):
-    """The first deadline counts from there; what it was handed over is its state until it saves another."""
+    """The first deadline counts from there.
+
+    Until the child saves a state, its state is the one that it was handed over.
+    """
     before = time.monotonic()
     scene = stage(attrs.evolve(spec, heartbeat=9.0))
     scene.hear()

@@ -1,4 +1,4 @@
-"""Failures that travel up the tree, and those who are told."""
+"""Failures that travel up the tree, and the handlers that are called."""
 
 import threading
 
@@ -32,7 +32,10 @@ def deep_tree(on_escalation, intensity=0):
 
 
 def test_a_failure_travels_to_the_root():
-    """Each supervisor gives up in turn; each handler hears of its own, the tree's of all, in order."""
+    """Each supervisor gives up in turn.
+
+    Its own handler gets its escalation, and the tree's handler gets all, in order.
+    """
     heard, everything = [], []
     tree = deep_tree(lambda name: lambda escalation: heard.append((name, escalation)))
 
@@ -72,7 +75,7 @@ def test_budgets_multiply_with_the_levels():
 
 @pytest.mark.parametrize(("restart", "left"), [("transient", ["undefined"]), ("temporary", [])])
 def test_a_supervisor_that_gave_up_and_is_not_permanent(launch, recorder, restart, left):
-    """Giving up is a normal exit: it is not restarted; but it is always reported."""
+    """To give up is a normal exit: it causes no restart, but it is always reported."""
     puppet, heard = Puppet(), []
     app = launch(
         supervisor(
@@ -91,7 +94,10 @@ def test_a_supervisor_that_gave_up_and_is_not_permanent(launch, recorder, restar
 
 
 def test_a_handler_that_raises_or_blocks_harms_nothing():
-    """It is logged, once; later escalations wait in order, and none is dropped; the tree goes on meanwhile."""
+    """Its failure is logged once.
+
+    Later escalations wait in order, and none is dropped. The tree goes on meanwhile.
+    """
     gate, heard = threading.Event(), []
 
     def handler(escalation):
@@ -120,7 +126,7 @@ def test_a_handler_that_raises_or_blocks_harms_nothing():
 
 
 def test_a_handler_may_stop_the_tree():
-    """It runs on a thread of its own."""
+    """A handler runs on a thread of its own, so it may wait for the tree."""
     puppet, reports = Puppet(), []
     holder = []
     tree = supervisor(
@@ -140,7 +146,7 @@ def test_a_handler_may_stop_the_tree():
 
 
 def test_run_returns_the_report_of_a_tree_that_ended_in_order():
-    """An auto shutdown is no failure."""
+    """An automatic shutdown is no failure."""
     tree = supervisor(
         "app",
         auto_shutdown="any_significant",

@@ -1,4 +1,4 @@
-"""Stopping a thread: ask, interrupt, give up; what is left is named."""
+"""The ladder of a stop: ask, interrupt, give up; a child that is left is named."""
 
 import contextlib
 import socket
@@ -15,7 +15,9 @@ from tests.helpers import HANG, Puppet, wait_until
 
 
 class Stuck:
-    """A target that blocks where no exception reaches it, until the test lets it go."""
+    """A target that blocks where no exception reaches it, until the test opens its
+    gate.
+    """
 
     def __init__(self):
         self.entered, self.gate = threading.Semaphore(0), threading.Event()
@@ -39,7 +41,7 @@ def use(ctx):
 
 
 def loop(ctx):
-    """Python code that does not listen."""
+    """Run Python code that never looks at ``ctx.running``."""
     while True:
         pass
 
@@ -59,7 +61,9 @@ def stuck(stucks):
 
 @pytest.fixture
 def go():
-    """Ends the children that look at it, at the latest when the test ends."""
+    """An event that ends the children that look at it, at the latest when the test
+    ends.
+    """
     event = threading.Event()
     yield event
     event.set()
@@ -70,7 +74,7 @@ def idle(ctx):
 
 
 def test_a_python_loop_is_interrupted(launch, recorder):
-    """The second rung: it ends with Killed, and that is reported."""
+    """The second rung: the loop ends with Killed, and that is reported."""
     app = launch(
         supervisor("app", children=[thread(loop, id="a", shutdown=0.0), thread(idle, id="b")])
     )
@@ -81,7 +85,7 @@ def test_a_python_loop_is_interrupted(launch, recorder):
 
 
 def test_brutal_kill_is_what_was_wanted(launch, recorder):
-    """The interrupt comes at once, and is no error."""
+    """With "brutal_kill" the interrupt comes at once, and is no error."""
     app = launch(supervisor("app", children=[thread(loop, id="a", shutdown="brutal_kill")]))
 
     assert app.stop().interrupted == ("app/a",)
@@ -89,7 +93,9 @@ def test_brutal_kill_is_what_was_wanted(launch, recorder):
 
 
 def test_a_stuck_thread_is_named_with_its_stack(launch, recorder, stuck):
-    """The third rung: reported, counted, and in the StopReport while it lives."""
+    """The third rung: the child is reported, counted, and in the StopReport while it
+    lives.
+    """
     app = launch(
         supervisor("app", children=[thread(stuck, id="a", shutdown=0.0), thread(idle, id="b")])
     )
@@ -103,7 +109,7 @@ def test_a_stuck_thread_is_named_with_its_stack(launch, recorder, stuck):
 
 
 def test_a_stop_with_a_budget_names_all_that_are_stuck(launch, stucks):
-    """One budget for the tree, also for children that may take for ever."""
+    """The tree has one budget, also for children whose own limit is infinity."""
     app = launch(
         supervisor(
             "app",
@@ -128,7 +134,7 @@ def test_a_stop_with_a_budget_names_all_that_are_stuck(launch, stucks):
 
 
 def test_a_nested_supervisor_names_what_is_left_of_it(launch, stuck):
-    """Its own stop report, too."""
+    """The stop report of a nested supervisor has the children that are left of it."""
     children = [thread(stuck, id="x", shutdown=0.0), thread(idle, id="a")]
     app = launch(
         supervisor("app", children=[supervisor("s", restart="temporary", children=children)])
@@ -139,7 +145,7 @@ def test_a_nested_supervisor_names_what_is_left_of_it(launch, stuck):
 
 
 def test_a_stuck_child_is_replaced(launch, stuck):
-    """The default: the group goes on without it; when it wakes up, its context is useless."""
+    """By default the group goes on without it. When it wakes up, its context is fenced."""
     puppet = Puppet()
     app = launch(
         supervisor(
@@ -161,7 +167,7 @@ def test_a_stuck_child_is_replaced(launch, stuck):
 
 
 def test_a_stuck_child_is_held_for(launch, recorder, stuck):
-    """unstopped="hold": it starts again only when it has really ended."""
+    """unstopped="hold": the child starts again only when it has really ended."""
     puppet = Puppet()
     app = launch(
         supervisor(
@@ -194,7 +200,7 @@ def test_a_stuck_child_is_held_for(launch, recorder, stuck):
 
 
 def test_a_stuck_child_is_an_escalation(launch, recorder, stuck):
-    """unstopped="escalate": its supervisor gives up."""
+    """unstopped="escalate": the supervisor gives up."""
     puppet = Puppet()
     app = launch(
         supervisor(
@@ -211,7 +217,7 @@ def test_a_stuck_child_is_an_escalation(launch, recorder, stuck):
 
 
 def test_a_tree_may_leave_only_so_many_behind(launch, recorder, stucks):
-    """max_unstopped: one more, anywhere in the tree, and the root gives up."""
+    """With one more than max_unstopped, anywhere in the tree, the root gives up."""
     workers = [thread(one, id=f"c{n}", shutdown=0.0) for n, one in enumerate(stucks[:3])]
     app = launch(supervisor("app", children=[supervisor("s", children=workers)]), max_unstopped=1)
     for one in stucks[:3]:
@@ -229,7 +235,7 @@ def test_a_tree_may_leave_only_so_many_behind(launch, recorder, stucks):
 
 
 def test_the_interrupt_can_be_switched_off(launch, go):
-    """A loop that does not listen is then left alone, and named."""
+    """interrupt=False: a loop that does not listen is not interrupted, but named."""
 
     def spin(ctx):
         while not go.is_set():
@@ -242,7 +248,7 @@ def test_the_interrupt_can_be_switched_off(launch, go):
 
 
 def test_on_stop_wakes_a_child_that_is_blocked_in_the_kernel(launch):
-    """The polite way out of a socket read."""
+    """An on_stop callback that shuts a socket down ends a read of it."""
     left, right = socket.socketpair()
     up = threading.Event()
 
@@ -258,7 +264,7 @@ def test_on_stop_wakes_a_child_that_is_blocked_in_the_kernel(launch):
 
 
 def test_a_child_that_swallows_the_interrupt(launch, go):
-    """It has had its chance."""
+    """A child is interrupted once. If it goes on, it is given up."""
     is_deaf = threading.Event()
 
     def work():
@@ -269,7 +275,9 @@ def test_a_child_that_swallows_the_interrupt(launch, go):
     def deaf(ctx):
         while not go.is_set():
             with contextlib.suppress(otpy.Killed):
-                work()  # CPython 3.13 would not count the jump back of a loop here as a part of the block
+                # CPython 3.13 would not count the jump back of a loop here as a part of
+                # the block.
+                work()
 
     app = launch(supervisor("app", children=[thread(deaf, id="a", shutdown=0.0)]))
     assert is_deaf.wait(HANG)
@@ -279,7 +287,10 @@ def test_a_child_that_swallows_the_interrupt(launch, go):
 
 
 def test_a_start_that_hangs_goes_through_the_ladder(recorder, stuck):
-    """start_timeout, then shutdown, then the interrupt, then it is given up, and the start has failed."""
+    """After start_timeout comes the ladder.
+
+    A child that is given up has failed to start.
+    """
     tree = supervisor(
         "app", children=[thread(stuck, id="a", ready=True, start_timeout=0.5, shutdown=0.0)]
     )
@@ -295,8 +306,10 @@ def at_once(idents):
 
 
 class TestGate:
+    """The gate: an interrupt hits the code of the user, or nothing."""
+
     def test_an_interrupt_before_the_gate_is_open_is_raised_there(self):
-        """The child never runs user code."""
+        """The child never runs code of the user."""
         gate = Gate()
         assert Gate.interrupt([gate], at_once) == [gate]
 
@@ -304,7 +317,7 @@ class TestGate:
             gate.open()
 
     def test_after_the_gate_is_closed_nothing_comes(self):
-        """The thread's number may belong to somebody else by then."""
+        """Another thread may have the number of the child's by then."""
         gate = Gate()
         gate.open()
         gate.close()
@@ -313,7 +326,7 @@ class TestGate:
         assert gate._is_hit is False
 
     def test_an_interrupt_that_is_on_its_way_is_taken_back(self):
-        """It hits before the gate is closed, or never; it does not hit twice."""
+        """An interrupt hits before the gate is closed, or never. It does not hit twice."""
         hits = 0
         for _ in range(300):
             gate, opened = Gate(), threading.Event()
@@ -344,7 +357,10 @@ class TestGate:
             hits += len(ended) - 1
 
     def test_an_interrupt_that_is_lost_is_sent_again(self, monkeypatch):
-        """As in a finalizer that the garbage collector runs just then; the thread would wait for it for ever."""
+        """A finalizer that the garbage collector runs may swallow it.
+
+        Without a second one, the thread would wait for ever.
+        """
         sent, real = [], raise_in
 
         def lose_two(ident, exception):
@@ -367,13 +383,13 @@ class TestGate:
         assert (ended, len(sent)) == (["end"], 3)
 
     def test_a_python_that_has_no_interrupts(self, monkeypatch):
-        """It says so."""
+        """``raise_in`` returns False."""
         monkeypatch.delattr("ctypes.pythonapi")
 
         assert raise_in(threading.get_ident(), otpy.Killed) is False
 
     def test_a_thread_that_is_gone_cannot_be_hit(self):
-        """The system says so."""
+        """``raise_in`` returns False."""
         gone = threading.Thread(target=int)
         gone.start()
         gone.join()
@@ -382,7 +398,7 @@ class TestGate:
 
 
 def test_a_python_without_interrupts(launch, monkeypatch, go):
-    """Then there is no second rung, and no grace to wait for."""
+    """Such a Python has no second rung, and the grace is not waited for."""
     monkeypatch.delattr("ctypes.pythonapi")
     app = launch(supervisor("app", children=[thread(lambda ctx: go.wait(), id="a", shutdown=0.0)]))
     report = app.stop()
@@ -391,7 +407,10 @@ def test_a_python_without_interrupts(launch, monkeypatch, go):
 
 
 def test_an_interrupt_that_is_sent_while_the_gate_closes(monkeypatch):
-    """Whoever closes waits for whoever is just sending; it hits before the gate is closed, or never."""
+    """The thread that closes the gate waits for the thread that sends.
+
+    The interrupt hits before the gate is closed, or never.
+    """
     sending, closed, hits = threading.Event(), threading.Event(), []
     real = otpy.children.interrupt.raise_in
 

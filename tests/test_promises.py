@@ -853,7 +853,7 @@ def test_the_table_of_acceptable_ends_is_that_of_the_code():
 def test_the_table_of_strategies_is_that_of_the_code():
     """For the children a b c d, and c crashed."""
     assert {row[0]: row[1:] for row in rows(section(OTP, "## Strategies"), "strategy")} == {
-        strategy.value: [" ".join(ids) or "nobody" for ids in restart_group(strategy, "abcd", "c")]
+        strategy.value: [" ".join(ids) or "none" for ids in restart_group(strategy, "abcd", "c")]
         for strategy in Strategy
     }
 

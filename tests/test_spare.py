@@ -1,4 +1,4 @@
-"""The spare thread: made when a restart is over, taken by the next one, and nothing special to the child in it."""
+"""The spare thread: made after a restart, taken by the next replacement."""
 
 import threading
 import time
@@ -19,7 +19,7 @@ def spares(tree):
 
 
 def spare_of(app):
-    """Wait until there is one and it runs, and return its thread."""
+    """Wait until the tree has one spare thread, and it runs; return it."""
     (entry,) = wait_until(lambda: spares(app._tree))
     wait_until(lambda: entry.has_begun)
     return entry.thread
@@ -32,7 +32,7 @@ def puppet():
 
 @pytest.fixture
 def app(launch, puppet):
-    """A tree whose one child has been restarted once, so that there is a spare thread."""
+    """A tree whose one child has been restarted once, so that it has a spare thread."""
     app = launch(supervisor("app", children=[puppet.spec("a", shutdown=0.05)], intensity=1000))
     puppet.next().crash()
     spare_of(app)
@@ -40,7 +40,7 @@ def app(launch, puppet):
 
 
 def test_there_is_none_before_the_first_restart(launch, puppet):
-    """A tree that never fails has no thread more than its children and supervisors."""
+    """A tree that never fails has the threads of its children and supervisors only."""
     app = launch(supervisor("app", children=[puppet.spec("a")]), reports=None)
     puppet.next()
     app.which_children()
@@ -50,7 +50,10 @@ def test_there_is_none_before_the_first_restart(launch, puppet):
 
 
 def test_the_next_replacement_runs_in_it(app, puppet):
-    """Under its own name, and as a child like any other; then another spare is made."""
+    """The thread gets the name of the child, which is a child like any other.
+
+    Then another spare is made.
+    """
     spare, before = spare_of(app), time.time()
     assert spare.name == "app (spare)"
     puppet.next().crash()
@@ -69,7 +72,10 @@ def test_the_next_replacement_runs_in_it(app, puppet):
 
 
 def test_no_thread_serves_twice(launch):
-    """What a child leaves in its thread does not meet the next one, whether that one gets the spare or is too early."""
+    """What a child leaves in its thread never meets the next child.
+
+    That holds whether the next one gets the spare or is too early for it.
+    """
     local, found, used, done = threading.local(), [], [], threading.Event()
 
     def child(ctx):
@@ -93,7 +99,7 @@ def test_no_thread_serves_twice(launch):
 
 
 def test_it_goes_with_its_supervisor(app):
-    """It is no helper that has not finished, and it is waited for."""
+    """The spare ends with its supervisor, and is no handler that has not finished."""
     spare = spare_of(app)
     report = app.stop()
     spare.join(HANG)
@@ -102,7 +108,7 @@ def test_it_goes_with_its_supervisor(app):
 
 
 def test_it_goes_with_a_nested_supervisor(launch, puppet):
-    """When that is stopped, and also when it gives up."""
+    """The spare ends when the nested supervisor is stopped, and when it gives up."""
     nested = supervisor("s", children=[puppet.spec("a")], intensity=1)
     app = launch(supervisor("app", children=[nested]))
     puppet.next().crash()
@@ -118,7 +124,7 @@ def test_it_goes_with_a_nested_supervisor(launch, puppet):
 
 
 def test_a_child_in_it_can_be_interrupted(app, puppet):
-    """The number of the thread is known as that of any other."""
+    """The number of the thread is known as that of any other child."""
     entered = threading.Event()
 
     def loop():
@@ -137,7 +143,7 @@ def test_a_child_in_it_can_be_interrupted(app, puppet):
 
 
 def test_the_registry_shows_it(app):
-    """It is a thread of the tree, but of no child."""
+    """The registry has it as a thread of the tree, but of no child."""
     (spare,) = [one for one in registry.active() if one.thread is spare_of(app)]
 
     assert (spare.name, spare.path, spare.purpose) == (
@@ -148,7 +154,10 @@ def test_the_registry_shows_it(app):
 
 
 def test_a_system_that_has_no_more_threads(launch, puppet, monkeypatch, recorder):
-    """Then there is none, nobody tries for ever, and the next replacement gets a thread of its own."""
+    """Then no spare is made, and the supervisor does not try for ever.
+
+    The next replacement gets a thread of its own.
+    """
     start, refused = threading.Thread.start, []
 
     def refuse(self):
@@ -171,7 +180,9 @@ def test_a_system_that_has_no_more_threads(launch, puppet, monkeypatch, recorder
 
 
 def test_a_spawner_that_is_closed_twice_or_early():
-    """A supervisor may end before it has needed anything, with a spare, and after it has given that away."""
+    """A supervisor may end before it has needed a spare, with one, or after a child
+    took it.
+    """
     owner, ran = object(), threading.Event()
     spawner = Spawner(owner, "app")
     spawner.close()
@@ -189,7 +200,7 @@ def test_a_spawner_that_is_closed_twice_or_early():
 
 
 def test_it_is_wanted_from_the_first_restart_on():
-    """Then also when it was taken for a new child."""
+    """A new spare is wanted as well when a new child has taken the last one."""
     spawner = Spawner(object(), "app")
     spawner.spawn(int, name="app/a", purpose="")
     assert not spawner.is_short
@@ -205,7 +216,7 @@ def test_it_is_wanted_from_the_first_restart_on():
 
 
 def test_a_new_child_may_take_it(app, puppet):
-    """And another one is made."""
+    """A child of start_child runs in the spare, and another spare is made."""
     spare = spare_of(app)
     app.start_child(puppet.spec("b"))
     puppet.next()
@@ -217,7 +228,10 @@ def test_a_new_child_may_take_it(app, puppet):
 
 
 def test_one_that_has_died_is_of_no_use(app, puppet, monkeypatch):
-    """A tool that raises something in every thread hits it, too: the replacement gets a thread of its own."""
+    """A tool that raises in every thread hits the spare, too.
+
+    The replacement gets a thread of its own.
+    """
     monkeypatch.setattr(threading, "excepthook", lambda args: None)
     first = puppet.next()
     spare = spare_of(app)
@@ -231,7 +245,10 @@ def test_one_that_has_died_is_of_no_use(app, puppet, monkeypatch):
 
 
 def test_none_is_made_while_the_supervisor_ends(launch, puppet, monkeypatch):
-    """No child would need it. The supervisor is short of a spare, and has calm moments while its last child ends."""
+    """No child would need it.
+
+    The supervisor is short of a spare, and has calm moments while its last child ends.
+    """
     refills = []
     monkeypatch.setattr(Spawner, "refill", lambda spawner: refills.append(spawner))
     app = launch(supervisor("app", children=[thread(end_slowly, id="a")]))
@@ -248,7 +265,7 @@ def end_slowly(ctx):
 
 
 def test_the_registry_lists_threads_in_the_order_of_their_starts(app, puppet):
-    """A spare has started when it became a child."""
+    """A spare counts as started when it became a child."""
     first = puppet.next()
     spare = spare_of(app)
     app.start_child(thread(lambda ctx: ctx.wait_stop(), id="young"))

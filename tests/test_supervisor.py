@@ -1,4 +1,4 @@
-"""Trees that run: the handle and its calls, start and its failures."""
+"""Trees that run: the calls of the handle, the start, and its failures."""
 
 import queue
 import threading
@@ -41,7 +41,10 @@ def never_ready(ctx):
 
 
 def test_a_supervisor_without_limit_goes_on_restarting(launch, recorder):
-    """With intensity="infinity" far more restarts than the default allows are made, and start_child asks for a wait."""
+    """With intensity="infinity" a supervisor restarts far more often than by default.
+
+    Then start_child refuses a child without a backoff.
+    """
 
     def fail(ctx):
         raise RuntimeError("again")
@@ -60,8 +63,12 @@ def test_a_supervisor_without_limit_goes_on_restarting(launch, recorder):
 
 
 class TestStart:
+    """``start`` and its failures."""
+
     def test_it_returns_when_the_whole_tree_is_up(self, launch, recorder):
-        """Nested children included, depth first, in order."""
+        """``start`` returns when all children are up, nested ones as well, depth first,
+        in order.
+        """
         tree = supervisor(
             "app",
             children=[
@@ -90,7 +97,7 @@ class TestStart:
         assert {report.cause for report in recorder.reports} == {Cause.INIT}
 
     def test_one_spec_may_be_started_twice(self, launch):
-        """Two independent trees."""
+        """Two trees of one spec are independent of each other."""
         tree = supervisor("app", children=[thread(idle, id="a")])
         first, second = launch(tree), launch(tree)
         first.stop()
@@ -99,7 +106,9 @@ class TestStart:
         assert second.which_children()[0].state is ChildState.RUNNING
 
     def test_a_failure_stops_what_was_started_and_names_the_leaf(self, recorder):
-        """The error has the path of the child that failed and its exception as the cause."""
+        """The error has the path of the child that failed, and its exception as the
+        cause.
+        """
         order, boom = [], ValueError("boom")
 
         def note(ctx):
@@ -131,7 +140,7 @@ class TestStart:
         assert [report.path for report in recorder.of(StartFailed)] == ["app/s/c", "app/s"]
 
     def test_it_may_take_only_so_long(self):
-        """The error names what everything waited for."""
+        """After *timeout* the start fails. The error names the child that is not up."""
         tree = supervisor(
             "app", children=[supervisor("s", children=[thread(never_ready, id="slow", ready=True)])]
         )
@@ -140,7 +149,7 @@ class TestStart:
             otpy.start(tree, timeout=0.05, log=False)
 
     def test_a_child_that_is_not_ready_in_time(self):
-        """start_timeout is per child."""
+        """start_timeout is the limit of one child."""
         tree = supervisor(
             "app", children=[thread(never_ready, id="slow", ready=True, start_timeout=0.01)]
         )
@@ -152,8 +161,10 @@ class TestStart:
 
 
 class TestCalls:
+    """The calls of the handle and their refusals."""
+
     def test_the_walk_through_the_calls(self, launch):
-        """start, terminate, restart, delete, each with its refusals."""
+        """Each of start, terminate, restart and delete has its result and its refusals."""
         app = launch(supervisor("app"))
         spec = thread(idle, id="a")
 
@@ -180,7 +191,9 @@ class TestCalls:
             app.start_child(idle)
 
     def test_counts_and_lists(self, launch):
-        """In start order."""
+        """which_children lists the children in start order, and count_children counts
+        them.
+        """
         app = launch(
             supervisor(
                 "app", children=[thread(idle, id="a"), supervisor("s"), thread(idle, id="b")]
@@ -196,7 +209,10 @@ class TestCalls:
         assert app.count_children() == Counts(specs=3, active=2, supervisors=1, workers=2)
 
     def test_a_start_that_fails(self, launch):
-        """start_child forgets the child, restart_child keeps it; the caller has the exception."""
+        """start_child forgets the child, restart_child keeps it.
+
+        The caller gets the exception.
+        """
         puppet = Puppet()
         app = launch(supervisor("app"))
         puppet.failures.put(ValueError("no"))
@@ -213,7 +229,7 @@ class TestCalls:
         assert app.which_children()[0].state is ChildState.UNDEFINED
 
     def test_a_restarting_child(self, launch, recorder):
-        """It says so, refuses, and can be cancelled."""
+        """A child that is started again is shown as starting."""
         gate = threading.Event()
 
         def fails_slowly(ctx):
@@ -231,7 +247,7 @@ class TestCalls:
         wait_until(lambda: not app.alive)
 
     def test_still_restarting(self, launch, recorder):
-        """Between two attempts: the state and the refusals."""
+        """Between two attempts a child refuses a restart. It can be terminated."""
         puppet = Puppet()
         app = launch(supervisor("app", children=[puppet.spec("a", ready=True)], intensity=100_000))
         puppet.always_fails = ValueError("no")
@@ -249,7 +265,7 @@ class TestCalls:
         assert app.which_children()[0].state is ChildState.UNDEFINED
 
     def test_calls_after_the_end(self, launch):
-        """NotAlive, from every call; stop gives the same report again."""
+        """Every call raises NotAlive; ``stop`` returns the same report again."""
         app = launch(supervisor("app", children=[thread(idle, id="a")]))
         report = app.stop()
 
@@ -260,7 +276,7 @@ class TestCalls:
                 call()
 
     def test_a_call_that_is_not_answered_in_time(self, launch):
-        """The caller goes on; the call is served all the same."""
+        """The caller goes on. The call is served all the same."""
         app = launch(supervisor("app"))
         ready = threading.Event()
 
@@ -318,7 +334,7 @@ class TestInside:
         return answers.get(timeout=HANG)
 
     def test_a_child_may_manage_its_siblings(self, launch):
-        """Its supervisor is not blocked."""
+        """A child may start a sibling: its supervisor is not blocked."""
         assert (
             self.ask(launch, lambda ctx: ctx.supervisor.start_child(thread(idle, id="b")).path)
             == "app/s/b"
@@ -333,11 +349,13 @@ class TestInside:
         ],
     )
     def test_what_could_only_deadlock_is_refused(self, launch, question):
-        """A child that stops its own tree, or waits for its own end."""
+        """A child cannot stop its own tree, nor wait for its own end."""
         assert isinstance(self.ask(launch, question), WouldDeadlock)
 
     def test_a_child_cannot_wait_for_a_start_that_waits_for_it(self, launch):
-        """It is not ready, and its supervisor waits for that."""
+        """A child that is not ready cannot start a sibling: the boot waits for the
+        child.
+        """
         answers = queue.SimpleQueue()
 
         def early(ctx):
@@ -352,7 +370,7 @@ class TestInside:
         assert answers.get(timeout=HANG) == "app/a"
 
     def test_a_helper_thread_may_stop_the_tree(self, launch):
-        """It does not keep the child from ending."""
+        """A thread that a child has started does not keep the child from ending."""
         done = queue.SimpleQueue()
 
         def target(ctx):
@@ -365,7 +383,7 @@ class TestInside:
         assert not app.alive
 
     def test_fatal_ends_the_supervisor(self, launch):
-        """The child's way to say that it makes no sense to go on."""
+        """A child that raises Fatal makes its supervisor give up."""
         puppet = Puppet()
         app = launch(supervisor("app", children=[puppet.spec("a")], intensity=100))
         puppet.next().crash(Fatal("disk gone"))
@@ -374,8 +392,13 @@ class TestInside:
 
 
 class TestHandle:
+    """What a handle shows, and how long it is valid."""
+
     def test_find(self, launch):
-        """A nested supervisor by its path; the handle outlives restarts."""
+        """``find`` returns a nested supervisor by its path.
+
+        The handle outlives restarts.
+        """
         puppet = Puppet()
         storage = supervisor("storage", children=[puppet.spec("w")], intensity=0)
         app = launch(supervisor("app", children=[storage]))
@@ -394,7 +417,10 @@ class TestHandle:
             handle.find("app")
 
     def test_a_nested_supervisor_that_is_stopped_comes_back(self, launch, recorder):
-        """Its parent decides; terminate_child keeps it down, and its handle says so."""
+        """The parent restarts it, and terminate_child keeps it down.
+
+        Its handle says so.
+        """
         app = launch(supervisor("app", children=[supervisor("s", children=[thread(idle, id="a")])]))
         report = app.find("app/s").stop()
         assert report.stopped == ("app/s/a",)
@@ -408,7 +434,7 @@ class TestHandle:
                 call()
 
     def test_snapshot(self, launch, recorder):
-        """The whole subtree as values: states, incarnations, budgets."""
+        """A snapshot has the whole subtree as values: states, incarnations, budgets."""
         puppet, clock = Puppet(), ManualClock()
         app = launch(
             supervisor(
@@ -444,7 +470,7 @@ class TestHandle:
         assert (a.last_exit.kind, b.last_exit) == (ExitKind.CRASHED, None)
 
     def test_a_snapshot_takes_no_longer_than_it_may_in_all(self, launch, monkeypatch):
-        """However many supervisors are asked, one after the other: each has what is left."""
+        """The supervisors are asked one after the other. Each has the rest of the time."""
         tree = supervisor(
             "app", children=[supervisor("s", children=[supervisor("t")]), supervisor("u")]
         )
@@ -464,7 +490,9 @@ class TestHandle:
         assert limits[4:] == [None] * 4
 
     def test_subscribers(self, launch):
-        """A handler gets the reports from its supervisor and below, until it unsubscribes."""
+        """A handler gets the reports of its supervisor and below, until it
+        unsubscribes.
+        """
         puppet, all_of_it, part, box = Puppet(), Recorder(), Recorder(), queue.Queue()
         app = launch(
             supervisor(
@@ -491,7 +519,7 @@ class TestHandle:
             app.subscribe(3)
 
     def test_wait(self, launch):
-        """None while it lives, the reason afterwards."""
+        """``wait`` returns None while the supervisor lives, and the reason afterwards."""
         app = launch(supervisor("app"))
         assert app.wait(0.01) is None
         app.stop()
@@ -499,7 +527,7 @@ class TestHandle:
         assert app.wait() == app.stop().reason
 
     def test_the_report_of_a_stop_says_how_long_it_took(self, launch):
-        """In seconds, from the request to the end of the last child."""
+        """``duration`` is in seconds, from the request to the end of the last child."""
         clock = ManualClock()
         puppet = Puppet(when_asked=lambda life: clock.advance(2.5))
         app = launch(supervisor("app", children=[puppet.spec("a")]), clock=clock)
@@ -509,14 +537,14 @@ class TestHandle:
         assert app.stop().duration == 2.5
 
     def test_a_context_manager(self):
-        """Leaving the block stops the tree, also by an exception."""
+        """The end of the block stops the tree, also if the block raises."""
         with pytest.raises(ZeroDivisionError), otpy.start(supervisor("app"), log=False) as app:
             raise ZeroDivisionError
         assert not app.alive
 
     @pytest.mark.parametrize("timeout", [float("nan"), "1", True])
     def test_a_bad_budget(self, launch, timeout):
-        """Refused before anything stops."""
+        """A wrong timeout is refused before anything stops."""
         app = launch(supervisor("app"))
         with pytest.raises(SpecError):
             app.stop(timeout)
@@ -524,8 +552,10 @@ class TestHandle:
 
 
 class TestDynamic:
+    """Dynamic supervisors."""
+
     def test_children_come_and_go(self, launch):
-        """No spec stays behind; an id can be used again at once."""
+        """No spec stays behind. An id can be used again at once."""
         app = launch(dynamic_supervisor("app", max_children=2))
         for _ in range(20):
             assert app.start_child(thread(idle, id="a")).incarnation == 1
@@ -538,7 +568,7 @@ class TestDynamic:
         assert [info.id for info in app.which_children()] == ["a", "b"]
 
     def test_they_stop_side_by_side(self, launch):
-        """Each waits for all the others to have been asked."""
+        """Each child waits until all the others have been asked."""
         barrier = threading.Barrier(5)
 
         def meet(ctx):
@@ -553,7 +583,7 @@ class TestDynamic:
 
 
 def test_reports_have_times_and_threads(launch, recorder):
-    """For people: wall clock, the name of the thread, the incarnation."""
+    """A report has the time of day, the name of the thread, and the incarnation."""
     clock, puppet = ManualClock(), Puppet()
     launch(supervisor("app", children=[puppet.spec("a")]), clock=clock)
     clock.advance(5)
@@ -564,7 +594,7 @@ def test_reports_have_times_and_threads(launch, recorder):
 
 
 def test_a_shutdown_error_names_what_went_wrong(launch, recorder):
-    """A permanent child that says Shutdown when it is asked is odd (OTP)."""
+    """A permanent child that raises Shutdown when it is asked is reported (OTP)."""
 
     def say(life):
         raise otpy.Shutdown("bye")

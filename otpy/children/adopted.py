@@ -142,8 +142,8 @@ class Adopted(Value):
         if stop is not None:
             ctx.on_stop(stop)
         ctx.ready()
-        # A stop may have overtaken the start: then ``stop`` was called before ``run``, and
-        # ``run`` might never learn of it.
+        # A stop may have overtaken the start: then ``stop`` was called before ``run``,
+        # and ``run`` might never learn of it.
         if ctx.running:
             check_result(run, run(), USE_COROUTINE)
 

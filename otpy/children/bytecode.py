@@ -70,7 +70,9 @@ class Code:
         }
 
     def is_checked(self, at: int) -> bool:
-        """Whether an exception from outside is raised at the end of the instruction *at*."""
+        """Whether an exception from outside is raised at the end of the instruction
+        *at*.
+        """
         name = self._instructions[self._index[at]].opname if at in self._index else ""
         return name in CHECKED or name.startswith("POP_JUMP_BACKWARD")
 
@@ -89,7 +91,9 @@ class Code:
         return index > 0 and self._instructions[index - 1].opname == "LOAD_SPECIAL"
 
     def calls(self, at: int, names: re.Pattern[str]) -> bool:
-        """Whether the instruction *at* is part of a call of a function with such a name."""
+        """Whether the instruction *at* is part of a call of a function with such a
+        name.
+        """
         return any(_loads(self._instructions[index], names) for index in self._parts(at))
 
     def is_call(self, at: int) -> bool:
@@ -124,7 +128,9 @@ class Code:
             yield from self._gives_back.get(-1 if place is None else place, ())
 
     def _parts(self, at: int) -> list[int]:
-        """Return the indices of the instructions of the call at *at*, the last one first."""
+        """Return the indices of the instructions of the call at *at*, the last one
+        first.
+        """
         last = self._index[at]
         call = self._instructions[last].positions
         parts = itertools.takewhile(
@@ -186,7 +192,9 @@ def _loads(instruction: dis.Instruction, names: re.Pattern[str]) -> bool:
 
 
 def _is_called(one: dis.Instruction, call: dis.Positions | None) -> bool:
-    """Whether *one* yields what is called: it begins where the *call* does, and ends before."""
+    """Whether *one* yields what is called: it begins where the *call* does, and ends
+    before.
+    """
     inner = one.positions
     if inner is None or call is None or None in inner or None in call:
         return False

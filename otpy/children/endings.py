@@ -36,8 +36,8 @@ from otpy.reports import CRASHED, KILLED, NORMAL, SHUTDOWN, ExitKind, ExitReason
 # Why a child has ended
 
 KINDS: dict[type[BaseException] | None, ExitKind] = {
-    # what a child's exception means (exceptions.meaning_of): how the child has ended, if
-    # it had not been asked to stop
+    # what a child's exception means (exceptions.meaning_of): how the child has ended,
+    # if it had not been asked to stop
     Killed: KILLED,
     Fenced: KILLED,
     Fatal: CRASHED,
@@ -131,7 +131,8 @@ def release_locals(error: BaseException | None, birth: Birth) -> None:
         found, caller, is_ours = TRACEBACK(one), None, False
         while found is not None:
             frame = found.tb_frame
-            # If the frame before has called this one, its verdict holds for this one too.
+            # If the frame before has called this one, its verdict holds for this one
+            # too.
             if caller is None or frame.f_back is not caller:
                 is_ours = _is_of_the_past(frame, birth, known)
             if is_ours:

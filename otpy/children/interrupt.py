@@ -37,7 +37,10 @@ from otpy.runtime.posix import has_real_threads
 from otpy.values import running
 
 RLock = type(threading.RLock())
-"""The class of what ``threading.RLock`` makes; to call it makes one without a detour."""
+"""The class of what ``threading.RLock`` makes.
+
+To call it makes one without a detour.
+"""
 
 SHORTLY = 0.002
 """Seconds to wait for a better moment. In a loop that logs, few moments are good."""
@@ -100,7 +103,8 @@ class Gate:
         Returns:
             The gates for which nothing is left to be done.
         """
-        # A child may be just opening or closing its gate: that is no good moment, either.
+        # A child may be just opening or closing its gate: that is no good moment,
+        # either.
         held = [one for one in gates if not one._is_shut and one._lock.acquire(blocking=False)]
         try:
             still_open = [one for one in held if not one._is_shut]
@@ -114,9 +118,11 @@ class Gate:
         return [one for one in gates if one._is_shut]
 
     def close(self) -> None:
-        """Keep interrupts out, and meet the one that was sent, if it has not arrived yet."""
-        # Take the lock also if the gate is shut: the supervisor's thread shuts it before
-        # it gives the lock back, and may be just about to send.
+        """Keep interrupts out, and meet the one that was sent, if it has not arrived
+        yet.
+        """
+        # Take the lock also if the gate is shut: the supervisor's thread shuts it
+        # before it gives the lock back, and may be just about to send.
         with self._lock:
             self._is_shut = True
         if self._is_hit:
@@ -189,7 +195,9 @@ class Interrupts:
             self.soon(self._look)
 
     def close(self) -> None:
-        """Interrupt no thread any more: the supervisor ends, and has given up its children."""
+        """Interrupt no thread any more: the supervisor ends, and has given up its
+        children.
+        """
         self._waiting.clear()
 
     def _look(self) -> None:
@@ -247,9 +255,9 @@ def _raise_at(seen: list[tuple[int, FrameType, int]]) -> set[int]:
         return set()
     # Between two instructions of Python this thread may have to give the GIL away, and
     # the other threads would go on to places that were not looked at. So all of it
-    # happens in one call of C code, the last ``list`` below; everything before that only
-    # builds iterators. It looks once, at all threads: thousands of looks at thousands of
-    # threads would take long.
+    # happens in one call of C code, the last ``list`` below; everything before that
+    # only builds iterators. It looks once, at all threads: thousands of looks at
+    # thousands of threads would take long.
     idents, frames, places = zip(*seen, strict=True)
     looks = itertools.chain.from_iterable(
         map(itertools.repeat, itertools.starmap(sys._current_frames, [()]))

@@ -60,7 +60,9 @@ GUARDED = {
 """Modules of which no function is interrupted."""
 
 WAITS_IN = ("threading", "queue")
-"""Modules whose functions can be left through ``Condition.wait``, whatever has called it."""
+"""Modules whose functions can be left through ``Condition.wait``, whatever has called
+it.
+"""
 
 BUSY = re.compile(rf"__enter__|__exit__|__del__|{TAKES.pattern}", re.IGNORECASE)
 """Finds in the name of a function that it takes something, or loses an exception."""

@@ -86,7 +86,10 @@ class ServiceStart(ThreadStart):
 
 @running
 class ThreadChild:
-    """One incarnation: a thread that runs *life* and then reports its end. Meets ``Child``."""
+    """One incarnation: a thread that runs *life* and then reports its end.
+
+    Meets ``Child``.
+    """
 
     birth: Birth
     life: Callable[[Context], None]
@@ -175,7 +178,8 @@ class ThreadChild:
         except BaseException as late:
             self._end(late if error is None else error)
         finally:
-            # Its traceback holds this frame: a cycle, which only the garbage collector frees.
+            # Its traceback holds this frame: a cycle, which only the garbage collector
+            # frees.
             del error
 
     def _live(self) -> BaseException | None:

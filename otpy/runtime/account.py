@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from otpy.runtime.tree import Tree
 
 _running: dict[Tree, tuple[Callable[[object], None], Reply]] = {}
-"""For each tree, the function that puts a message into its root's mailbox, and the reply
-that is given at the root's end."""
+"""For each tree, the function that puts a message into its root's mailbox, and the
+reply that is given at the root's end."""
 
 
 def enter(tree: Tree, put: Callable[[object], None], done: Reply) -> None:

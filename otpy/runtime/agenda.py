@@ -6,7 +6,7 @@ Laws:
    that came later. So late news is heard, and a flood of mail holds up no timer.
 3. A deadline that is read far too late was hit by a pause of all threads. The other
    threads may deliver their news first.
-4. The thread waits here and nowhere else. A calm moment is used for work that can wait.
+4. A calm moment is used for work that can wait.
 
 Which thread runs what: ``deliver`` and ``remind`` run on any thread, all the rest on
 the supervisor's own thread, which owns the state.
@@ -29,11 +29,11 @@ from otpy.runtime.stop_timers import StopTimers
 from otpy.values import message
 
 SLIP = 0.02
-"""A wait that ends this many seconds late was too long: no thread could run meanwhile."""
+"""A wait that ends this many seconds late: no thread could run meanwhile."""
 
 BREATH = 0.05
-"""After such a wait, the seconds in which the other threads may deliver their news before
-a deadline counts."""
+"""After such a wait, the seconds in which the other threads may deliver their news
+before a deadline counts."""
 
 CHORES_AFTER = 100
 """After this many messages the chores are done, even if more mail is waiting."""
@@ -41,7 +41,7 @@ CHORES_AFTER = 100
 
 @message
 class Reminder(Message):
-    """A note from a kind of child to its supervisor's thread. The machine never sees it.
+    """A note from a kind of child to its supervisor's thread, not for the machine.
 
     Attributes:
         seconds: How long after this message was read *call* is called.
@@ -71,8 +71,8 @@ class Agenda:
         news: What was delivered on the supervisor's own thread, and the mail that was
             taken out of the mailbox.
         mailbox: Where every other thread puts messages.
-        timers: The deadlines by the tree's clock, one for each ref. A reminder has a ref
-            of its own, below zero.
+        timers: The deadlines by the tree's clock, one for each ref. A reminder has a
+            ref of its own, below zero.
         chores: What can be done for many children at once.
         ident: The number of the supervisor's thread; None: it has not begun.
     """
@@ -132,9 +132,9 @@ class Agenda:
                     return self._wait(left)
                 except queue.Empty:
                     if at is not None and self._clock.monotonic() - at >= SLIP:
-                        # The other threads could not run, either. Let them deliver their
-                        # news first. A deadline that counts now would hit children that
-                        # are late only because of this pause.
+                        # The other threads could not run, either. Let them deliver
+                        # their news first. A deadline that counts now would hit
+                        # children that are late only because of this pause.
                         with contextlib.suppress(queue.Empty):
                             self.news.append(self.mailbox.get(BREATH))
             elif not self._has_read_all:
@@ -177,7 +177,7 @@ class Agenda:
             raise
 
     def _pop_due(self, now: float, at: float | None) -> None:
-        """Make news of the first deadline that has passed, or call what it reminds of."""
+        """Make news of the first deadline that has passed, or call its reminder."""
         ref = self.timers.pop_due(now)
         if ref is None:
             at = None  # it is due by real time only

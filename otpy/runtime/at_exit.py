@@ -1,4 +1,4 @@
-"""The end of the interpreter: trees are stopped while their children's tools still work.
+"""The end of the interpreter: trees are stopped while the children's tools work.
 
 When the main thread has ended, Python does four things:
 1. It calls what was registered with ``threading._register_atexit``, newest first.
@@ -21,9 +21,9 @@ Laws:
    Ctrl-C shortens all limits to zero.
 5. A thread that is left, blocked in stdin, stdout or stderr, aborts no interpreter.
 
-Theory of operation. ``threading._shutdown`` does 1 and 2, and is wrapped here. A callback
-that is registered for 1 would come too late: a child may import an executor at any time,
-and the executor's callback is newer then. There are two cases.
+Theory of operation. ``threading._shutdown`` does 1 and 2, and is wrapped here. A
+callback that is registered for 1 would come too late: a child may import an executor at
+any time, and the executor's callback is newer then. There are two cases.
 
 - Executors alone keep the process alive, or no thread does. The main thread stops the
   trees. Then 1 to 4 follow.
@@ -39,8 +39,9 @@ time: the threads that the steward waits for may end by it.
 ``atexit`` is the second line. It serves trees that were started meanwhile, and a Python
 where no steward can be started.
 
-Which thread runs what: ``_end`` runs on the main thread or on the steward's, or first on
-the one and then on the other. No user code runs here, except the callbacks of executors.
+Which thread runs what: ``_end`` runs on the main thread or on the steward's, or first
+on the one and then on the other. No user code runs here, except the callbacks of
+executors.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ LAST_WORD = 2.0
 
 
 def watch() -> None:
-    """Have all trees stopped when the interpreter ends; called when a tree is started."""
+    """Have all trees stopped at the interpreter's end; called at the start of a tree."""
     global _is_watching  # noqa: PLW0603
     if not _is_watching:
         _is_watching = True
@@ -105,7 +106,7 @@ def _others() -> Iterator[threading.Thread]:
 
 
 def _executors() -> Iterator[tuple[Callable[[], object], list[threading.Thread]]]:
-    """Yield the callbacks of executors, newest first, each with the threads on its record."""
+    """Yield the callbacks of executors, newest first, with the threads on record."""
     for callback in [*_held, *reversed(getattr(threading, "_threading_atexits", []))]:
         names: Mapping[str, object] = getattr(_function_of(callback), "__globals__", {})
         records = [
@@ -121,15 +122,15 @@ def _executors() -> Iterator[tuple[Callable[[], object], list[threading.Thread]]
 def _function_of(callback: Any) -> Any:
     """Return the function that was registered.
 
-    Until Python 3.12 the callback is a partial of it. From 3.13 on it is a lambda, which
-    has the function in a cell.
+    Until Python 3.12 the callback is a partial of it. From 3.13 on it is a lambda,
+    which has the function in a cell.
     """
     cells = [cell.cell_contents for cell in getattr(callback, "__closure__", None) or ()]
     return next(filter(callable, cells), getattr(callback, "func", callback))
 
 
 def _leave_it_to_a_steward() -> None:
-    """Start the steward. Where that is impossible, leave everything as it was, to ``atexit``."""
+    """Start the steward. Where that is impossible, leave everything to ``atexit``."""
     _held.extend(callback for callback, _ in _executors())
     callbacks: list[Any] = getattr(threading, "_threading_atexits", [])
     entry = threads.enlist(
@@ -220,7 +221,7 @@ def _stop_all(wait: Wait) -> list[Tree]:
 
 
 def _await_end(tree: Tree, until: float, wait: Wait) -> None:
-    """Wait for the end of *tree*; log the supervisors that do not answer, with stacks."""
+    """Wait for the end of *tree*; log supervisors that do not answer, with stacks."""
     report = await_end(tree.directory[tree.root], lambda: until, wait)
     if report.unanswered:
         stacks = [one.stack for one in report.unstopped if one.path in report.unanswered]
@@ -229,7 +230,7 @@ def _await_end(tree: Tree, until: float, wait: Wait) -> None:
 
 
 def _flush(wait: Wait) -> None:
-    """Let the handlers of all trees finish; log how many reports they have not handled."""
+    """Let the handlers of all trees finish; log how many reports are left over."""
     owners = dict.fromkeys(entry.owner for entry in threads.entries() if entry.role is Role.HANDLER)
     trees = [tree for tree in owners if isinstance(tree, Tree)]
     for tree in trees:
@@ -247,8 +248,8 @@ def _flush(wait: Wait) -> None:
             _say("undelivered", path=tree.root, count=lost, handlers=names)
 
 
-# The last words. The log or stderr may be blocked. So a thread writes each line, and this
-# one waits for it no longer than LAST_WORD.
+# The last words. The log or stderr may be blocked. So a thread writes each line, and
+# this one waits for it no longer than LAST_WORD.
 
 
 def _say(event: str, **fields: object) -> None:
@@ -309,7 +310,10 @@ def _keep_streams() -> None:
 
 
 def _is_blocked(stream: Any) -> bool:
-    """Whether *stream* cannot be flushed; without a thread to try it, whether its file is full."""
+    """Whether *stream* cannot be flushed.
+
+    Without a thread to try that: whether its file is full.
+    """
     is_flushed = _within(stream.flush)
     if is_flushed is not None:
         return not is_flushed
@@ -320,7 +324,7 @@ def _is_blocked(stream: Any) -> bool:
 
 
 def _another(stream: Any) -> Any:
-    """Return a stream to the same file, with a lock of its own; None: it has no file."""
+    """Return a stream to the same file, with another lock; None: it has no file."""
     try:
         return open(
             stream.fileno(), "w", encoding=stream.encoding, errors=stream.errors, closefd=False

@@ -1,4 +1,4 @@
-"""A clock that a user has written: it is read on supervisors' threads, and must not end them.
+"""A clock of a user: supervisors' threads read it, and it must not end them.
 
 Laws:
 1. What the clock raises goes no further, and neither does a time that is no number.
@@ -32,10 +32,10 @@ class GuardedClock:
         self.wall = self._guarded(clock.wall, "wall")
 
     def complain_by(self, complain: Callable[..., object]) -> None:
-        """Have *complain* called, as ``log.complain`` is, when the clock begins to fail.
+        """Have *complain* called when the clock begins to fail.
 
         Args:
-            complain: Must not block.
+            complain: Is called as ``log.complain`` is. It must not block.
         """
         self._complain = complain
 

@@ -81,8 +81,8 @@ class Context:
         self._gate: Once | None = None
         self.saved = birth.handover.state
         self._monotonic = birth.tree.clock.monotonic
-        # The time of the last check-in, or that and the seconds that are allowed once. It
-        # is one attribute: the supervisor's thread may read between two stores.
+        # The time of the last check-in, or that and the seconds that are allowed once.
+        # It is one attribute: the supervisor's thread may read between two stores.
         self._beat: float | tuple[float, float] = self._monotonic()
 
     @property
@@ -259,7 +259,9 @@ class Context:
         return is_foreign
 
     def _is_held_up(self) -> bool:
-        """Whether a call that is made here keeps the child from ending or from starting."""
+        """Whether a call that is made here keeps the child from ending or from
+        starting.
+        """
         return self._thread == threading.get_ident()
 
     def ask(self) -> None:
@@ -279,7 +281,9 @@ class Context:
         self._monotonic = functools.partial(_refuse, self._birth.path)
 
     def pulse(self) -> tuple[float, float]:
-        """Return when the child checked in last, and until when it may be silent, monotonic."""
+        """Return when the child checked in last, and until when it may be silent,
+        monotonic.
+        """
         beat, heartbeat = self._beat, self._birth.spec.heartbeat or 0.0
         if isinstance(beat, tuple):
             return beat[0], beat[0] + max(heartbeat, beat[1])
@@ -370,7 +374,10 @@ def _refuse(path: str) -> float:
 _current: contextvars.ContextVar[Context] = contextvars.ContextVar("otpy.current")
 
 FAR_SIDE = "otpy.children.callable.far_side"
-"""The module that runs a callable child in its own process; only such a process imports it."""
+"""The module that runs a callable child in its own process.
+
+Only such a process imports it.
+"""
 
 
 def current() -> Context:

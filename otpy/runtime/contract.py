@@ -1,4 +1,4 @@
-"""What a supervisor asks of a child, and what stands for the answer if the child raises.
+"""What a supervisor asks of a child, and the answers that stand for an exception.
 
 Laws:
 1. A child may come from another package and break the contract ``otpy.abc.Child``.
@@ -51,7 +51,7 @@ CONTRACT: dict[str, tuple[Callable[..., Any], Any]] = {
 
 
 def asked(child: Child, question: str) -> tuple[Any, BaseException | None]:
-    """Ask *child*; return its answer, or the answer of CONTRACT and what *child* raised."""
+    """Ask *child*; return its answer and what it raised, with CONTRACT's answer then."""
     ask, instead = CONTRACT[question]
     try:
         return ask(child), None

@@ -104,7 +104,8 @@ def look(pid: int) -> Seen | None:
 def environment(seen: Seen) -> bytes:
     """Return the environment of a process; b"" if this process may not read it."""
     found = _read(f"/proc/{seen.pid}/environ")
-    # That is the one of the first thread. If it has ended, the other threads still have it.
+    # That is the one of the first thread. If it has ended, the other threads still have
+    # it.
     if not found and seen.state in DEAD and seen.lives:
         with contextlib.suppress(OSError):
             tasks = Path(f"/proc/{seen.pid}/task").iterdir()
@@ -163,7 +164,10 @@ class Family:
         env[NAME] = self.token if outer is None else b"%s,%s" % (os.fsencode(outer), self.token)
 
     def living(self) -> list[Seen]:
-        """Return all that have not ended, except the leader; [] where /proc shows none."""
+        """Return all that have not ended, except the leader.
+
+        Returns [] where /proc shows none.
+        """
         if not is_possible() or self.leader <= 1:  # it has not been started
             return []
         strangers: dict[int, Seen] = {}
@@ -201,7 +205,9 @@ class Family:
         )
 
     def _candidates(self) -> Iterator[int]:
-        """Yield the numbers that a descendant may have, and those that are given out meanwhile."""
+        """Yield the numbers that a descendant may have, and those that are given out
+        meanwhile.
+        """
         newest, me = _newest(), os.getpid()
         has_wrapped = newest < self.leader
         if has_wrapped or (ticks() - self.began) / _TICKS * FORKS >= _pid_max():
@@ -231,7 +237,10 @@ def _newest() -> int:
 
 
 def _read(path: str) -> bytes:
-    """Return a file of /proc; b"" if this process may not read it, or if it has just gone."""
+    """Return a file of /proc.
+
+    Returns b"" if this process may not read it, or if it has just gone.
+    """
     data = b""
     try:
         fd = os.open(path, os.O_RDONLY)

@@ -42,8 +42,8 @@ class Supervisor:
     is restarted. All methods may be called on any thread. As a context manager the
     handle stops the supervisor when the block is left.
 
-    Calls take a *timeout* in seconds; None: they wait as long as it takes. All calls may
-    raise these exceptions.
+    Calls take a *timeout* in seconds; None: they wait as long as it takes. All calls
+    may raise these exceptions.
 
     Raises:
         NotAlive: The supervisor has ended, is ending, or is just being restarted.
@@ -68,7 +68,7 @@ class Supervisor:
         return core is not None and core.alive and not self._tree.is_foreign
 
     def start_child(self, spec: ChildSpec, timeout: float | None = None) -> ChildInfo:
-        """Add a child at the end of the start order, start it, and return when it is up.
+        """Add a child at the end of the order, start it, and return when it is up.
 
         (OTP: start_child.)
 
@@ -134,12 +134,15 @@ class Supervisor:
         return spec
 
     def which_children(self, timeout: float | None = None) -> tuple[ChildInfo, ...]:
-        """Return all children in start order (OTP: which_children, which has the newest first)."""
+        """Return all children in start order.
+
+        (OTP: which_children, which has the newest child first.)
+        """
         infos: tuple[ChildInfo, ...] = self._call(messages.WhichChildren, timeout)
         return infos
 
     def count_children(self, timeout: float | None = None) -> Counts:
-        """Return the numbers of children, by their state and type (OTP: count_children)."""
+        """Return the numbers of children by state and type (OTP: count_children)."""
         counts: Counts = self._call(messages.CountChildren, timeout)
         return counts
 
@@ -203,7 +206,7 @@ class Supervisor:
         self._tree.telemetry.unsubscribe(self._path, handler)
 
     def wait(self, timeout: float | None = None) -> ExitReason | None:
-        """Wait until this supervisor has ended; return why, or None after *timeout* seconds.
+        """Wait until this supervisor has ended; return why, or None after *timeout*.
 
         At the root the call also waits until the handlers have done what is queued,
         within *timeout* and at most ``flush`` seconds.
@@ -269,7 +272,7 @@ class Supervisor:
         return self._tree.settle(report, lambda: until)
 
     def detach(self) -> StopReport:
-        """End this supervisor and all supervisors below it, and let their workers run on.
+        """End this supervisor and all below it, but let their workers run on.
 
         The workers are in ``otpy.registry`` as detached until they end. No supervisor
         restarts them. A crash is logged. A nested supervisor that is detached stays
@@ -302,7 +305,7 @@ class Supervisor:
         return f"<Supervisor {self._path}, {'alive' if self.alive else 'not alive'}>"
 
     def _core(self) -> SupervisorThread:
-        core: SupervisorThread | None = self._tree.directory.get(self._path)
+        core = self._tree.directory.get(self._path)
         if core is None:
             raise NotAlive(self._path)
         if self._tree.is_foreign:

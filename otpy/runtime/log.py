@@ -104,7 +104,8 @@ def _before_fork() -> None:
     deadline = time.monotonic() + FORK
     tried: set[threading.RLock] = set()
     held = _held[threading.get_ident()] = []
-    # A thread may make its lock during the loop, so look again until there is no new one.
+    # A thread may make its lock during the loop, so look again until there is no new
+    # one.
     while new := [pen for pen in list(_pens.values()) if pen not in tried]:
         for pen in new:
             tried.add(pen)
@@ -218,7 +219,10 @@ def complain(event: str, error: BaseException, *, given: object = None, **fields
 
 
 def _count(kind: tuple[object, ...], event: str, fields: dict[str, object]) -> int | None:
-    """Return how often the complaint was only counted since it was logged; None: count it."""
+    """Return how often the complaint was only counted since it was logged.
+
+    None: count it.
+    """
     now, before = time.monotonic(), _made.get(kind)
     if before is not None and now - before.at < QUIET:
         # Another thread may add one at the same time, and one of the two is lost. No

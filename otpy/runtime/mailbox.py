@@ -39,8 +39,8 @@ class Mailbox:
         self._queue.put(item)
         # The reader may close the box between the caller's decision to put and the put:
         # then nothing reads the item any more. The writer puts first and looks second;
-        # the reader closes first and drains second. So whichever thread makes its second
-        # step later finds the item.
+        # the reader closes first and drains second. So whichever thread makes its
+        # second step later finds the item.
         if self._refuse is not None:
             self._drain(self._refuse)
 

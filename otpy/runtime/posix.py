@@ -573,7 +573,9 @@ def _code_of(found: os.waitid_result) -> int:
 
 
 def is_strange(pid: int) -> bool:
-    """Whether other code has reaped the child process *pid*, and another one has its number."""
+    """Whether other code has reaped the child process *pid*, and another one has its
+    number.
+    """
     if not hasattr(os, "waitid"):
         try:
             return os.getsid(pid) != pid  # what is started here leads a session; few others do
@@ -611,7 +613,10 @@ def signal_group(group: int, number: int) -> None:
 
 
 def signal_name(returncode: int | None) -> str | None:
-    """Return the signal that a process died of, such as "SIGSEGV"; None: of no signal."""
+    """Return the signal that a process died of, such as "SIGSEGV".
+
+    None: of no signal.
+    """
     if returncode is None or returncode >= 0:
         return None
     # some signals have no name

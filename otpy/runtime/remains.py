@@ -1,8 +1,8 @@
 """What has ended, and is released on a thread that may take its time.
 
-A child that has ended leaves objects of its user behind: its exception, its saved state,
-its arguments. The ``__del__`` of such an object may run for long. So a supervisor's
-thread never drops the last reference to one.
+A child that has ended leaves objects of its user behind: its exception, its saved
+state, its arguments. The ``__del__`` of such an object may run for long. So a
+supervisor's thread never drops the last reference to one.
 
 Laws:
 1. What is kept is dropped by a thread that no other part waits for: by the thread of a
@@ -31,7 +31,7 @@ HANDED = 16
 """With more lists than this at later children, those that are empty are forgotten."""
 
 AGAIN = 1.0
-"""If the system has no thread for it, the release is tried again after so many seconds."""
+"""Seconds after which a release is tried again for which the system had no thread."""
 
 
 class Remains:
@@ -61,7 +61,7 @@ class Remains:
             self.release()
 
     def hand_over(self) -> list[object]:
-        """Return what is kept, for a child that clears the list on its thread, at its end.
+        """Return what is kept, for a child that clears the list at its end.
 
         If the child does not end soon, a helper thread clears the list.
         """

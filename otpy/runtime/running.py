@@ -4,9 +4,9 @@ Laws:
 1. Either a call has its result, or nothing of it is left: no thread, descriptor, signal
    handler or tree. That holds when a step fails, and when a signal handler of the
    parent process raises between any two bytecodes.
-2. ``Launch.undo`` gives back what the calling thread has taken. A second call of it does
-   what an exception has kept the first one from doing. Everything else is taken on the
-   thread of the root, where no signal handler runs.
+2. ``Launch.undo`` gives back what the calling thread has taken. A second call of it
+   does what an exception has kept the first one from doing. Everything else is taken on
+   the thread of the root, where no signal handler runs.
 3. A handler of a signal only puts: a message into the root's mailbox, and a deadline.
 
 Which thread runs what: a Launch belongs to the thread that calls ``start`` or ``run``.
@@ -53,8 +53,8 @@ request. Wrappers and service managers signal a process and then its whole group
 process gets the signal twice."""
 
 FOR_HANDLERS = 1.0
-"""Seconds of ``stop_timeout`` that are left to the handlers at the end; or a tenth of it, if
-that is less."""
+"""Seconds of ``stop_timeout`` that are left to the handlers at the end; or a tenth of
+it, if that is less."""
 
 
 def start(tree: SupervisorSpec, **options: Unpack[Options]) -> Supervisor:
@@ -71,8 +71,8 @@ def start(tree: SupervisorSpec, **options: Unpack[Options]) -> Supervisor:
         SpecError: *tree* or an option is wrong; nothing has been started.
         StartError: A child did not come up, or not all children did in time, or the
             system has no more threads or descriptors. What had been started was stopped
-            in reverse order. ``path`` is that of the child, ``__cause__`` what the child
-            raised.
+            in reverse order. ``path`` is that of the child, ``__cause__`` what the
+            child raised.
         BaseException: KeyboardInterrupt, after Ctrl-C, or what a signal handler of the
             parent process raised while the tree started. What had been started was
             stopped likewise.
@@ -99,8 +99,8 @@ def run(
 
     Raises:
         SpecError, StartError: As for ``start``.
-        TreeFailed: The root gave up, or did not answer. If it is not caught, the process
-            ends with a non-zero exit status.
+        TreeFailed: The root gave up, or did not answer. If it is not caught, the
+            process ends with a non-zero exit status.
         BaseException: What a signal handler of the parent process raised meanwhile. The
             tree was stopped in order before.
     """
@@ -118,8 +118,8 @@ def run(
 def attempt(launch: Launch, act: Callable[[Launch], T]) -> T:
     """Let *launch* do something; if that raises, undo all of it.
 
-    ``undo`` is called a second time if another exception, of a signal handler, interrupts
-    the first call. The second call does what the first one did not reach.
+    ``undo`` is called a second time if another exception, of a signal handler,
+    interrupts the first call. The second call does what the first one did not reach.
     """
     try:
         try:
@@ -226,7 +226,7 @@ class Launch:
         self._core.up.wait(0.0, self._core.path)
 
     def _is_settled_in_time(self) -> bool:
-        """Wait until the tree is up or has ended; return whether it was within the timeout.
+        """Wait until the tree is up or has ended; return whether it was in time.
 
         A wait that ends PAUSE seconds late was hit by a pause of the whole process. The
         tree could not come up meanwhile, so it has its time again, once.
@@ -348,7 +348,7 @@ def _clock(spec: SupervisorSpec, clock: Clock | None) -> Clock:
 
 
 def _starting(handle: Supervisor) -> Iterator[str]:
-    """Yield the paths of the children that the whole start waits for, the deepest ones."""
+    """Yield the paths of the deepest children that the whole start waits for."""
     with contextlib.suppress(NotAlive, NotFound, CallTimeout):
         for child in handle.which_children(PROMPT):
             if child.state is not ChildState.STARTING:

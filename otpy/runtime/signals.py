@@ -6,8 +6,8 @@ Laws:
    hold any lock at that moment.
 2. The handlers that were there before are known before anything is changed. They come
    back, whatever a signal handler of the parent process raises in between.
-3. A signal that is ignored stays ignored. A handler that is not Python's stays in place,
-   because Python cannot put it back.
+3. A signal that is ignored stays ignored. A handler that is not Python's stays in
+   place, because Python cannot put it back.
 4. A forked process handles signals as its parent did before the call.
 
 The main thread runs all of this.
@@ -35,8 +35,8 @@ ALWAYS = ("SIGINT", "SIGTERM")
 """These ask ``run`` to stop, even if the parent process has handlers for them."""
 
 UNLESS_HANDLED = ("SIGHUP", "SIGQUIT")
-"""These ask ``run`` to stop if the parent process has no handlers for them. Many programs
-read their configuration again after a SIGHUP."""
+"""These ask ``run`` to stop if the parent process has no handlers for them. Many
+programs read their configuration again after a SIGHUP."""
 
 
 def stop_signals() -> list[int]:
@@ -116,8 +116,9 @@ class Signals:
         if posix.has_real_threads() and threading.current_thread() is not threading.main_thread():
             return
         numbers = list(self._numbers())
-        # A signal handler may raise after each of these lines. So all that ``close`` needs
-        # is noted before anything is taken: the bell, the fork's list, the old handler.
+        # A signal handler may raise after each of these lines. So all that ``close``
+        # needs is noted before anything is taken: the bell, the fork's list, the old
+        # handler.
         bell = self._bell = Bell(numbers)
         _open.append(self)
         try:
@@ -148,8 +149,8 @@ class Signals:
         """Put everything back; return what a handler raised meanwhile."""
         raised = None
         while self._before or self._bell is not None:
-            # A handler that is back may be called, and raise, before the next one is back.
-            # The rest must follow, so the exception waits.
+            # A handler that is back may be called, and raise, before the next one is
+            # back. The rest must follow, so the exception waits.
             try:
                 self._put_back_one()
             except BaseException as error:
@@ -174,7 +175,7 @@ class Signals:
         return wait_plainly(reply, until) if self._bell is None else self._bell.wait(reply, until)
 
     def abandon(self) -> None:
-        """Put back, in a fork, what was there before; read nothing that is its parent's."""
+        """Put back, in a fork, what was there before; read nothing of its parent."""
         if self._bell is not None:
             self._bell.abandon()
         self._late.clear()
@@ -182,8 +183,8 @@ class Signals:
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._pid:
-            # This is a fork, whose first steps the signal has interrupted. The signal is
-            # for the handlers of before.
+            # This is a fork, whose first steps the signal has interrupted. The signal
+            # is for the handlers of before.
             self.abandon()
             signal.raise_signal(number)
         elif not self._request(signal.Signals(number).name):
@@ -191,12 +192,12 @@ class Signals:
 
 
 _open: list[Signals] = []
-"""All Signals that are open. There may be several: a signal handler may start a tree in the
-middle of another start."""
+"""All Signals that are open. There may be several: a signal handler may start a tree in
+the middle of another start."""
 
 
 def _after_fork() -> None:
-    """Put the handlers of before back in a forked process: the tree runs in the other one."""
+    """Put the handlers of before back in a forked process, which has no tree."""
     while _open:
         _open[-1].abandon()
 

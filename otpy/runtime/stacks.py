@@ -31,7 +31,9 @@ FRESH = 0.02
 """Seconds that one look at all threads serves at least."""
 
 OFTEN = 5
-"""A look serves for this many times the processor time that it has taken, if that is more."""
+"""A look serves for this many times the processor time that it has taken, if that is
+more.
+"""
 
 Place = tuple[types.CodeType, int]
 """Where a frame is: its code and its line."""
@@ -49,9 +51,10 @@ class Look:
         self._files: set[str] = set()
         self._stacks = {ident: tuple(self._places(frame)) for ident, frame in frames().items()}
         self._texts: dict[tuple[Place, ...], str] = {}
-        # Processor time, not the time that passed. A look that had to wait for a processor
-        # has cost nothing, and what it saw is old: a new thread may have got the number of
-        # one that has ended, and would be shown with the stack of that one.
+        # Processor time, not the time that passed. A look that had to wait for a
+        # processor has cost nothing, and what it saw is old: a new thread may have got
+        # the number of one that has ended, and would be shown with the stack of that
+        # one.
         self.until = time.monotonic() + max(FRESH, OFTEN * (time.thread_time() - began))
 
     def __contains__(self, ident: int) -> bool:
@@ -76,7 +79,10 @@ class Look:
 
 
 def frames() -> dict[int, types.FrameType]:
-    """Return the innermost frame of each thread by its number; {} where Python has none."""
+    """Return the innermost frame of each thread by its number.
+
+    {} where Python has none.
+    """
     return getattr(sys, "_current_frames", dict)()
 
 

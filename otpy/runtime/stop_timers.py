@@ -30,7 +30,7 @@ class StopTimers:
         self._timers = Timers()
 
     def arm(self, ref: int, seconds: float) -> None:
-        """Set the deadline of *ref*, in real seconds from now, if it belongs to a stop."""
+        """Set the deadline of *ref*, in seconds from now, if it belongs to a stop."""
         if ref in self.asked:
             self._timers.arm(ref, time.monotonic() + seconds)
 
@@ -44,7 +44,7 @@ class StopTimers:
         self._timers.disarm(ref)
 
     def sooner(self, left: float | None) -> float | None:
-        """Return *left*, or the seconds until the first deadline here, if these are fewer."""
+        """Return *left*, or the seconds until the first deadline here, if fewer."""
         at = self._timers.next()
         if at is None:
             return left

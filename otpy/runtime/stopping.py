@@ -4,13 +4,13 @@ Laws:
 1. No wait for an end is without a limit. A supervisor's thread never blocks. So a
    supervisor that does not answer a question is stuck: in code that should not run on
    its thread, or for want of memory.
-2. With a deadline, the wait ends at most OVERDUE and PROMPT seconds after it. It may end
-   up to BUSY seconds later if all supervisors answer, or if the tree has thousands of
-   threads: then they are at work.
+2. With a deadline, the wait ends at most OVERDUE and PROMPT seconds after it. It may
+   end up to BUSY seconds later if all supervisors answer, or if the tree has thousands
+   of threads: then they are at work.
 3. Without a deadline, the wait ends when a supervisor has left two questions
    unanswered, each for TO_ANSWER seconds.
-4. When the deadline has passed, all supervisors that live are asked to stop at once. One
-   that is stuck passes nothing on to those below it.
+4. When the deadline has passed, all supervisors that live are asked to stop at once.
+   One that is stuck passes nothing on to those below it.
 5. The report names the supervisors that did not answer, and what still runs below them,
    with stacks.
 
@@ -34,23 +34,24 @@ if TYPE_CHECKING:
     from otpy.runtime.supervisor import SupervisorThread
 
 OVERDUE = 0.55
-"""Seconds after its deadline at which a stop may end. A child that is interrupted at the
-deadline has a grace of 0.5 s."""
+"""Seconds after its deadline at which a stop may end. A child that is interrupted at
+the deadline has a grace of 0.5 s."""
 
 PROMPT = 0.4
 """Seconds that a supervisor has to answer when the deadline has passed."""
 
 BUSY = 3.0
-"""Further seconds if all supervisors answer. They are at work then, perhaps with thousands
-of stuck children."""
+"""Further seconds if all supervisors answer. They are at work then, perhaps with
+thousands of stuck children."""
 
 A_SECOND = 1000
 """For each so many threads of the tree a supervisor has a second more to answer, up to
 BUSY."""
 
 TO_ANSWER = 5.0
-"""Seconds that a supervisor has to answer where there is no deadline. It is asked twice:
-after a pause of the whole process the first answer is late, and the second one is not."""
+"""Seconds that a supervisor has to answer where there is no deadline. It is asked
+twice: after a pause of the whole process the first answer is late, and the second one
+is not."""
 
 Until = Callable[[], float]
 """Returns the monotonic time at which a wait ends; infinity: the wait has no limit. The
@@ -108,7 +109,7 @@ def _is_stuck(core: SupervisorThread, until: Until, wait: Wait) -> bool:
 
 
 def _insist(core: SupervisorThread, wait: Wait, began: float) -> StopReport:
-    """Stop by force what can be reached; report without *core* if it does not answer."""
+    """Stop by force what can be reached; report without *core* if need be."""
     alive = _alive(core)
     for one in alive:
         one.mailbox.put(StopSupervisor(0.0))

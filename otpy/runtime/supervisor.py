@@ -1,10 +1,12 @@
-"""The thread that obeys: it takes a message, has the machine decide, and performs the orders.
+"""The thread that obeys: it takes a message, asks the machine, performs the orders.
 
 Laws:
 1. A supervisor's state belongs to its machine, and the machine to the supervisor's own
    thread. Every other thread puts messages.
-2. The thread waits for its agenda only (``agenda``: news, mail, deadlines). When it has
-   started a thread, it also waits, for microseconds, until that thread runs.
+2. The thread waits for its agenda only (``agenda``: news, mail, deadlines), with two
+   exceptions. When it has started a thread, it waits, for microseconds, until that
+   thread runs. When otpy's own code has broken, it waits up to INTERRUPT_GRACE seconds
+   for the ends of its children.
 3. No decision about children is made here. What to do comes from the machine. What
    became of it goes back to the machine as a message.
 4. A child that raises where a child must not raise has crashed (``contract``).
@@ -21,10 +23,10 @@ mailbox, even if the child dies on its first line.
 
 Which thread runs what:
 
-* ``NestedSupervisor`` is a supervisor as its parent sees it: a child like any other. The
-  parent's thread runs all of it.
-* ``SupervisorThread`` is the supervisor itself. Its own thread runs all of it, with these
-  exceptions: ``begin`` runs on the thread that starts the supervisor; ``alive``,
+* ``NestedSupervisor`` is a supervisor as its parent sees it: a child like any other.
+  The parent's thread runs all of it.
+* ``SupervisorThread`` is the supervisor itself. Its own thread runs all of it, with
+  these exceptions: ``begin`` runs on the thread that starts the supervisor; ``alive``,
   ``stack`` and ``_hear`` run on any thread; ``_is_lost`` runs on the thread that finds
   out that the supervisor's thread has ended.
 
@@ -78,8 +80,9 @@ from otpy.runtime.waiting import Reply
 from otpy.specs import ChildType, SupervisorSpec
 
 CALM = 0.001
-"""A supervisor that had no news for this many seconds after a restart makes a spare thread
-for the next one. Not at once, because the replacement needs the interpreter now."""
+"""A supervisor that had no news for this many seconds after a restart makes a spare
+thread for the next one. Not at once, because the replacement needs the interpreter
+now."""
 
 IMPORT_LOCK = re.compile(
     r"<frozen importlib\._bootstrap>\", line \d+, in (acquire|_lock_unlock_module)\b"
@@ -87,8 +90,8 @@ IMPORT_LOCK = re.compile(
 """Finds in a stack that the thread waits for a module that another thread imports."""
 
 WAITS_FOR_IMPORT = "it waits for an import lock"
-"""The hint about a child that is not ready in time and waits for such a module. Often the
-module is the one that starts the tree while it is imported."""
+"""The hint about a child that is not ready in time and waits for such a module. Often
+the module is the one that starts the tree while it is imported."""
 
 NEXT = {
     # stage of a stop by signals: what it means, and what the next signal would mean
@@ -260,11 +263,11 @@ class SupervisorThread:
         return not self.done.is_given
 
     def stack(self) -> str:
-        """Return what its thread does now, formatted like a traceback; "" if it has ended."""
+        """Return what its thread does now, as a traceback; "" if it has ended."""
         return stacks.stack_of(self._agenda.ident)
 
     def _hear(self, birth: Birth, message: Message) -> None:
-        """Take news from a kind of child that is not otpy's, if it is about that child."""
+        """Take news from a child of another package, if it is about that child."""
         if isinstance(message, ChildStarted | ChildExited) and message.ref == birth.ref:
             self._ear(message)
         else:
@@ -286,7 +289,7 @@ class SupervisorThread:
                 self.turn()
         except BaseException as error:
             if not self.alive:
-                raise  # it has said half of its last word; ``_is_lost`` says all of it again
+                raise  # in the middle of its last word: ``_is_lost`` says it again
             spares.reserve.spend(error)
             self._break_down(error) if is_open else self._crash(error)
         finally:
@@ -306,12 +309,12 @@ class SupervisorThread:
         self._orders = self.machine.receive(message, self._turned_at)
         for action in self._orders:
             getattr(self, PERFORM[type(action)])(action)
-        # Drop what the turn was about. What was kept of it goes later, from ``_remains``.
+        # Drop what the turn was about. What was kept of it goes later, by ``_remains``.
         self._message = None
         self._orders.clear()  # the machine has the same list
 
     def _leisure(self) -> tuple[float, Callable[[], object]] | None:
-        """Return what to do in a calm moment, and after how many seconds; None: nothing."""
+        """Return what to do after so many calm seconds; None: nothing."""
         if self.spawner.is_short and self.machine.phase is UP:
             return CALM, self.spawner.refill
         if self._remains.at == math.inf:
@@ -319,7 +322,7 @@ class SupervisorThread:
         return max(CALM, self._remains.at - time.monotonic()), self._remains.release
 
     def returns_in(self, id: str) -> float | None:
-        """Return in how many seconds a child is restarted; None: it waits for no restart."""
+        """Return in how many seconds a child is restarted; None: it does not wait."""
         slot = self.machine.slots.get(id)
         if slot is None or slot.state is not RESTARTING:
             return None
@@ -378,7 +381,7 @@ class SupervisorThread:
             handover.state = state
 
     def _mourn(self, message: ChildExited) -> None:
-        """Report the crash of a detached child: the machine does not know it any more."""
+        """Report the crash of a detached child, which the machine does not know."""
         birth = self._detached.pop(message.ref)
         if message.reason.is_normal:
             return
@@ -397,7 +400,7 @@ class SupervisorThread:
         return attrs.evolve(message, beats={ref: self._ask(ref, "pulse")[0] for ref in beating})
 
     def _note_call(self, call: Any) -> Any:
-        """Keep the specs that this call may drop: the child's, and, if refused, its own."""
+        """Keep the specs that this call may drop: the child's and the call's own."""
         self._remains.keep(call, self.machine.slots.get(call.id), after=1.0)
         return call
 
@@ -429,7 +432,7 @@ class SupervisorThread:
     # Orders about children
 
     def _ask(self, ref: int, question: str, *args: Any) -> Any:
-        """Ask the child *ref*; what it raises is its crash, and CONTRACT has the answer."""
+        """Ask the child *ref*. If it raises, it has crashed; CONTRACT has the answer."""
         ask, instead = CONTRACT[question]
         child = self._children.get(ref)
         if child is None:  # it has broken the contract: that is one of the next messages
@@ -531,8 +534,8 @@ class SupervisorThread:
 
     def _arm(self, action: messages.Arm) -> None:
         now = self.tree.clock.monotonic()
-        # Thousands of orders may have come before this one. What they took is no time of
-        # the child's. The limit of the supervisor's own stop stands as it is.
+        # Thousands of orders may have come before this one. What they took is no time
+        # of the child's. The limit of the supervisor's own stop stands as it is.
         late = now - self._turned_at if action.ref != messages.SUPERVISOR else 0.0
         at = action.at + late
         self.timers.arm(action.ref, at)
@@ -590,7 +593,7 @@ class SupervisorThread:
         self._leave(StopReport(path=self.path, reason=ExitReason(ExitKind.CRASHED, error)))
 
     def _break_down(self, error: BaseException) -> None:
-        """Stop by force what runs, then crash as a child does: otpy's own code is wrong.
+        """Stop by force what runs, then crash: otpy's own code is wrong.
 
         OTP: terminate/2 runs as well when a supervisor crashes.
         """
@@ -621,7 +624,8 @@ class SupervisorThread:
         if self._is_gone:
             return  # the thread has said its last word, and raised after that
         if not self.alive and self._report is not None:
-            # The thread was hit while it said its last word. What is said twice counts once.
+            # The thread was hit while it said its last word. All of it is said again: a
+            # reply that is given twice, and an end that is delivered twice, count once.
             self._say_last_word(self._report)
             return
         self._kill_all()

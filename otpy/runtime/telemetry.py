@@ -95,7 +95,10 @@ class Helpers:
         return True
 
     def retry(self) -> bool:
-        """Try to start threads for the jobs that wait; return whether none waits any more."""
+        """Try to start threads for the jobs that wait.
+
+        Return whether none waits any more.
+        """
         with contextlib.suppress(IndexError):  # another thread was faster
             while self._refused:
                 if not self.run(*self._refused.popleft()):
@@ -165,8 +168,8 @@ class Outlet:
     def close(self) -> None:
         """End the thread when it has handled all values that are queued. Idempotent."""
         if not self._is_closed:
-            # In the other order, an exception between the two lines would leave an outlet
-            # that seems to be closed, and whose thread never ends.
+            # In the other order, an exception between the two lines would leave an
+            # outlet that seems to be closed, and whose thread never ends.
             self.send(None)
             self._is_closed = True
 
@@ -178,7 +181,10 @@ class Outlet:
         return 0 if self.has_ended else self._queue.qsize()
 
     def give_up(self) -> int:
-        """Take back the values that are queued; return how many have not been handled."""
+        """Take back the values that are queued.
+
+        Return how many have not been handled.
+        """
         if self.has_ended:
             return 0
         lost = 1  # the one in work: a thread without one has ended long ago
@@ -246,7 +252,9 @@ class _Subscription:
 
 
 def handler_of(sink: ReportHandler | Puttable) -> ReportHandler:
-    """Return the callable that gives a report to *sink*: itself, or the ``put`` of a queue."""
+    """Return the callable that gives a report to *sink*: itself, or the ``put`` of a
+    queue.
+    """
     return sink if callable(sink) else sink.put
 
 
@@ -295,10 +303,10 @@ class Telemetry:
         subscription = _Subscription(prefix, handler, outlet, prefix == self._root)
         # No lock: this is a thread of the parent process, in which a signal handler or
         # another thread may raise, and the lock would stay locked for the supervisors.
-        # The root's thread may close all outlets just now. It sets ``_is_closed`` first,
-        # and then closes the outlets that it finds; this thread adds the outlet first,
-        # and then looks at the flag. So if the root does not find it, this thread finds
-        # the flag set.
+        # The root's thread may close all outlets just now. It sets ``_is_closed``
+        # first, and then closes the outlets that it finds; this thread adds the outlet
+        # first, and then looks at the flag. So if the root does not find it, this
+        # thread finds the flag set.
         try:
             self._outlets[outlet] = None
             outlet.begin()
@@ -348,7 +356,10 @@ class Telemetry:
                 subscription.outlet.send(report)
 
     def tell_late(self, report: Report) -> None:
-        """Send *report*; if the tree has ended meanwhile, on a thread that is made for it."""
+        """Send *report*.
+
+        If the tree has ended meanwhile, the handlers are called on a thread made for it.
+        """
         stamp(report, self._wall())
         with self._lock:  # no outlet is closed between the look and the sending
             handlers = [
@@ -383,7 +394,9 @@ class Telemetry:
         self.helpers.close()
 
     def undelivered(self) -> int:
-        """Return how many escalations and reports have not been handled, once it is closed."""
+        """Return how many escalations and reports have not been handled, once it is
+        closed.
+        """
         # No lock: a signal handler may raise here, and leave it locked for the helpers.
         lines = sum(line.waiting() for line in list(self._lines.values()))
         return lines + sum(outlet.waiting() for outlet in list(self._outlets))

@@ -135,7 +135,10 @@ class Thread(threading.Thread):
             raise
 
     def arm_witness(self) -> bool:
-        """Have the witness call ``if_lost`` from now on; return whether there is one."""
+        """Have the witness call ``if_lost`` from now on.
+
+        Return whether there is one.
+        """
         if self.witness is not None:
             self.witness.if_lost = self.if_lost
         return self.if_lost is not None
@@ -147,12 +150,16 @@ class Thread(threading.Thread):
         return witness is not None and witness() is None
 
     def forget_start(self) -> None:
-        """Remove it from Python's list of threads that are about to start: it never will."""
+        """Remove it from Python's list of threads that are about to start: it never
+        will.
+        """
         getattr(threading, "_limbo", {}).pop(self, None)
 
 
 class _Begun:
-    """Stands in for the ``Event`` at which ``Thread.start`` waits until the thread has begun."""
+    """Stands in for the ``Event`` at which ``Thread.start`` waits until the thread has
+    begun.
+    """
 
     __slots__ = ("_is_set", "_lock", "_thread")
 
@@ -239,8 +246,8 @@ class Entry:
     @property
     def alive(self) -> bool:
         """Whether it runs, or is about to start."""
-        # The thread may begin between the two looks. In the other order it would be seen
-        # first as not alive, and then as one that is not about to start.
+        # The thread may begin between the two looks. In the other order it would be
+        # seen first as not alive, and then as one that is not about to start.
         is_coming = not self.has_begun and not self.thread.is_lost
         return is_coming or self.thread.is_alive()
 
@@ -249,8 +256,8 @@ class Entry:
         deadline = time.monotonic() + timeout
         if self.thread is threading.current_thread() or not self.alive:
             return
-        # ``Thread.join`` comes last: if it is interrupted, CPython before 3.13 takes the
-        # thread for dead. It refuses a thread that has never started.
+        # ``Thread.join`` comes last: if it is interrupted, CPython before 3.13 takes
+        # the thread for dead. It refuses a thread that has never started.
         if self.ended.wait(timeout) and self.thread.is_alive():
             self.thread.join(bounded(deadline - time.monotonic()))
 
@@ -260,7 +267,8 @@ class Entry:
             return  # its starter was interrupted meanwhile, and has called it off
         try:
             self.target()
-            # Nothing is left to be reported; and ``if_lost`` holds the thread in a cycle.
+            # Nothing is left to be reported; and ``if_lost`` holds the thread in a
+            # cycle.
             self.thread.witness = self.thread.if_lost = None
         finally:
             _entries.pop(self.thread, None)
@@ -333,8 +341,8 @@ def enlist(
     """
     entry = Entry(target, role, purpose, owner, name)
     entry.thread = Thread(entry.run, name, daemon, if_lost, report)
-    # An exception may come between the two lines. ``call_off`` looks into the first dict:
-    # in the other order it would leave an entry in the record.
+    # An exception may come between the two lines. ``call_off`` looks into the first
+    # dict: in the other order it would leave an entry in the record.
     _undecided[entry] = True
     _entries[entry.thread] = entry
     return entry
@@ -425,12 +433,15 @@ def entries(owner: object = None) -> list[Entry]:
             _undecided.pop(entry, None)
             entry.ended.happen()
     found = [entry for entry in list(_entries.values()) if owner is None or entry.owner is owner]
-    # A thread that was a spare stands where the spare stood, but began as a child later.
+    # A thread that was a spare stands where the spare stood, but began as a child
+    # later.
     return sorted(found, key=lambda entry: entry.since)
 
 
 def _will_never_start(entry: Entry) -> bool:
-    """Whether the thread that was to start it has ended between ``enlist`` and ``launch``."""
+    """Whether the thread that was to start it has ended between ``enlist`` and
+    ``launch``.
+    """
     is_on_its_way = entry.has_begun or entry.thread.witness is not None
     return not is_on_its_way and all(one.ident != entry.starter for one in threading.enumerate())
 

@@ -2,8 +2,8 @@
 
 Which thread writes what:
 
-* The directory entry of a path: the thread of that supervisor's parent adds it before it
-  starts the supervisor, and the supervisor's own thread removes it at its end.
+* The directory entry of a path: the thread of that supervisor's parent adds it before
+  it starts the supervisor, and the supervisor's own thread removes it at its end.
 * An entry of the strays: the thread of the supervisor that gave the child up.
 * The end of the handlers: the root's thread begins it (``close``), and the threads that
   wait for the tree wait for it (``settle``). So no handler holds up a supervisor.
@@ -19,7 +19,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import attrs
 
@@ -33,9 +33,12 @@ from otpy.runtime.threads import Role
 from otpy.runtime.waiting import Door, Once, Reply
 from otpy.values import running
 
+if TYPE_CHECKING:
+    from otpy.runtime.supervisor import SupervisorThread
+
 FLUSH = 10.0
-"""The default of the option ``flush``: seconds that all handlers together may take at the
-end of a tree."""
+"""The default of the option ``flush``: seconds that all handlers together may take at
+the end of a tree."""
 
 MOMENT = 0.1
 """Seconds that handlers have in any case. Without them a handler that has nothing to do
@@ -49,8 +52,8 @@ SETTLE = 1.0
 with far too much work needs more."""
 
 SUPERVISING: set[int] = set()
-"""The numbers of the threads of all supervisors that run. None of these threads may wait
-for the answer of a supervisor."""
+"""The numbers of the threads of all supervisors that run. None of these threads may
+wait for the answer of a supervisor."""
 
 C = TypeVar("C", bound=Closable)
 
@@ -97,7 +100,7 @@ class Tree:
     launch: Callable[[Callable[[], None], str, Callable[[], None]], object] = attrs.field(
         init=False
     )
-    directory: dict[str, Any] = attrs.field(factory=dict)
+    directory: dict[str, SupervisorThread] = attrs.field(factory=dict)
     is_closed: bool = False
     pid: int = attrs.field(factory=os.getpid)
     _has_too_many: bool = False
@@ -151,8 +154,8 @@ class Tree:
             Exception: What *kind* raises. The next call tries again.
         """
         if kind not in self._shared:
-            # Two supervisors may ask first, each on its own thread. Without the door both
-            # would make one, and the one that is lost would never be closed.
+            # Two supervisors may ask first, each on its own thread. Without the door
+            # both would make one, and the one that is lost would never be closed.
             with self._door:
                 if kind not in self._shared:
                     self._shared[kind] = kind(self)
@@ -162,8 +165,8 @@ class Tree:
     def left_behind(self, stray: Stray, report: Unstopped) -> None:
         """Count *stray* as unstopped. If too many still run, the root gives up."""
         self._strays[id(stray)] = stray, report
-        # Thousands may be left behind at once. So look at all of them only if there may be
-        # too many, and not again when the root has been told: it gives up only once.
+        # Thousands may be left behind at once. So look at all of them only if there may
+        # be too many, and not again when the root has been told: it gives up only once.
         if len(self._strays) > self.max_unstopped and not self._has_too_many:
             count = len(self.strays())
             if count > self.max_unstopped:
@@ -175,8 +178,8 @@ class Tree:
         for key, (stray, _) in list(self._strays.items()):
             try:
                 is_alive = stray.alive
-            except BaseException:  # its kind breaks the contract: it cannot be taken for dead
-                is_alive = True
+            except BaseException:
+                is_alive = True  # its kind breaks the contract: it may still run
             if not is_alive:
                 self._strays.pop(key, None)
         return list(self._strays.values())
@@ -206,7 +209,7 @@ class Tree:
         account.leave(self)
 
     def hurry(self) -> None:
-        """End all waits for the handlers, also later ones. A signal handler may call it."""
+        """End all waits for the handlers, also later ones; a signal handler may call."""
         self.latest = self.flush_until = -math.inf
         self._hurried.happen()
 
@@ -222,8 +225,8 @@ class Tree:
             wait: How the calling thread waits.
 
         Returns:
-            The report, with what the handlers have not done. When they have done all, or
-            have no time left, it is the last one: all later calls return it, too.
+            The report, with what the handlers have not done. When they have done all,
+            or have no time left, it is the last one: all later calls return it, too.
         """
         if report.unanswered:  # the tree does not answer: no thread waits for it any more
             self.hurry()
@@ -280,7 +283,7 @@ class Tree:
         ]
 
     def _end_of(self, busy: list[threads.Entry]) -> Reply:
-        """Return a reply that is given when all of *busy* have ended, or by ``hurry``."""
+        """Return a reply, given when all of *busy* have ended, or by ``hurry``."""
         reply, left = Reply(), dict.fromkeys(busy)
 
         def has_ended(entry: threads.Entry) -> None:

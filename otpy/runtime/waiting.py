@@ -92,8 +92,8 @@ class Once:
         If it has happened, this thread calls it now. It may be called twice.
         """
         # Another thread may call ``happen`` just now, and find no waker. This thread
-        # stores first and looks second; ``happen`` sets the flag first and looks second.
-        # So whichever thread makes its second step later finds the waker.
+        # stores first and looks second; ``happen`` sets the flag first and looks
+        # second. So whichever thread makes its second step later finds the waker.
         self._wakers[key] = callback
         if self.has_happened:
             self._wake()
@@ -149,7 +149,9 @@ class Reply:
         self.given.happen()
 
     def when_given(self, key: object, callback: Callable[[], object]) -> None:
-        """Have *callback* called on the thread that gives the answer, or now if it is there."""
+        """Have *callback* called on the thread that gives the answer, or now if it is
+        there.
+        """
         self.given.when(key, callback)
 
     @property
@@ -262,7 +264,9 @@ class Bell:
             self._ends.pop()
 
     def abandon(self) -> None:
-        """Do the same in a forked process, and pass nothing on: its parent process does."""
+        """Do the same in a forked process, and pass nothing on: its parent process
+        does.
+        """
         if self._before:
             self._restore(self._before[0])
             self._before.clear()
@@ -287,6 +291,7 @@ class Bell:
             self._heard.pop(0)
 
     def _ring(self) -> None:
-        # OSError: the socket is full of rings. IndexError: the main thread waits no more.
+        # OSError: the socket is full of rings. IndexError: the main thread waits no
+        # more.
         with contextlib.suppress(OSError, IndexError):
             self._ends[1].send(RING)

@@ -163,7 +163,7 @@ def test_an_exception_at_every_moment_of_a_threads_wrapper(life, monkeypatch, re
 @pytest.mark.parametrize("life", COROUTINES)
 def test_an_exception_at_some_moments_of_a_coroutines_wrapper(life, monkeypatch, recorder, launch):
     """The same on the loop that reports its end. The slow test below tries all moments."""
-    assert die_at_each(life, itertools.count(4, 17), monkeypatch, recorder, launch) > 5
+    assert die_at_each(life, itertools.count(4, 13), monkeypatch, recorder, launch) > 5
 
 
 @pytest.mark.slow

@@ -1,4 +1,6 @@
-"""When the interpreter ends, trees are stopped while everything that their children use still works."""
+"""When the interpreter ends, trees are stopped while everything that their children use
+still works.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ def tell(report):
 
 @pytest.mark.parametrize("order", ["before otpy", "after otpy", "in the child"])
 def test_children_are_stopped_while_executors_listeners_and_the_program_still_work(order):
-    """In whatever order they were imported and registered: none of them has ended before the child has."""
+    """None of them ends before the child has, whatever the order of imports and
+    registrations.
+    """
     ran = python(
         f"""
         import sys
@@ -67,7 +71,10 @@ def test_children_are_stopped_while_executors_listeners_and_the_program_still_wo
 
 
 def test_a_process_that_only_a_child_ends_does_not_hold_up_the_end():
-    """multiprocessing joins its processes in a handler of atexit."""
+    """multiprocessing joins its processes in a handler of atexit.
+
+    The child ends its process before.
+    """
     ran = python(
         f"""
         import multiprocessing
@@ -127,7 +134,10 @@ threading.Thread(target=go_on).start()
     threads.STARTS_NONE_LATE, reason="this Python starts no thread then; see the next test"
 )
 def test_a_tree_lives_on_as_long_as_a_thread_that_is_no_daemon():
-    """The main thread has ended, and is seen to have; children are restarted, and executors take work."""
+    """The main thread has ended, and other threads can see it.
+
+    Children are restarted, and executors take work.
+    """
     ran = python(GOES_ON + "last = lambda: print('done', flush=True)\n")
 
     assert ran.out == "restarted True True\ndone\nstopped\n"
@@ -135,7 +145,7 @@ def test_a_tree_lives_on_as_long_as_a_thread_that_is_no_daemon():
 
 @pytest.mark.skipif(not threads.STARTS_NONE_LATE, reason="other versions start threads then")
 def test_python_that_starts_no_threads_then_is_named():
-    """Nothing can be restarted; the log says why, and what to do."""
+    """Such a Python can restart no child. The log says why, and how to mend it."""
     ran = python(GOES_ON + "last = lambda: print('done', flush=True)\n")
 
     assert "done" in ran.out
@@ -144,7 +154,7 @@ def test_python_that_starts_no_threads_then_is_named():
 
 @pytest.mark.skipif(threads.STARTS_NONE_LATE, reason="this Python ends the tree by itself then")
 def test_the_last_thread_may_wait_for_all_others():
-    """What waits for that thread is none of those."""
+    """The steward, which waits for that thread, is none of the others."""
     ran = python(
         GOES_ON + "last = lambda: print('late', registry.shutdown_all(20).timeout_names)\n"
     )
@@ -153,7 +163,9 @@ def test_the_last_thread_may_wait_for_all_others():
 
 
 def test_a_thread_of_a_library_that_ends_when_the_main_thread_has_does_not_hold_up_the_end():
-    """Whatever is registered with threading, besides executors, is called when the main thread has ended."""
+    """Callbacks that are registered with threading are called when the main thread has
+    ended, except those of executors.
+    """
     ran = python(
         """
         import threading
@@ -201,7 +213,7 @@ def test_a_tree_that_is_started_by_the_last_thread_is_stopped_too():
 
 
 def test_a_supervisor_that_does_not_answer_is_named_and_left():
-    """Its thread is blocked by a kind of child that breaks its contract."""
+    """A kind of child that breaks its contract blocks its thread."""
     ran = python(
         """
         import threading
@@ -229,7 +241,9 @@ def test_a_supervisor_that_does_not_answer_is_named_and_left():
 
 
 def test_a_thread_that_is_blocked_in_stdin_does_not_abort_the_end():
-    """Python would have to lock its buffer, and cannot."""
+    """Python would abort, because it would have to lock the buffer of stdin, and could
+    not.
+    """
     read, write = os.pipe()
     ran = python(
         """
@@ -252,7 +266,7 @@ def test_a_thread_that_is_blocked_in_stdin_does_not_abort_the_end():
 
 
 def test_a_thread_that_is_blocked_in_stdout_does_not_abort_the_end():
-    """What is printed afterwards, by a handler of atexit, goes to the same file."""
+    """Later lines, of a handler of atexit, go to the same file."""
     ran = python(
         """
         import atexit, os, sys, threading
@@ -278,7 +292,10 @@ def test_a_thread_that_is_blocked_in_stdout_does_not_abort_the_end():
 
 
 def test_the_end_of_a_child_of_multiprocessing_stops_its_trees():
-    """It ends without atexit, and calls the same function of threading as an interpreter that ends."""
+    """Such a process ends without atexit.
+
+    It calls the same function of threading as an interpreter that ends.
+    """
     ran = python(
         """
         import multiprocessing
@@ -301,7 +318,7 @@ def test_the_end_of_a_child_of_multiprocessing_stops_its_trees():
 
 
 def test_an_interrupt_shortens_all_limits():
-    """Ctrl-C, while the main thread waits for a child that takes its time."""
+    """Ctrl-C ends the wait of the main thread for a child that takes its time."""
     ran = python(
         """
         import os, signal, sys, threading

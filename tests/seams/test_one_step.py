@@ -189,7 +189,9 @@ CALLS = ["start", "run", "run_until_a_signal", "stop", "subscribe", "aio_start"]
 
 @pytest.mark.parametrize("call", CALLS)
 def test_nothing_is_left_wherever_an_exception_interrupts_a_call(call):
-    """No thread, tree, descriptor, signal handler or wakeup descriptor; at some lines."""
+    """Some lines: no thread, tree, descriptor, signal handler or wakeup descriptor is
+    left.
+    """
     ran = python(TRIALS, "any", call, 5, 1 + CALLS.index(call))
 
     assert int(ran.out.split()[1]) > 10
@@ -199,7 +201,7 @@ def test_nothing_is_left_wherever_an_exception_interrupts_a_call(call):
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("kind", ["exception", "interrupt", "signal"])
 def test_nothing_is_left_whichever_line_is_interrupted(call, kind):
-    """The same, at each line; and by a signal handler that raises."""
+    """The same at each line, and by a signal handler that raises."""
     ran = python(TRIALS, kind, call, 1, 1, hang=110)
 
     assert int(ran.out.split()[1]) > 50

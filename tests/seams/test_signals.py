@@ -1,4 +1,4 @@
-"""What signals mean to a tree, to a task graph, and to the program around them."""
+"""What signals mean to a tree, to a task graph, and to the process around them."""
 
 from __future__ import annotations
 
@@ -70,7 +70,10 @@ def program(source, *args, **options):
 
 
 def test_each_stop_signal_stops_in_order_and_each_stage_is_logged():
-    """With its name; not by the main thread, which may hold the log's lock just then."""
+    """The log has the name of the signal.
+
+    The main thread does not write it, because it may hold the log's lock.
+    """
     ran = program(
         """
     def logs_here(logger, method, event):
@@ -108,7 +111,7 @@ def test_every_stop_signal_within_a_second_is_the_same_request():
 
 
 def test_every_stop_signal_within_a_second_is_the_same_request_to_a_task_graph():
-    """What runs may finish."""
+    """The tasks that run may finish."""
     ran = program(
         """
     graph = TaskGraph(workers=1)
@@ -157,7 +160,9 @@ def test_a_second_signal_shortens_all_limits_and_a_third_exits_at_once():
 
 
 def test_a_third_signal_exits_a_task_graph_at_once():
-    """A callback that does not return delays the end that the first two have asked for."""
+    """A callback that does not return delays the end for which the first two have
+    asked.
+    """
     ran = program(
         """
     from otpy import taskgraph
@@ -179,7 +184,7 @@ def test_a_third_signal_exits_a_task_graph_at_once():
 
 
 def test_the_stages_of_a_stop_are_reports():
-    """In order, with the name of the signal and, at the end, the reason."""
+    """They come in order, with the name of the signal and, at the end, the reason."""
     ran = program(
         """
     got = []
@@ -193,14 +198,14 @@ def test_the_stages_of_a_stop_are_reports():
 
 
 def test_without_a_signal_no_stage_is_told(launch, recorder):
-    """``stop`` in the code of the program is no news to it."""
+    """A call of ``stop`` makes no SignalStop report."""
     launch(otpy.supervisor("app")).stop()
 
     assert recorder.of(SignalStop) == []
 
 
 def test_signals_that_are_ignored_stay_ignored():
-    """As in a background job of a script, or under nohup."""
+    """Signals are ignored in a background job of a script, or under nohup."""
     ran = program(
         """
     numbers = [signal.Signals[name] for name in sys.argv[1:]]
@@ -221,8 +226,13 @@ def test_signals_that_are_ignored_stay_ignored():
 
 
 class TestHandlersOfTheProgram:
+    """Handlers that the parent process had before the call."""
+
     def test_a_handler_for_hangups_is_left_alone_and_others_come_back(self):
-        """SIGHUP often means to read the configuration again. The others are ``run``'s."""
+        """SIGHUP often means to read the configuration again.
+
+        ``run`` takes the other signals.
+        """
         ran = program(
             """
     heard = threading.Event()
@@ -243,7 +253,9 @@ class TestHandlersOfTheProgram:
         assert ran.out == "True True\nshutdown\n"
 
     def test_a_handler_that_is_not_pythons_is_left_alone(self):
-        """Python cannot put it back: ``faulthandler``'s, or one older than Python."""
+        """Python cannot put back a handler of ``faulthandler``'s, or one older than
+        Python.
+        """
         ran = program(
             """
     faulthandler.register(signal.SIGQUIT, all_threads=False)  # a look at other threads that end is not safe
@@ -263,7 +275,10 @@ class TestHandlersOfTheProgram:
         assert "most recent call first" in ran.err
 
     def test_what_a_handler_raises_goes_on_when_the_tree_has_stopped(self):
-        """In order: the child has its time. Job queues limit the time of a call so."""
+        """The stop is in order: the child has its time.
+
+        Job queues limit the time of a call so.
+        """
         ran = program(
             """
     signal.signal(signal.SIGALRM, late)
@@ -282,7 +297,7 @@ class TestHandlersOfTheProgram:
         assert ran.out == "flushed\nlate []\n" * 2
 
     def test_what_a_handler_raises_again_shortens_the_stop(self):
-        """A program that insists is heard: and what it raised first goes on."""
+        """A second exception shortens the limits. The first one goes on in the end."""
         ran = program(
             """
     running.SAME = 0.1
@@ -328,7 +343,7 @@ class TestHandlersOfTheProgram:
         assert ran.out == "late [] ['MainThread']\n"
 
     def test_a_handler_that_exits_the_program_exits_it(self):
-        """SIGTERM often means ``sys.exit`` to a program, also while it starts a tree."""
+        """The handler of SIGTERM often calls ``sys.exit``, also while a tree starts."""
         ran = program(
             """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))
@@ -346,14 +361,17 @@ def raise_late(number, frame):
 
 @pytest.fixture
 def usr1():
-    """The handler of SIGUSR1 is the test's own."""
+    """SIGUSR1, whose handler is the test's own and comes back."""
     before = signal.getsignal(signal.SIGUSR1)
     yield signal.SIGUSR1
     signal.signal(signal.SIGUSR1, before)
 
 
 def test_a_signal_for_which_there_is_nothing_to_stop_is_the_programs(usr1):
-    """It came when the program's handlers were not back yet: it is sent again."""
+    """The tree had ended, and the handlers of before were not back yet.
+
+    So it is sent again.
+    """
     signal.signal(usr1, raise_late)
     signals = Signals(lambda: [usr1], lambda name: False)
     signals.open()
@@ -365,7 +383,7 @@ def test_a_signal_for_which_there_is_nothing_to_stop_is_the_programs(usr1):
 
 
 def test_a_handler_that_is_back_and_raises_keeps_no_other_from_coming_back(usr1, monkeypatch):
-    """Everything comes back, and then the exception goes on."""
+    """All handlers come back, and then the exception goes on."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     signals = Signals(lambda: [*before, usr1], lambda name: True)
     signal.signal(usr1, raise_late)
@@ -389,7 +407,10 @@ def test_a_handler_that_is_back_and_raises_keeps_no_other_from_coming_back(usr1,
 
 
 def test_signals_of_others_are_passed_on_to_the_descriptor_that_was_there_before():
-    """An event loop hears of its signals by that; not of those that ``run`` handles."""
+    """An event loop learns of its own signals by that descriptor.
+
+    It does not learn of those that ``run`` handles.
+    """
     ran = program(
         """
     mine, other = socket.socketpair()
@@ -405,7 +426,10 @@ def test_signals_of_others_are_passed_on_to_the_descriptor_that_was_there_before
 
 
 def test_run_in_a_subinterpreter_handles_no_signals():
-    """It cannot. threading calls its thread the main thread all the same."""
+    """A subinterpreter cannot.
+
+    Its ``threading`` calls its thread the main thread all the same.
+    """
     ran = program(
         """
     try:
@@ -431,8 +455,10 @@ def test_run_in_a_subinterpreter_handles_no_signals():
 
 
 class TestForks:
+    """A forked process, and the tree of its parent."""
+
     def test_a_forked_process_has_the_signals_of_the_program(self):
-        """A signal to it does not mean the tree, which runs in the other process."""
+        """A signal to a fork does not mean the tree, which runs in the other process."""
         ran = program(
             """
     def forks(ctx):
@@ -454,7 +480,9 @@ class TestForks:
         assert ran.out == f"{-signal.SIGTERM} False\nshutdown: auto_shutdown\n"
 
     def test_a_fork_in_a_child_is_none_of_the_trees_threads(self):
-        """``current`` knows no child there, the handle is not alive, a new tree runs."""
+        """In the fork ``current`` knows no child, the handle is not alive, and a new
+        tree runs.
+        """
         ran = program(
             """
     def forks(ctx):
@@ -498,7 +526,7 @@ class TestForks:
         assert ran.out == "True\n"
 
     def test_a_fork_waits_until_no_thread_of_otpys_is_inside_the_log(self):
-        """Whatever lock it holds there would stay locked in the forked process for ever."""
+        """A lock that such a thread holds would stay locked in the fork for ever."""
         ran = program(
             """
     lock, inside, go_on = threading.Lock(), threading.Event(), threading.Event()
@@ -522,7 +550,7 @@ class TestForks:
         assert ran.out.splitlines()[-1] == "5"
 
     def test_a_fork_does_not_wait_for_ever_for_a_log_that_is_blocked(self):
-        """Nor does the next one, in another thread."""
+        """The next fork, in another thread, does not either."""
         ran = program(
             """
     otpy.runtime.log.FORK = 0.1

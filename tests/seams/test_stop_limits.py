@@ -57,7 +57,7 @@ class Stuck:
 
 @pytest.fixture
 def stuck(monkeypatch):
-    """What hangs goes on at the end of the test, and its tree ends."""
+    """A Stuck that goes on at the end of the test, so that its tree ends."""
     monkeypatch.setattr(stopping, "OVERDUE", IMPATIENT)
     one = Stuck()
     yield one
@@ -80,7 +80,10 @@ def started(**options):
 
 
 def test_a_supervisor_that_does_not_answer_holds_up_no_stop(stuck):
-    """``stop(t)`` returns, names it, and shows where it hangs and what still runs."""
+    """``stop(t)`` returns.
+
+    Its report names the supervisor, shows where it is stuck, and what still runs.
+    """
     app = started()
     stuck.hang(app.find("app/middle"))
     report = app.stop(0.2)
@@ -93,7 +96,7 @@ def test_a_supervisor_that_does_not_answer_holds_up_no_stop(stuck):
 
 
 def test_what_is_below_a_stuck_root_is_stopped_all_the_same(stuck):
-    """Nobody passes the order on, so every supervisor gets it."""
+    """A stuck root passes no order on. So every supervisor gets the order."""
     app = started()
     stuck.hang(app)
     report = app.stop(0.2)
@@ -103,7 +106,7 @@ def test_what_is_below_a_stuck_root_is_stopped_all_the_same(stuck):
 
 
 def test_a_nested_supervisor_that_does_not_answer_holds_up_no_stop(stuck):
-    """The same for the stop of a part of the tree; the rest is left alone."""
+    """The same for the stop of a part of the tree. The rest of it runs on."""
     app = started()
     stuck.hang(app.find("app/middle"))
 
@@ -113,7 +116,7 @@ def test_a_nested_supervisor_that_does_not_answer_holds_up_no_stop(stuck):
 
 
 def test_a_stop_without_a_limit_gives_up_who_leaves_two_questions_unanswered(stuck, monkeypatch):
-    """A supervisor never blocks, so it is stuck."""
+    """A supervisor never blocks. So one that leaves two questions unanswered is stuck."""
     monkeypatch.setattr(stopping, "TO_ANSWER", IMPATIENT)
     app = started()
     stuck.hang(app.find("app/middle"))
@@ -123,7 +126,9 @@ def test_a_stop_without_a_limit_gives_up_who_leaves_two_questions_unanswered(stu
 
 @pytest.mark.parametrize(("second", "is_stuck"), [([], False), (["app"], True)])
 def test_one_question_that_is_left_is_asked_once_more(monkeypatch, second, is_stuck):
-    """When the whole process was suspended, the first answer is late, and the second one is not."""
+    """After a pause of the whole process the first answer is late, and the second one
+    is not.
+    """
     answers = [["app"], second]
     monkeypatch.setattr(stopping, "_alive", lambda core: ["app"])
     monkeypatch.setattr(stopping, "_ask", lambda core, asked, wait, until: answers.pop(0))
@@ -133,7 +138,9 @@ def test_one_question_that_is_left_is_asked_once_more(monkeypatch, second, is_st
 
 
 class Refuses:
-    """What refuses each call, as a supervisor does that has closed its mailbox."""
+    """A stand-in that refuses each call, as a supervisor does that has closed its
+    mailbox.
+    """
 
     def __init__(self, alive):
         self.alive, self.mailbox, self.done = alive, self, Reply()
@@ -144,14 +151,14 @@ class Refuses:
 
 @pytest.mark.parametrize("alive", [True, False])
 def test_a_refusal_is_no_answer_of_a_supervisor_that_does_not_end(alive):
-    """It has closed its mailbox, and is stuck in its last steps; one that has ended is not."""
+    """Such a supervisor is stuck in its last steps. One that has ended is not."""
     one = Refuses(alive)
 
     assert stopping._ask(one, [one], lambda reply, until: True, stopping.never) == [one] * alive
 
 
 def test_a_stop_without_a_limit_waits_as_long_as_supervisors_answer(monkeypatch):
-    """They are asked many times, while a child takes its time."""
+    """The supervisors are asked many times, while a child takes its time."""
     monkeypatch.setattr(stopping, "TO_ANSWER", 0.01)
     asked, take = [], stopping._ask
 
@@ -170,7 +177,7 @@ def test_a_stop_without_a_limit_waits_as_long_as_supervisors_answer(monkeypatch)
 
 
 def test_a_start_that_is_late_gives_up_a_stuck_supervisor(stuck, monkeypatch):
-    """``StartError``, and no wait for ever."""
+    """``start`` raises StartError, and does not wait for ever."""
     monkeypatch.setattr(stopping, "TO_ANSWER", IMPATIENT)
     blocking = ChildSpec(id="blocks", start=lambda birth: Blocking(birth, stuck.began, stuck.gate))
 
@@ -211,7 +218,7 @@ def test_a_handler_has_its_time_where_there_is_no_limit():
 
 
 def test_many_stuck_threads_need_few_looks_at_all_threads(monkeypatch):
-    """To look at one thread means to look at all; so one look serves for many."""
+    """To look at one thread means to look at all. So one look serves for many."""
     looks, look = [], stacks.Look
 
     def counted():
@@ -233,7 +240,9 @@ def test_many_stuck_threads_need_few_looks_at_all_threads(monkeypatch):
 
 
 def test_a_look_at_all_threads_that_had_to_wait_is_not_used_for_longer(monkeypatch):
-    """Or new threads that have the numbers of ended ones are reported with the stacks of those."""
+    """Otherwise a new thread with the number of an ended one would be reported with the
+    stack of that one.
+    """
     look_now = stacks.frames
 
     def waits():
@@ -247,7 +256,7 @@ def test_a_look_at_all_threads_that_had_to_wait_is_not_used_for_longer(monkeypat
 
 
 def test_the_threads_left_behind_are_counted_only_when_there_may_be_too_many():
-    """Then once: the root gives up only once."""
+    """Then they are counted once: the root gives up only once."""
 
     class Left:
         looks = 0
@@ -275,7 +284,7 @@ def test_the_threads_left_behind_are_counted_only_when_there_may_be_too_many():
 @pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_a_stop_with_thousands_of_stuck_threads_takes_at_most_four_seconds_more():
-    """3,200 of them."""
+    """The tree leaves 3,200 threads behind."""
     ran = python(
         """
         import os, threading, time
@@ -301,6 +310,9 @@ class TestAClockThatStandsStill:
     """The ladder of a stop goes by real time as well."""
 
     def test_a_stop_with_a_limit_ends(self):
+        """A child that is stuck is given up, though no time goes by on the clock of the
+        tree.
+        """
         gate = threading.Event()
         app = otpy.start(
             supervisor("app", children=[thread(lambda ctx: gate.wait(HANG), id="x")]),
@@ -313,6 +325,7 @@ class TestAClockThatStandsStill:
         assert report.unanswered == ()
 
     def test_a_child_that_is_terminated_has_its_shutdown_time_and_no_more(self):
+        """The shutdown time of a terminated child is due by real time as well."""
         gate = threading.Event()
         child = thread(lambda ctx: gate.wait(HANG), id="x", shutdown=0.05)
         with otpy.start(supervisor("app", children=[child]), log=False, clock=ManualClock()) as app:
@@ -322,7 +335,7 @@ class TestAClockThatStandsStill:
             assert app.which_children()[0].state is otpy.ChildState.UNDEFINED
 
     def test_the_clock_of_the_tree_counts_too(self):
-        """An hour passes there, and nobody waits for an hour."""
+        """An hour passes on that clock, and the stop does not wait for a real hour."""
         gate, clock = threading.Event(), ManualClock()
         child = thread(lambda ctx: gate.wait(HANG), id="x", shutdown=3600.0)
         with otpy.start(supervisor("app", children=[child]), log=False, clock=clock) as app:
@@ -341,7 +354,7 @@ class TestAClockThatStandsStill:
             assert ended
 
     def test_other_deadlines_go_by_the_clock_of_the_tree(self):
-        """A heartbeat is no stop: no real time makes it due."""
+        """A heartbeat is no stop: real time never makes it due."""
         stalls = []
 
         def stalled(report):
@@ -374,7 +387,7 @@ CALLS = {
 
 @pytest.mark.parametrize("call", CALLS)
 def test_a_call_with_a_wrong_timeout_is_refused_and_not_served(launch, call):
-    """What is refused changes nothing."""
+    """A call that is refused changes nothing."""
     app = launch(supervisor("app", children=[thread(idle, id="a"), thread(idle, id="down")]))
     app.terminate_child("down")
     before = [(one.id, one.state, one.incarnation) for one in app.which_children()]
@@ -386,7 +399,7 @@ def test_a_call_with_a_wrong_timeout_is_refused_and_not_served(launch, call):
 
 
 def test_every_call_that_takes_a_timeout_is_tried():
-    """A new one is found missing here."""
+    """A new call that takes a timeout is found missing here."""
     takes = {
         name
         for name, method in vars(otpy.Supervisor).items()
@@ -398,7 +411,7 @@ def test_every_call_that_takes_a_timeout_is_tried():
 
 @pytest.mark.parametrize("subject", [None, 5, [], object()])
 def test_a_handle_refuses_what_is_no_path_and_no_handler(launch, subject):
-    """With an error of otpy's, whatever it is."""
+    """Any object is refused with an error of otpy's."""
     app = launch(supervisor("app"))
     with pytest.raises(otpy.NotFound):
         app.find(subject)
@@ -431,7 +444,9 @@ STUBBORN = """
 
 
 def test_the_stop_after_a_signal_is_bounded_by_stop_timeout():
-    """All of it: children without a limit of their own, and handlers that block."""
+    """The limit holds for children without a limit of their own, and for handlers that
+    block.
+    """
     ran = python(
         STUBBORN
         + """
@@ -445,7 +460,7 @@ def test_the_stop_after_a_signal_is_bounded_by_stop_timeout():
 
 
 def test_a_second_signal_ends_every_wait():
-    """For children, and for handlers, of which nothing is left but the wait."""
+    """It ends the wait for children, and the wait for handlers."""
     ran = python(
         STUBBORN
         + """
@@ -502,7 +517,7 @@ def test_a_tree_that_does_not_answer_is_a_failed_program():
 
 
 def test_the_end_of_the_interpreter_does_not_wait_for_a_stuck_supervisor():
-    """It says who did not answer."""
+    """The log names the supervisor that did not answer."""
     ran = python(
         STUBBORN
         + """
@@ -529,6 +544,6 @@ def test_the_end_of_the_interpreter_does_not_wait_for_a_stuck_supervisor():
 
 @pytest.mark.parametrize("seconds", ["5", -1, float("inf"), True])
 def test_stop_timeout_is_checked(seconds):
-    """As the other options are."""
+    """A wrong value is refused as that of any option."""
     with pytest.raises(SpecError, match="stop_timeout"):
         otpy.run(supervisor("app"), stop_timeout=seconds)

@@ -27,12 +27,12 @@ def json_reports(handler: Callable[[str, str], object] = show) -> Callable[[Repo
     without a request to stop, a start that failed after the program ran, and a stop that
     needed force. *name* is the id of the program, *text* a JSON object with
 
-        process: its path;
-        timestamp: seconds since the epoch;
-        utc_iso: the same as text, such as "2024-05-01T12:00:00.123456+00:00";
-        return_code: as in ``subprocess``: the exit code, or minus the number of the
-            signal; null if it is not known;
-        data: the last of that run's stderr, at most 64 KiB, in base64.
+    - process: its path;
+    - timestamp: seconds since the epoch;
+    - utc_iso: the same as text, such as "2024-05-01T12:00:00.123456+00:00";
+    - return_code: as in ``subprocess``: the exit code, or minus the number of the signal;
+      null if it is not known;
+    - data: the last of that run's stderr, at most 64 KiB, in base64.
 
     Like any report handler it is called on a thread of its own. If it raises, that is logged,
     and while it blocks, only its own reports wait.
