@@ -1,11 +1,16 @@
-"""Calling otpy from async code: the same calls, awaited; none of them blocks the event loop.
+"""Calling otpy from async code: the same calls, awaited.
 
-While a call is pending it has a helper thread of its own. So any number may wait side by side, and what a call means is
-decided in one place, the blocking handle. If the task that awaits a call is cancelled, the call finishes by itself, and
-its answer is dropped.
+Laws:
+1. No call blocks the event loop. While a call is pending it has a helper thread of its
+   own, so any number may wait side by side.
+2. A call means what the call of the blocking handle means: that handle makes it.
+3. If the task that awaits a call is cancelled, the call finishes by itself, and its answer
+   is dropped. So a child that awaits a call can always be stopped.
 
-So a child that awaits a call can always be stopped. But it cannot become ready meanwhile: a call that waits until its
-supervisor has started it raises ``WouldDeadlock``.
+A child cannot become ready while it awaits a call. So a call that waits until its
+supervisor has started this child raises ``WouldDeadlock``.
+
+The loop's thread runs everything but ``_answer``, which runs on the helper thread.
 """
 
 from __future__ import annotations
@@ -36,9 +41,9 @@ async def start(tree: SupervisorSpec, **options: Unpack[Options]) -> AsyncIterat
     """Run a tree as long as a block runs.
 
     Write ``async with otpy.aio.start(tree) as app:``. The block begins when all of the
-    tree is up, and when it is left, the tree is stopped. If this is cancelled while the
-    tree starts, a stop overtakes the start. If it is cancelled while the tree stops,
-    the stop goes on.
+    tree is up. When it is left, the tree is stopped. If the task is cancelled while the
+    tree starts, a stop overtakes the start. If it is cancelled while the tree stops, the
+    stop goes on.
 
     Args:
         tree, **options: As for ``otpy.start``.
@@ -50,33 +55,38 @@ async def start(tree: SupervisorSpec, **options: Unpack[Options]) -> AsyncIterat
     begin = functools.partial(running.attempt, launch, running.Launch.start)
     app, is_up = AsyncSupervisor(launch.handle), False
     try:
-        try:  # first: CPython does not guard the line of a ``try`` inside another one
+        try:
+            # CPython does not guard the line of a ``try``: an exception that is raised
+            # there is not caught by it. So this ``try`` is the first line of the other
+            # one, and nothing has been done before it.
             await _call("start", begin, give_up=launch.call_off)
             is_up = True
             yield app
         finally:
             if is_up:
                 await app.stop()
-    except BaseException:  # at any line, perhaps before the stop was ordered
+    except BaseException:  # raised at any line, perhaps before the stop was ordered
         launch.call_off()
         raise
 
 
 @value
 class AsyncSupervisor(Value):
-    """The handle of a running supervisor, for async code. It means and raises what ``Supervisor`` does.
+    """The handle of a running supervisor, for async code.
 
-    Except that a coroutine child may await the end of its own supervisor, and its own: that cancels it.
+    Its calls mean and raise what those of ``Supervisor`` do. One difference: a coroutine
+    child may await the end of its supervisor, or its own end; that cancels the child.
 
     Attributes:
-        handle: The blocking handle, such as ``ctx.supervisor`` or what ``otpy.start`` returns.
+        handle: The blocking handle, such as ``ctx.supervisor`` or the one that
+            ``otpy.start`` returns.
     """
 
     handle: Supervisor
 
     @property
     def path(self) -> str:
-        """Its ids from the root, joined by "/"."""
+        """The ids from the root down to this supervisor, joined by "/"."""
         return self.handle.path
 
     @property
@@ -121,27 +131,32 @@ class AsyncSupervisor(Value):
         return await self._call(self.handle.snapshot, timeout)
 
     async def subscribe(self, handler: ReportHandler | Puttable) -> None:
-        """Send all reports from here and below to *handler*, which is called on a thread of its own."""
+        """Send all reports from here and below to *handler*, on a thread of its own."""
         await self._call(self.handle.subscribe, handler)
 
     async def unsubscribe(self, handler: ReportHandler | Puttable) -> None:
-        """Send nothing more to *handler*."""
+        """Send no more reports to *handler*."""
         await self._call(self.handle.unsubscribe, handler)
 
     async def wait(self, timeout: float | None = None) -> ExitReason | None:
-        """Wait until this supervisor has ended; return why, or None after *timeout* seconds."""
+        """Wait until this supervisor has ended.
+
+        Return why, or None after *timeout* seconds.
+        """
         return await self._call(self.handle.wait, timeout)
 
     async def stop(self, timeout: float | None = None) -> StopReport:
-        """Stop the supervisor and all below it in order; return as soon as all is done."""
+        """Stop the supervisor and all below it in order; return when all is done."""
         return await self._call(self.handle.stop, timeout)
 
     async def detach(self) -> StopReport:
-        """End this supervisor and all supervisors below it, and let their workers run on, unsupervised."""
+        """End this supervisor and all below it, and let their workers run on,
+        unsupervised.
+        """
         return await self._manage(self.handle.detach)
 
     async def _manage(self, method: Callable[..., T], *args: Any) -> T:
-        """Make a call that may have to wait until the supervisor has nothing else to do."""
+        """Make a call that may wait until the supervisor has nothing else to do."""
         return await _call(
             f"{method.__name__} {self.path}", as_awaited_here(functools.partial(method, *args))
         )
@@ -154,7 +169,9 @@ class AsyncSupervisor(Value):
 
 
 _CALLS = object()
-"""The owner of the helper threads. It is no tree: they may wait for the end of one."""
+"""The owner of the helper threads.
+
+It is no tree: the threads of a tree are waited for, and these may wait for a tree."""
 
 
 def _nothing() -> None:
@@ -167,7 +184,9 @@ async def _call(
     """Call *function* on a thread of its own, and await the answer.
 
     Args:
-        give_up: Called if the loop is closed before.
+        what: What is called, for the name of the thread.
+        function: Called without arguments.
+        give_up: Called if the loop is closed before the answer is there.
     """
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
@@ -191,7 +210,9 @@ def _answer(
     """Make the call; on its own thread."""
     result, error = _outcome(function)
     try:
-        # twice: a signal handler may raise in the first one, and the loop only logs that
+        # A signal handler may raise amid ``_settle``, and the loop only logs that: the
+        # task would wait for ever. So it is ordered twice; the second one finds it
+        # done.
         loop.call_soon_threadsafe(_settle, future, result, error)
         loop.call_soon_threadsafe(_settle, future, result, error)
     except RuntimeError:  # the loop is closed
@@ -199,7 +220,11 @@ def _answer(
 
 
 def _outcome(function: Callable[[], T]) -> tuple[Any, BaseException | None]:
-    """Return what *function* returns, and what it raises: not in the frame that knows the future, a cycle otherwise."""
+    """Return what *function* returns, and what it raises.
+
+    Its frame is in the traceback. A frame that knows the future would be a cycle there:
+    the future holds the exception.
+    """
     try:
         return function(), None
     except BaseException as error:
@@ -207,7 +232,7 @@ def _outcome(function: Callable[[], T]) -> tuple[Any, BaseException | None]:
 
 
 def _settle(future: asyncio.Future[T], result: Any, error: BaseException | None) -> None:
-    if future.done():  # cancelled, or settled before
+    if future.done():  # cancelled, or it has the answer already
         return
     if error is not None:
         future.set_exception(error)

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 from otpy import abc, registry, reports
 from otpy.children.adopted import adopt
 from otpy.children.periodic import periodic
+from otpy.children.service import Service
 from otpy.children.supervisor import dynamic_supervisor, supervisor
-from otpy.children.thread import Service, thread
+from otpy.children.thread import thread
 from otpy.exceptions import (
     AlreadyPresent,
     AlreadyStarted,

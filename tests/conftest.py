@@ -15,7 +15,7 @@ import pytest
 
 import otpy
 from otpy.children.callable.process import tracker_descriptor
-from otpy.runtime import telemetry, threads
+from otpy.runtime import log, threads
 from tests.helpers import HANG, Recorder
 
 hypothesis.settings.register_profile("otpy", deadline=None)  # a busy machine is no failure
@@ -36,7 +36,7 @@ def _no_thread_outlives_its_test() -> Iterator[None]:
     before = set(
         threading.enumerate()
     )  # what a test before this one has left is that one's failure
-    telemetry.forget_complaints()  # what another test has heard before this one has not
+    log.forget_complaints()  # what another test has heard before this one has not
     yield
     left = [thread for thread in threading.enumerate() if thread not in before]
     for thread in left:

@@ -20,10 +20,10 @@ from otpy.abc import Birth, Child
 from otpy.core.messages import ChildExited, ChildStarted, Handover
 from otpy.runtime import threads
 from otpy.runtime.agenda import Agenda, Reminder, TimeIsUp
-from otpy.runtime.mailbox import SystemClock
+from otpy.runtime.spares import Spawner
 from otpy.runtime.telemetry import Telemetry
-from otpy.runtime.threads import Spawner
 from otpy.runtime.tree import Tree
+from otpy.runtime.waiting import SystemClock
 from tests.helpers import HANG, close
 
 LIMIT: Final = 1

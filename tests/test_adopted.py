@@ -375,7 +375,7 @@ def test_it_is_a_value():
 
 
 def test_the_id_is_by_default_the_name_of_the_factory():
-    """If somebody gave it one."""
+    """If it has one."""
 
     def make_worker():
         return Runs()

@@ -7,8 +7,8 @@ import pytest
 from otpy.core.messages import SUPERVISOR, ChildStarted
 from otpy.runtime import agenda as agendas
 from otpy.runtime.agenda import Agenda, Reminder, TimeIsUp
-from otpy.runtime.mailbox import SystemClock
 from otpy.runtime.stop_timers import StopTimers
+from otpy.runtime.waiting import SystemClock
 from tests.helpers import HANG, ManualClock
 
 

@@ -142,7 +142,7 @@ def test_the_loop_goes_on_while_a_call_waits(gate):
 
 
 def test_a_cancelled_call_finishes_by_itself(gate):
-    """Nobody gets its answer, and nothing complains."""
+    """Its answer is dropped, and nothing is logged."""
     up = threading.Event()
 
     def slow(ctx):
@@ -168,7 +168,7 @@ def test_a_cancelled_call_finishes_by_itself(gate):
 
 
 class SlowStart:
-    """A tree that is not up before the gate opens; nobody must wait for it so long."""
+    """A tree that is not up before the gate opens; no test waits for that."""
 
     def __init__(self, gate):
         self.gate, self.up, self.handles = gate, threading.Event(), []
@@ -208,7 +208,7 @@ def test_a_cancelled_start_leaves_no_tree(gate, slow):
 
 
 def test_a_loop_that_is_closed_leaves_no_tree(gate, slow):
-    """The same, if nobody is there any more when the tree is up."""
+    """The same, if its task has ended when the tree is up."""
 
     async def main():
         start = asyncio.create_task(slow.enter())
@@ -282,7 +282,7 @@ def test_a_loop_that_is_closed_without_a_word_leaves_no_tree(gate, slow):
 
 
 def test_a_coroutine_child_may_stop_its_own_supervisor():
-    """Its task is cancelled in the middle of the call, so nobody waits for anybody."""
+    """Its task is cancelled amid the call, so neither waits for the other."""
 
     async def ends(ctx):
         await AsyncSupervisor(ctx.supervisor).stop()

@@ -1,12 +1,10 @@
 """Bad input and bad luck: a clear outcome for each, and nothing lost."""
 
 import contextlib
-import gc
 import queue
 import signal
 import sys
 import threading
-import weakref
 
 import pytest
 
@@ -166,7 +164,7 @@ def test_garbage_on_a_mailbox(launch, recorder, item):
 
 
 def test_a_crash_on_the_first_line_of_ten_thousand_restarts(launch, recorder):
-    """Each death is told once, in order, and each start comes before its death."""
+    """Each death is reported once, in order, and each start comes before its death."""
     count = 2000
     puppet = threading.Event()
 
@@ -325,7 +323,7 @@ class TestBrokenInside:
 
     @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
     def test_in_its_last_moment(self, monkeypatch):
-        """Nobody waits for ever."""
+        """No caller waits for ever."""
         app = otpy.start(supervisor("app"), log=False)
         close = app._tree.close
 
@@ -368,118 +366,13 @@ class Undecided:
 
 @pytest.mark.parametrize("make", [lambda: SystemExit(Undecided()), lambda: SystemExit(0.0), Evil])
 def test_an_exception_that_does_not_let_itself_be_looked_at(launch, recorder, make):
-    """Its end is told all the same; no code of it runs for that."""
+    """Its end is reported all the same, and none of its code runs for that."""
     puppet = Puppet()
     launch(supervisor("app", children=[puppet.spec("a")]))
     puppet.next().crash(make())
 
     assert recorder.wait_for(ChildTerminated, "app/a").reason.kind is ExitKind.CRASHED
     assert puppet.next().incarnation == 2
-
-
-BIG = weakref.WeakSet()
-
-
-class Big:
-    """Something that a crash leaves in its locals."""
-
-    def __init__(self):
-        BIG.add(self)
-
-
-@pytest.mark.parametrize("nested", [False, True])
-def test_the_locals_of_old_crashes_are_released(launch, nested):
-    """Only the last crash keeps its frames, although each replacement knew of the one before and kept that."""
-    up = threading.Event()
-
-    def crash(ctx):
-        _big, _why = Big(), ctx.last_exit
-        starts.append(1)
-        if len(starts) <= 50:
-            raise ValueError
-        up.set()
-        ctx.wait_stop()
-
-    starts = []
-    tree = supervisor("s", intensity=0 if nested else 1000, children=[thread(crash, id="a")])
-    launch(supervisor("app", intensity=1000, children=[tree]), reports=None)
-    assert up.wait(HANG)
-
-    def is_flat():
-        gc.collect()
-        return len(BIG) <= 4
-
-    wait_until(is_flat, "the locals are released")
-
-
-def test_what_goes_slowly_delays_nobody(launch):
-    """The end of the child has been told before what is left of the crash before goes."""
-    go, done, count = threading.Event(), threading.Event(), []
-
-    class Slow:
-        def __del__(self):
-            count.append(1)
-            go.wait(HANG)
-
-    def child(ctx):
-        slow = Slow()
-        if ctx.incarnation == 4:
-            done.set()
-            ctx.wait_stop()
-        raise RuntimeError(type(slow))
-
-    launch(supervisor("app", children=[thread(child)], intensity=100))
-    assert done.wait(HANG)
-    assert len(count) <= 2
-    go.set()
-
-
-def test_old_crashes_need_no_garbage_collector(launch):
-    """A crash is in no cycle with the thread that it ended: ten thousand of them would keep the collector busy."""
-    crashes, up = [], threading.Event()
-
-    def child(ctx):
-        if ctx.incarnation == 20:
-            up.set()
-            ctx.wait_stop()
-            return
-        raise Crash
-
-    class Crash(Exception):
-        def __init__(self):
-            crashes.append(weakref.ref(self))
-
-    def alive():
-        return [number for number, crash in enumerate(crashes) if crash() is not None]
-
-    gc.disable()
-    try:
-        launch(supervisor("app", children=[thread(child)], intensity=100), reports=None)
-        assert up.wait(HANG)
-        wait_until(lambda: alive() == [len(crashes) - 1])  # ctx.last_exit of the child that lives
-    finally:
-        gc.enable()
-
-
-def test_the_locals_of_old_crashes_go_in_a_child_thread(launch):
-    """What runs when they go is the program's code, and none of that runs on a supervisor's thread."""
-    gone, done = [], threading.Event()
-
-    class Local:
-        def __del__(self):
-            gone.append(threading.current_thread().name)
-
-    def child(ctx):
-        local = Local()
-        if ctx.incarnation == 4:
-            done.set()
-            ctx.wait_stop()
-        raise RuntimeError(type(local))
-
-    launch(supervisor("app", children=[thread(child)], intensity=100))
-    assert done.wait(HANG)
-
-    assert gone == ["app/child", "app/child"]
 
 
 class TestManyAtOnce:
@@ -537,7 +430,7 @@ class TestCallersThatHaveToEnd:
         assert said.get(timeout=HANG).path == "app/a"
 
     def test_about_a_start_that_takes_long(self, launch, recorder):
-        """The start goes on, for nobody."""
+        """The start goes on, and its answer is dropped."""
         entered = threading.Event()
 
         def slow(ctx):
@@ -557,7 +450,7 @@ class TestCallersThatHaveToEnd:
         ]
 
     def test_about_each_other(self, launch):
-        """The one that asked first is told to stop by the other, and so released."""
+        """The other one asks the first to stop, and so releases it."""
         both, said = threading.Barrier(2), queue.SimpleQueue()
 
         def kill(ctx, other):
@@ -645,7 +538,7 @@ class TestOddKinds:
         assert app.which_children()[0].state is ChildState.UNDEFINED
 
     def test_code_from_a_loader_that_raises(self, launch, recorder):
-        """Its stack cannot be shown; that hurts nobody."""
+        """Its stack cannot be shown; the supervisor goes on."""
 
         class Loader:
             def get_source(self, name):
@@ -722,29 +615,6 @@ def test_no_signal_handler_is_left_behind_by_a_start_that_fails(monkeypatch):
         otpy.start(supervisor("app"), log=False)
 
     assert signal.getsignal(signal.SIGINT) is before
-
-
-def test_nothing_of_a_dead_child_stays_alive(launch):
-    """Arguments of a temporary child and the frame of a crash are released when nobody needs them."""
-
-    class Big:
-        pass
-
-    def crash(ctx, argument):
-        raise ValueError
-
-    big = Big()
-    alive = weakref.ref(big)
-    app = launch(supervisor("app"), reports=None)
-    app.start_child(thread(crash, big, id="a", restart="temporary"))
-    del big
-    wait_until(lambda: not app.which_children())
-
-    def is_gone():
-        gc.collect()
-        return alive() is None
-
-    wait_until(is_gone, "the argument is released")
 
 
 def test_a_tree_of_a_hundred_levels():

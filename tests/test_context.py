@@ -2,6 +2,7 @@
 
 import asyncio
 import inspect
+import re
 import threading
 
 import pytest
@@ -219,7 +220,7 @@ def test_the_log_is_bound(launch):
     ],
 )
 def test_how_a_child_ends(launch, recorder, error, kind, restarted):
-    """The kind of every end that nobody asked for; a transient child shows its class."""
+    """The kind of each end without a stop request; a transient child shows its class."""
     puppet = Puppet()
     app = launch(supervisor("app", children=[puppet.spec("a", restart="transient")]))
     life = puppet.next()
@@ -334,6 +335,9 @@ def test_a_service_that_was_asked_during_init_is_stopped_after_it(launch):
 OF_KINDS = {"ask", "enter", "fence", "hangs_on", "pulse", "running", "saved"}
 """What the kinds of children do with a context; and ``running``, which stays False."""
 
+PUBLIC = [name for name in vars(Context) if name[0] != "_" and name not in OF_KINDS]
+"""The members that children use, but ``running``."""
+
 USES = {
     # member: with which arguments it is called; the others are attributes
     "check_in": [(), (1,)],
@@ -379,7 +383,39 @@ def test_every_use_of_a_fenced_context_raises_fenced(kind, launch):
     ctx.fence()
 
     assert not ctx.running
-    for name in [name for name in vars(Context) if name[0] != "_" and name not in OF_KINDS]:
+    for name in PUBLIC:
         for args in USES.get(name, [None]):
             with pytest.raises(otpy.Fenced, match="app/a"):
                 use(ctx, name, args)
+
+
+def parameters(function):
+    """Return name, kind and whether there is a default, of each parameter."""
+    found = inspect.signature(function).parameters.values()
+    return [(one.name, one.kind, one.default is one.empty) for one in found]
+
+
+def errors(member):
+    """Return the names of the exceptions in the docstring of *member*."""
+    return set(
+        re.findall(
+            r"^\s+(\w+(?:, \w+)*): ", inspect.getdoc(member).partition("Raises:")[2], re.MULTILINE
+        )
+    )
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+@pytest.mark.parametrize("kind", [AsyncContext, RemoteContext], ids=lambda kind: kind.__name__)
+def test_all_kinds_of_contexts_have_the_same_members(kind, name):
+    """Each method and property: of the same type, with the same parameters, described, and
+    with at least the errors that ``Context`` names.
+    """
+    expected, found = (inspect.getattr_static(one, name, None) for one in (Context, kind))
+
+    assert type(found) is type(expected)
+    if inspect.isfunction(expected):
+        assert parameters(found) == parameters(expected)
+        waits = kind is AsyncContext and name in {"sleep", "wait_stop"}
+        assert inspect.iscoroutinefunction(found) == waits
+    assert inspect.getdoc(found)
+    assert errors(found) >= errors(expected)

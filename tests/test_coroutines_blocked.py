@@ -180,7 +180,7 @@ def test_who_was_told_to_stop_stays_on_the_ladder(launch, recorder, stages, gate
     second.next()
     block(life, gate)
     app._tree.directory["app"].mailbox.put(
-        otpy.core.messages.TerminateChild(reply=otpy.runtime.mailbox.Reply(), id="b")
+        otpy.core.messages.TerminateChild(reply=otpy.runtime.waiting.Reply(), id="b")
     )
     let_time_pass(app, clock, lambda: recorder.of(Stalled))
     assert first.next().loop is not life.loop

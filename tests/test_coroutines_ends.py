@@ -250,7 +250,7 @@ def test_it_is_cancelled_before_its_first_step(launch, recorder, stages):
 
 def start_child(id):
     return otpy.core.messages.StartChild(
-        reply=otpy.runtime.mailbox.Reply(), spec=coroutine(wait, id=id)
+        reply=otpy.runtime.waiting.Reply(), spec=coroutine(wait, id=id)
     )
 
 

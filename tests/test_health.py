@@ -21,8 +21,8 @@ from otpy import (
 )
 from otpy.reports import ChildTerminated, Progress, Stalled, Unstopped
 from otpy.runtime import threads
-from otpy.runtime.mailbox import SystemClock
 from otpy.runtime.threads import ThreadState
+from otpy.runtime.waiting import SystemClock
 from tests.helpers import HANG, ManualClock, Puppet, wait_until
 
 SOON = 0.05
@@ -61,7 +61,7 @@ def only_child(app):
 
 class TestStalls:
     def test_a_silent_child_is_found_and_replaced(self, launch, recorder):
-        """Reported with its stack, told as STALLED, restarted; the replacement knows why it is here."""
+        """Reported with its stack, judged as STALLED, restarted; the replacement knows the reason."""
         reasons = queue.SimpleQueue()
 
         def worker(ctx):
@@ -118,7 +118,7 @@ class TestStalls:
         assert app.find("app").snapshot().children[0].state is ChildState.RUNNING
 
     def test_it_is_found_while_a_sibling_takes_for_ever_to_start(self, launch, recorder):
-        """Nobody waits for anybody."""
+        """No thread waits for another one."""
         gate = threading.Event()
 
         def slow(ctx):
@@ -273,7 +273,7 @@ class TestStalls:
 
     @pytest.mark.parametrize("said_with", [(), ("too late",)])
     def test_a_fenced_child_may_not_check_in(self, launch, recorder, said_with):
-        """It is told so."""
+        """An exception says so."""
         gate, up, said = threading.Event(), threading.Event(), queue.SimpleQueue()
 
         def stuck(ctx):
@@ -402,7 +402,7 @@ class TestState:
         assert [states.get(timeout=HANG) for _ in range(2)] == [None, "saved"]
 
     def test_it_survives_a_group_restart_and_restart_child(self, launch):
-        """Whoever stops it."""
+        """By a call, or by its supervisor."""
         one, other = Puppet(), Puppet()
         app = launch(
             supervisor("app", strategy="one_for_all", children=[one.spec("a"), other.spec("b")])
@@ -564,7 +564,7 @@ class TestDetach:
         assert "RuntimeError: ordered to crash" in text
 
     def test_a_nested_supervisor_stays_down(self, launch, recorder):
-        """Its parent does not restart it, and goes on; a crash that comes later is told."""
+        """Its parent does not restart it, and goes on; a crash that comes later is reported."""
         puppet, other = Puppet(), Puppet()
         nested = supervisor(
             "s", children=[puppet.spec("a"), supervisor("deep", children=[puppet.spec("b")])]

@@ -104,7 +104,7 @@ def test_the_pure_floors_import_nothing_that_acts(module):
     assert outside <= FOREIGN[floor(module)]
 
 
-def test_only_telemetry_logs_and_only_threads_starts_threads():
+def test_only_log_logs_and_only_threads_starts_threads():
     """One place for each. ``otpy run`` says where the log goes; a process of its own starts its own threads."""
     logs = {
         name for name, path in modules().items() if {"structlog", "logging"} & set(imports(path))
@@ -112,7 +112,7 @@ def test_only_telemetry_logs_and_only_threads_starts_threads():
     starts = {name for name, path in modules().items() if STARTS_THREADS.search(path.read_text())}
 
     assert (logs, starts) == (
-        {"runtime.telemetry", "cli.run"},
+        {"runtime.log", "cli.run"},
         {"runtime.threads", "children.callable.far_side"},
     )
 

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from otpy import CallTimeout
-from otpy.runtime.mailbox import Bell, Door, Mailbox, Once, Reply, Timers, bounded
+from otpy.runtime.mailbox import Mailbox, Timers
+from otpy.runtime.waiting import Bell, Door, Once, Reply, bounded
 from tests.helpers import HANG
 
 

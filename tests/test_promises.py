@@ -34,8 +34,8 @@ from otpy.core import lives
 from otpy.core.restarts import ACCEPTABLE, VERDICTS, Delays, Fate, Final, Verdict, Window
 from otpy.core.strategy import restart_group
 from otpy.reports import Cause, ExitKind, ExitReason
+from otpy.runtime import log, threads
 from otpy.runtime import stopping as ending
-from otpy.runtime import telemetry, threads
 from otpy.runtime.options import Options
 from otpy.runtime.running import Launch
 from otpy.specs import ChildSpec, Common, Restart, Strategy
@@ -468,9 +468,7 @@ def test_the_reference_has_the_levels_of_reports():
 
     assert written.pop("Progress") == f"info; `{Cause.CALL.name}`: debug"
     assert written == {
-        one.__name__: level
-        for one, (level, _) in telemetry.EVENTS.items()
-        if one is not reports.Progress
+        one.__name__: level for one, (level, _) in log.EVENTS.items() if one is not reports.Progress
     }
 
 
@@ -557,7 +555,7 @@ NUMBERS = [
     ),
     (
         "async.md",
-        "They have half a second; what still runs then is logged as `tasks_left`",
+        "They have half a second. A task that still runs then is logged as `tasks_left`",
         "children.coroutine.cancelling.CLEAN_UP",
         0.5,
     ),
@@ -664,7 +662,7 @@ NUMBERS = [
     (
         "design.md",
         "otpy keeps 256 kB of address space in reserve",
-        "runtime.threads.Reserve.SIZE",
+        "runtime.spares.Reserve.SIZE",
         256 << 10,
     ),
     ("design.md", "in the first calm millisecond after that", "runtime.supervisor.CALM", 0.001),
@@ -674,8 +672,8 @@ NUMBERS = [
         "runtime.remains.RELEASE_AFTER",
         0.1,
     ),
-    ("design.md", "a fork waits, for a second at most", "runtime.telemetry.FORK", 1.0),
-    ("design.md", "The same complaint is told once in a minute", "runtime.telemetry.QUIET", 60.0),
+    ("design.md", "a fork waits, for a second at most", "runtime.log.FORK", 1.0),
+    ("design.md", "The same complaint is told once in a minute", "runtime.log.QUIET", 60.0),
     (
         "design.md",
         "to look at it five seconds later",

@@ -8,8 +8,9 @@ import pytest
 from otpy import ChildState, registry, supervisor, thread
 from otpy.children.interrupt import raise_in
 from otpy.runtime import threads
+from otpy.runtime.spares import Spawner
 from otpy.runtime.supervisor import CALM
-from otpy.runtime.threads import Role, Spawner
+from otpy.runtime.threads import Role
 from tests.helpers import HANG, Puppet, wait_until
 
 
@@ -20,7 +21,7 @@ def spares(tree):
 def spare_of(app):
     """Wait until the tree has one spare thread, and it runs; return it."""
     (entry,) = wait_until(lambda: spares(app._tree))
-    assert entry.begun.wait(HANG)
+    wait_until(lambda: entry.has_begun)
     return entry.thread
 
 
@@ -249,7 +250,7 @@ def test_none_is_made_while_the_supervisor_ends(launch, puppet, monkeypatch):
     The supervisor is short of a spare, and has calm moments while its last child ends.
     """
     refills = []
-    monkeypatch.setattr(threads.Spawner, "refill", lambda spawner: refills.append(spawner))
+    monkeypatch.setattr(Spawner, "refill", lambda spawner: refills.append(spawner))
     app = launch(supervisor("app", children=[thread(end_slowly, id="a")]))
     core = app._tree.directory["app"]
     core.spawner.is_short = True

@@ -9,7 +9,7 @@ import structlog
 import otpy
 from otpy import ExitKind, ExitReason, reports, supervisor, thread
 from otpy.reports import Cause, Escalation
-from otpy.runtime import telemetry, threads
+from otpy.runtime import log, threads
 from tests.helpers import HANG, Puppet, Recorder
 
 CRASH = ExitReason(ExitKind.CRASHED, ValueError("boom"))
@@ -86,16 +86,14 @@ def test_every_report_has_an_event():
         if isinstance(kind, type) and issubclass(kind, reports.Report)
     }
 
-    assert (
-        set(telemetry.EVENTS) == kinds - {reports.Report} == {type(row[0]) for row in EVERY_REPORT}
-    )
+    assert set(log.EVENTS) == kinds - {reports.Report} == {type(row[0]) for row in EVERY_REPORT}
 
 
 @pytest.mark.parametrize(("report", "level", "event", "more"), EVERY_REPORT)
 def test_the_log_line_of_a_report(report, level, event, more):
     """Level, event in OTP's words, path, incarnation, reason, and the traceback where there is one."""
     with structlog.testing.capture_logs() as logs:
-        telemetry.log_report(report)
+        log.log_report(report)
 
     reason = (
         {"reason": str(report.reason), "exception": report.reason.traceback.rstrip()}
@@ -118,7 +116,7 @@ def test_the_logger_is_called_otpy():
 
     structlog.configure(logger_factory=factory)
     try:
-        telemetry.log_report(EVERY_REPORT[0][0])
+        log.log_report(EVERY_REPORT[0][0])
     finally:
         structlog.reset_defaults()
 
@@ -139,7 +137,7 @@ def test_reports_go_to_a_callable_or_a_queue_and_to_the_log():
 
 
 def test_a_handler_that_raises_is_logged_and_called_again():
-    """SystemExit, too. The report is told with it, and the second time the failure is only counted."""
+    """SystemExit, too. The log line has the report, and the second failure is only counted."""
     got = []
 
     def handler(report):
@@ -159,15 +157,15 @@ def test_a_handler_that_raises_is_logged_and_called_again():
 
 def test_what_was_only_counted_is_told_at_the_end():
     """Not what was logged, and that once: a count of nothing is no news."""
-    telemetry.complain("handler_failed", OSError("once"), path="app/a")
-    assert telemetry.take_counts() == []
+    log.complain("handler_failed", OSError("once"), path="app/a")
+    assert log.take_counts() == []
     for _ in range(3):
-        telemetry.complain("on_stop_failed", OSError("again and again"), path="app/b")
-    (line,) = telemetry.take_counts()
+        log.complain("on_stop_failed", OSError("again and again"), path="app/b")
+    (line,) = log.take_counts()
 
     assert line.startswith("on_stop_failed")
     assert line.endswith(": 2 times")
-    assert telemetry.take_counts() == []
+    assert log.take_counts() == []
 
 
 def test_a_handler_that_blocks_delays_nothing_and_is_named(monkeypatch):
@@ -203,19 +201,19 @@ def test_a_broken_log_hurts_nobody(monkeypatch, capsys):
     def broken(**bound):
         raise RuntimeError("no log today")
 
-    monkeypatch.setattr(telemetry, "logger", broken)
-    telemetry.complain("handler_failed", ValueError("boom \ud800"), handler="h")
+    monkeypatch.setattr(log, "logger", broken)
+    log.complain("handler_failed", ValueError("boom \ud800"), handler="h")
 
     assert "otpy: handler_failed {'handler': 'h'}" in (err := capsys.readouterr().err)
     assert "ValueError: boom \\ud800" in err
 
 
 def test_a_broken_stderr_hurts_nobody(monkeypatch):
-    """Then nobody is left to complain to."""
-    monkeypatch.setattr(telemetry, "logger", None)
+    """Then the complaint is dropped: it has no place to go to."""
+    monkeypatch.setattr(log, "logger", None)
     monkeypatch.setattr("sys.stderr", None)
 
-    telemetry.complain("handler_failed", ValueError("boom"))
+    log.complain("handler_failed", ValueError("boom"))
 
 
 def test_a_crash_with_surrogates_reaches_a_strict_log(tmp_path):

@@ -83,7 +83,7 @@ def test_one_that_is_about_to_start_is_waited_for(monkeypatch):
 
 
 def test_one_that_the_system_refuses(monkeypatch):
-    """It is forgotten, and nobody waits for it."""
+    """Its entry is removed, and no thread waits for it."""
 
     def refuse(self):
         raise RuntimeError("can't start new thread")

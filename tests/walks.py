@@ -41,9 +41,9 @@ from otpy.core.slots import (
 )
 from otpy.core.strategy import restart_group
 from otpy.reports import ExitKind, ExitReason
-from otpy.runtime.mailbox import Reply
 from otpy.runtime.supervisor import NestedSupervisor, SupervisorThread
 from otpy.runtime.tree import Tree
+from otpy.runtime.waiting import Reply
 from otpy.specs import (
     AutoShutdown,
     Backoff,

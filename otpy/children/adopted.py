@@ -1,4 +1,7 @@
-"""Children made of objects that know nothing of otpy: whatever has ``run()``, and perhaps ``stop()``."""
+"""Children made of objects that know nothing of otpy, with ``run()`` and perhaps ``stop()``.
+
+The object is made and run in the thread of the child, and stopped on a helper thread.
+"""
 
 from __future__ import annotations
 
@@ -15,49 +18,55 @@ from otpy.arguments import (
     check_method,
     check_result,
 )
-from otpy.children.thread import Service, name_of
+from otpy.children.names import name_of
+from otpy.children.service import Service
 from otpy.exceptions import SpecError, show
 from otpy.runtime.context import Context
 from otpy.values import Value, value
 
 PATH = "<adopt>"
-"""Where an error is: its place in a tree is not known yet."""
+"""The path that an error names: the place in a tree is not known yet."""
 
 
 class Runnable(Protocol):
-    """What can be adopted."""
+    """An object that can be adopted."""
 
     def run(self) -> object:
-        """Work until the end, or until stopped."""
+        """Work until the work is done, or until the object is stopped."""
 
 
 Worker = TypeVar("Worker", bound=Runnable)
 
 
 def adopt(factory: Callable[[], Worker], stop: Callable[[Worker], object] | None = None) -> Adopted:
-    """Make a target for ``thread`` of an existing class, such as a subclass of ``threading.Thread``.
+    """Make a target for ``thread`` of an existing class, such as a ``threading.Thread``.
 
-    Each incarnation is a fresh object from *factory*. It is made in the child's thread, and its ``run`` is called
-    there: a ``threading.Thread`` is never started as such, so its ``name``, ``is_alive`` and ``join`` are of no use.
-    A ``multiprocessing.Process`` is refused: its ``run`` would not be in a process of its own.
-    What ``run`` raises is the crash of the child. Its code may use ``otpy.current()``.
+    Each incarnation is a fresh object from *factory*. It is made in the thread of the
+    child, and its ``run`` is called there. A ``threading.Thread`` is never started as
+    such: its ``name``, ``is_alive`` and ``join`` are of no use. A
+    ``multiprocessing.Process`` is refused: its ``run`` would not be in a process of its
+    own. An exception of ``run`` is the crash of the child. Its code may use
+    ``otpy.current()``.
 
-    When the child is asked to stop, the object is stopped on a helper thread, once. That may happen before ``run`` has
-    begun; then ``run`` is not called any more. An object whose ``run`` forgets an earlier stop, say by
-    ``self.running = True`` on its first line, may miss one that comes at that very moment.
+    When the child is asked to stop, the object is stopped on a helper thread, once. That
+    may happen before ``run`` has begun; then ``run`` is not called any more. A ``run``
+    that forgets an earlier stop, say by ``self.running = True`` on its first line, may
+    miss a stop that comes at that very moment.
 
     Args:
-        factory: Makes the object, without arguments: a class, or a function for one that needs arguments.
-        stop: Called with the object, such as ``Server.close``; default: the object's own ``stop``, if it has one.
-            It may block, and what it raises is logged.
+        factory: Makes the object, without arguments: a class, or a function for a class
+            that needs arguments.
+        stop: Called with the object, such as ``Server.close``; default: the object's own
+            ``stop``, if it has one. It may block. An exception of it is logged.
 
     Returns:
-        The target, a frozen value. With the option ``ready`` of ``thread``, the child is up when *factory* has
-        returned; what *factory* raises is a failed start then.
+        The target, a frozen value. With the option ``ready`` of ``thread``, the child is
+        up when *factory* has returned. An exception of *factory* is a failed start then.
 
     Raises:
-        SpecError: *factory* or *stop* cannot be called like this, or *factory* is a class without ``run``, with a
-            ``run`` or ``stop`` that is async or takes arguments, or of processes.
+        SpecError: *factory* or *stop* cannot be called like this; or *factory* is a
+            class of processes, or one without ``run``, or with a ``run`` or ``stop``
+            that is async or takes arguments.
     """
     made = factory.func if isinstance(factory, functools.partial) else factory
     if isinstance(made, type):
@@ -93,12 +102,17 @@ def _check_class(made: type, *, stops: bool) -> None:
         check_method(PATH, "factory", made, name, (), expected=expected)
 
 
-NO_PROCESS = "no multiprocessing.Process, whose run() would be in a thread here: give a function to process()"
+NO_PROCESS = (
+    "no multiprocessing.Process, whose run() would be in a thread here: "
+    "give a function to process()"
+)
+"""What an error says of a class of processes."""
 
 
 def _is_process(made: type) -> bool:
-    """Whether *made* is a class of processes; if that module has not been imported,
-    none is.
+    """Whether *made* is a class of processes.
+
+    If ``multiprocessing`` has not been imported, no class is one.
     """
     processes: Any = sys.modules.get("multiprocessing.process")
     return processes is not None and issubclass(made, processes.BaseProcess)
@@ -128,7 +142,9 @@ class Adopted(Value):
         if stop is not None:
             ctx.on_stop(stop)
         ctx.ready()
-        if ctx.running:  # or else a stop has overtaken the start, and run might never hear of it
+        # A stop may have overtaken the start: then ``stop`` was called before ``run``,
+        # and ``run`` might never learn of it.
+        if ctx.running:
             check_result(run, run(), USE_COROUTINE)
 
     def _stop_of(self, worker: object) -> Callable[[], object] | None:

@@ -1,4 +1,7 @@
-"""Children that call a plain function again and again."""
+"""Children that call a plain function again and again.
+
+All of it runs in the thread of the child. ``Rhythm`` is pure.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,8 @@ from typing import Any, Unpack
 
 from otpy.abc import Birth
 from otpy.arguments import check_call, check_function, check_result
-from otpy.children.thread import ThreadChild, name_of, path_of
+from otpy.children.names import name_of, path_of
+from otpy.children.thread import ThreadChild
 from otpy.exceptions import SpecError
 from otpy.runtime import threads
 from otpy.runtime.context import Context
@@ -17,7 +21,7 @@ from otpy.specs import ChildSpec, Common, check_common, is_number
 from otpy.values import Value, running, value
 
 IN_A_COROUTINE = "use coroutine(), with a loop that awaits it and ctx.sleep()"
-"""What to do with an async function."""
+"""What an error says of an async function."""
 
 
 def periodic(
@@ -31,24 +35,28 @@ def periodic(
 ) -> ChildSpec:
     """Describe a child that calls a function at intervals.
 
-    The first call comes at once, the next one *interval* seconds after the start of the one before, without drift. A
-    call that takes longer than that is followed by the next one at once; no call is ever made up for. When the child is
-    asked to stop, it does not wait for the next call.
+    The first call comes at once, the next one *interval* seconds after the start of the
+    one before, without drift. A call that takes longer is followed by the next one at
+    once; a call that was missed is not made up for. When the child is asked to stop, it
+    does not wait for the next call.
 
-    A function that returns False, and nothing else that is false, has failed softly: that is logged, and the next call
-    comes sooner, *retry_interval* seconds after the end of the failed one. What the function raises is a crash of the
-    child as any other.
+    A function that returns False, and no other false value, has failed softly. That is
+    logged, and the next call comes sooner, *retry_interval* seconds after the end of the
+    failed one. An exception of the function is a crash of the child as any other.
 
     Args:
-        function: Called as ``function(*args)``, without the context: ``otpy.current()`` returns that.
+        function: Called as ``function(*args)``, without the context; the function gets
+            that from ``otpy.current()``.
         args: Its arguments, the same at each call.
-        id: Its name among its siblings; default: the name of *function*.
+        id: The name of the child among its siblings; default: the name of *function*.
         interval: Seconds from start to start, > 0.
-        retry_interval: Seconds, > 0; if it is longer than *interval*, that is used instead.
-        retries: How many retries in a row may come sooner; if the last of them fails as well, the next call comes at
-            the interval, and they are counted anew.
-        **common: As for ``thread``. The ``heartbeat`` limits each single call, not the wait between two. With
-            ``ready=True`` the child is up when a call has returned and has not failed.
+        retry_interval: Seconds, > 0; if it is longer than *interval*, that is used
+            instead.
+        retries: How many retries in a row may come sooner. If the last of them fails as
+            well, the next call comes at the interval, and they are counted anew.
+        **common: As for ``thread``. The ``heartbeat`` limits each single call, not the
+            wait between two. With ``ready=True`` the child is up when a call has
+            returned and has not failed.
 
     Raises:
         SpecError: A field is wrong, or *function* cannot be called with these arguments.
@@ -96,7 +104,7 @@ class PeriodicStart(Value):
                 ctx.check_in(allow=wait + heartbeat)
 
     def _call(self, ctx: Context, rhythm: Rhythm) -> float:
-        """Call once, and return how long to wait for the next time."""
+        """Call once; return the seconds to wait before the next call."""
         started = time.monotonic()
         result = self.function(*self.args)
         check_result(self.function, result, IN_A_COROUTINE)
@@ -111,17 +119,19 @@ class PeriodicStart(Value):
 
 @running
 class Rhythm:
-    """When the next call is due. Pure: times arrive as arguments.
+    """Says when the next call is due.
 
     Laws:
-    1. Two calls are due *interval* apart, whenever they really start and however long they take.
-    2. Unless the first one takes longer, or starts late by as much: then the rhythm begins anew, and nothing is made up
-       for.
-    3. After a failure the next call is due *retry_interval* after the end of that one, *retries* times in a row; after
-       one more it is due as if it had not failed.
+    1. Two calls are due *interval* apart, whenever they really start and however long
+       they take.
+    2. Except if the first one takes longer, or starts late by as much. Then the rhythm
+       begins anew, and no call is made up for.
+    3. After a failure the next call is due *retry_interval* after the end of that one,
+       *retries* times in a row. After one more failure it is due as if the call had not
+       failed.
 
     Attributes:
-        due: When the next call is due.
+        due: The monotonic time at which the next call is due.
         failures: How many calls in a row have failed.
     """
 
@@ -132,7 +142,12 @@ class Rhythm:
     failures: int = 0
 
     def next_wait(self, started: float, ended: float, *, failed: bool) -> float:
-        """Return how long to wait after a call, in seconds from its end."""
+        """Return the seconds to wait after a call, from its end.
+
+        Args:
+            started, ended: When the call started and ended, monotonic.
+            failed: Whether it has failed softly.
+        """
         self.failures = self.failures + 1 if failed else 0
         if self.failures % (self.retries + 1):
             self.due = ended + min(self.retry_interval, self.interval)

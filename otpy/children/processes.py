@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Unpack, overload
 
 from otpy.children.callable import child as callee
+from otpy.children.names import path_of
 from otpy.children.program import child as program
 from otpy.children.program.options import ProgramOptions, Text
 from otpy.children.supervisor import supervisor
-from otpy.children.thread import path_of
 from otpy.exceptions import SpecError
 from otpy.specs import ChildSpec, SupervisorSpec
 

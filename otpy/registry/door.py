@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import threading
 
-from otpy.runtime.mailbox import Door
+from otpy.runtime.waiting import Door
 
 
 def _renew() -> None:

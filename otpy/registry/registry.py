@@ -38,12 +38,12 @@ from otpy.registry.shutdown import Shutdown, ShutdownStats
 from otpy.registry.spawned import check, spawned
 from otpy.registry.table import TrackedThread
 from otpy.reports import ChildTerminated, ExitReason
-from otpy.runtime import telemetry, threads
+from otpy.runtime import log, telemetry, threads
 from otpy.runtime.account import ask_all
-from otpy.runtime.mailbox import Once, Reply
 from otpy.runtime.telemetry import handler_of
 from otpy.runtime.threads import Entry, Role
 from otpy.runtime.tree import Tree
+from otpy.runtime.waiting import Once, Reply
 from otpy.specs import is_number, plain
 
 PATH = "<registry>"
@@ -287,7 +287,7 @@ class ThreadRegistry:
         An exception of the log or of a sink is logged, and goes no further.
         """
         report = ChildTerminated(path=name, thread=name, time=time.time(), reason=reason)
-        telemetry.call(telemetry.log_report, report)
+        telemetry.call(log.log_report, report)
         for sink in list(self._sinks.values()):
             telemetry.call(sink, report)
 
@@ -307,4 +307,4 @@ class DefaultRegistry(ThreadRegistry):
 
 def _log_left(stats: ShutdownStats) -> None:
     names = [printable(name) for name in stats.timeout_names]
-    telemetry.logger().error("threads_left", names=names)
+    log.logger().error("threads_left", names=names)

@@ -19,10 +19,10 @@ from collections.abc import Callable, Iterable
 import attrs
 
 from otpy.exceptions import CallTimeout
-from otpy.runtime import telemetry, threads
-from otpy.runtime.mailbox import Reply
+from otpy.runtime import log, threads
 from otpy.runtime.threads import Entry, ThreadState
 from otpy.runtime.tree import Tree
+from otpy.runtime.waiting import Reply
 from otpy.values import Value, report, running
 
 TREES_SHARE = 0.9
@@ -160,7 +160,7 @@ class Shutdown:
                     entry.ask()
                 # a kind of child from outside otpy may break its contract
                 except BaseException as error:
-                    telemetry.complain("ask_failed", error, path=entry.name)
+                    log.complain("ask_failed", error, path=entry.name)
 
     def _left(self) -> float:
         return max(0.0, self.began + self.timeout - time.monotonic())
@@ -196,6 +196,6 @@ def will_end(entry: Entry, bound: set[object]) -> bool:
         return False
     # The calling thread is a signal handler in the middle of ``spawn``. The new thread
     # does not start before the handler returns.
-    if not entry.begun.has_happened and entry.starter == threading.get_ident():
+    if not entry.has_begun and entry.starter == threading.get_ident():
         return False
     return not (is_bound(entry) and entry.owner in bound)

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 
 from otpy.exceptions import in_one_line, printable
-from otpy.runtime import threads
+from otpy.runtime.stacks import stack_of
 from otpy.runtime.threads import Entry, Role, ThreadState
 from otpy.values import Value, report
 
@@ -90,7 +90,7 @@ def stacks(found: Sequence[TrackedThread]) -> dict[threading.Thread, str]:
 
     The text of a thread that has ended is "".
     """
-    texts = [threads.stack_of(one.thread.ident) for one in found]
+    texts = [stack_of(one.thread.ident) for one in found]
     # Ask which threads live only after the look at the stacks. The system may give the
     # number of an ended thread to a new one. A thread that lives after the look had its
     # number during the look, so the stack is its own.

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from otpy.core.messages import StopSupervisor
 from otpy.runtime import threads
-from otpy.runtime.mailbox import Reply
+from otpy.runtime.waiting import Reply
 
 if TYPE_CHECKING:
     from otpy.runtime.tree import Tree

@@ -57,12 +57,12 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from otpy.runtime import telemetry, threads
+from otpy.runtime import log, threads
 from otpy.runtime.account import ask_all
-from otpy.runtime.mailbox import Bell, Reply
 from otpy.runtime.stopping import Wait, await_end, never, wait_plainly
 from otpy.runtime.threads import Role
 from otpy.runtime.tree import SETTLE, Tree
+from otpy.runtime.waiting import Bell, Reply
 
 LAST_WORD = 2.0
 """Seconds that one line may take, if the log or stderr is blocked."""
@@ -92,7 +92,7 @@ def _shut_down(usual: Callable[[], object]) -> None:
         else:
             _end()
     except BaseException as error:  # the interpreter ends as usual, whatever was raised
-        telemetry.complain("end_failed", error)
+        log.complain("end_failed", error)
     usual()
 
 
@@ -152,7 +152,7 @@ def _leave_it_to_a_steward() -> None:
     except RuntimeError as error:
         callbacks[:] = before
         _held.clear()
-        telemetry.complain(
+        log.complain(
             "no_new_threads", error, why=NO_NEW_THREADS if threads.STARTS_NONE_LATE else str(error)
         )
 
@@ -181,7 +181,7 @@ def _end() -> None:
     for tree in stopped:
         threads.settle(tree, {Role.HELPER}, SETTLE)
     _keep_streams()
-    if counts := telemetry.take_counts():
+    if counts := log.take_counts():
         _say("told_before", again=counts)
 
 
@@ -254,10 +254,10 @@ def _flush(wait: Wait) -> None:
 
 def _say(event: str, **fields: object) -> None:
     """Log one line; if that is not possible, write it to stderr."""
-    if not _within(lambda: telemetry.write("error", event, **fields)):
+    if not _within(lambda: log.write("error", event, **fields)):
         text = f"otpy: {event} {fields}\n"
-        if _within(lambda: telemetry.mutter(text)) is None:
-            telemetry.mutter_at_once(text)
+        if _within(lambda: log.mutter(text)) is None:
+            log.mutter_at_once(text)
 
 
 def _within(job: Callable[[], object]) -> bool | None:

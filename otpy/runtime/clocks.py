@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from otpy.abc import Clock
-from otpy.runtime.telemetry import complain
+from otpy.runtime.log import complain
 from otpy.specs import is_number
 
 
@@ -35,7 +35,7 @@ class GuardedClock:
         """Have *complain* called when the clock begins to fail.
 
         Args:
-            complain: Is called as ``telemetry.complain`` is. It must not block.
+            complain: Is called as ``log.complain`` is. It must not block.
         """
         self._complain = complain
 

@@ -1,11 +1,15 @@
 """What a child sees of its tree: ``ctx``.
 
-Who runs what: a context is used by the threads of its child; ``ask`` and ``fence`` are called by the supervisor's
-thread, and so are ``pulse`` and ``saved``. There is no lock between them: each flag is written by one side only, and a
-callback is taken from the list by exactly one of the threads that try.
+Laws:
+1. No lock stands between the child and its supervisor. Each flag is written by one side
+   only. A callback is called by exactly one of the threads that try to take it.
+2. What a child saves stays in its own context until the supervisor takes it over: when
+   the child has ended, or is given up. So a child that was given up has nothing to write
+   to.
+3. Callbacks of the user run on helper threads, never on the supervisor's thread.
 
-What a child saves stays in its own context until the supervisor takes it over, at its end or when it is given up. So
-there is nothing that a stray could write to later.
+The threads of the child use a context. The supervisor's thread calls ``ask``, ``fence``
+and ``pulse``, and reads ``saved``.
 """
 
 from __future__ import annotations
@@ -24,27 +28,30 @@ from otpy.arguments import check_result, why_no_handler
 from otpy.core.messages import ChildStarted
 from otpy.exceptions import Fenced, NotFound, show
 from otpy.reports import ExitReason
-from otpy.runtime import telemetry, threads
-from otpy.runtime.mailbox import Once
+from otpy.runtime import log, threads
 from otpy.runtime.threads import Role
+from otpy.runtime.waiting import Once
 from otpy.specs import is_number
 
 RETRY = 0.1
-"""After so many seconds a thread is asked for again that the system has refused."""
+"""Seconds before a thread is asked for again that the system has refused."""
 
 UNCHANGED: Any = object()
+"""The state that ``check_in`` does not save."""
+
 PLAIN = frozenset({bool, bytes, complex, float, int, str, type(None)})
-"""What needs no copy: it cannot change."""
+"""The types of values that need no copy: they cannot change."""
 
 
 class Context:
-    """A child's window on its tree; the first argument of every target.
+    """Show a child its tree; the first argument of every target.
 
-    When the child has been given up as unstopped, ``running`` stays False and every other use raises ``Fenced``.
+    When the child has been given up as unstopped, ``running`` stays False and every
+    other use raises ``Fenced``.
 
     Attributes:
         running: True until the child is asked to stop.
-        saved: What is left to the replacement: the object itself.
+        saved: The state that is left to the replacement, and no copy of it.
     """
 
     __slots__ = (
@@ -74,72 +81,78 @@ class Context:
         self._gate: Once | None = None
         self.saved = birth.handover.state
         self._monotonic = birth.tree.clock.monotonic
-        self._beat: float | tuple[float, float] = (
-            self._monotonic()
-        )  # or with what is allowed once, in one store
+        # The time of the last check-in, or that and the seconds that are allowed once.
+        # It is one attribute: the supervisor's thread may read between two stores.
+        self._beat: float | tuple[float, float] = self._monotonic()
 
     @property
     def id(self) -> str:
-        """Its id among its siblings."""
+        """The id of the child among its siblings."""
         return self._use().spec.id
 
     @property
     def path(self) -> str:
-        """Its ids from the root, joined by "/"."""
+        """The ids from the root down to the child, joined by "/"."""
         return self._use().path
 
     @property
     def incarnation(self) -> int:
-        """How often this child has been started, this time included."""
+        """How often the child has been started, this time included."""
         return self._use().incarnation
 
     @property
     def last_exit(self) -> ExitReason | None:
-        """Why the incarnation before this one ended; None: there was none."""
+        """Why the incarnation before this one has ended; None: there was none."""
         return self._use().last_exit
 
     @property
     def supervisor(self) -> Any:
-        """The handle of its supervisor."""
+        """The handle of the child's supervisor."""
         return self._use().supervisor
 
     @property
     def log(self) -> Any:
         """A structlog logger, bound to path and incarnation."""
         birth = self._use()
-        return telemetry.logger(path=birth.path, incarnation=birth.incarnation)
+        return log.logger(path=birth.path, incarnation=birth.incarnation)
 
     @property
     def state(self) -> Any:
-        """What was saved last by ``check_in(state)``, also by the incarnations before; None: nothing.
+        """The state that ``check_in(state)`` saved last, in this incarnation or an earlier one.
 
-        A copy, so that what is done to it changes nothing before it is saved again; with the option ``snapshot`` the
-        very object that this function returned.
+        None: nothing was saved. It is a copy: a change of it has no effect before it is
+        saved again. With the option ``snapshot`` it is the very object that this
+        function returned.
         """
-        self._use()
-        return copy.deepcopy(self.saved) if self._copies() else self.saved
+        snapshot = self._use().spec.snapshot
+        is_copied = snapshot is copy.deepcopy and type(self.saved) not in PLAIN
+        return copy.deepcopy(self.saved) if is_copied else self.saved
 
     def check_in(self, state: Any = UNCHANGED, *, allow: float | None = None) -> None:
-        """Say that all is well; a child with a ``heartbeat`` must do so at least that often. Costs next to nothing.
+        """Report that all is well; a child with a ``heartbeat`` must do so at least that often.
+
+        It costs next to nothing.
 
         Args:
-            state: Save this for the replacement, as it is now: a later change of the object does not change it. See the
-                option ``snapshot`` for how it is copied. What the copying raises is raised here, and nothing is saved.
-            allow: The next check-in may take as many seconds, this once, if that is more than the heartbeat.
+            state: Save this for the replacement, as it is now: a later change of the
+                object does not change what is saved. See the option ``snapshot`` for how
+                it is copied. If the copying raises, nothing is saved, and the exception
+                leaves this method.
+            allow: The next check-in may take as many seconds, this once, if that is more
+                than the heartbeat.
 
         Raises:
             ValueError: *allow* is not a finite number > 0.
         """
         if state is UNCHANGED and allow is None:
-            monotonic = (
-                self._monotonic
-            )  # as a local: to call what is in a slot costs CPython 3.11 a search
+            # a local: to call what is in a slot costs CPython 3.11 a search
+            monotonic = self._monotonic
             self._beat = monotonic()
         else:
             self._check_in_with(state, allow)
 
     def sleep(self, seconds: float) -> None:
-        """Sleep, or return early when asked to stop.
+        """Sleep, or return early when the child is asked to stop.
 
         Args:
             seconds: How long, >= 0.
@@ -147,7 +160,13 @@ class Context:
         self.wait_stop(seconds)
 
     def wait_stop(self, timeout: float | None = None) -> bool:
-        """Wait until asked to stop, or *timeout* seconds; return whether asked to stop.
+        """Wait until the child is asked to stop, or *timeout* seconds.
+
+        Args:
+            timeout: Seconds, >= 0; None: without a limit.
+
+        Returns:
+            Whether the child has been asked to stop.
 
         Raises:
             ValueError: *timeout* is negative or not a number.
@@ -162,24 +181,35 @@ class Context:
     def on_stop(self, callback: Callable[[], object]) -> None:
         """Have *callback* called once, on a helper thread, when the child is asked to stop.
 
-        For what wakes a blocked child: close the socket, shut the server down. Called at once if the child has been
-        asked already. What it raises is logged. It stays registered until the child ends: register what serves the
-        whole life, not one callback per item of work.
+        Use it to wake a blocked child: close the socket, shut the server down. It is
+        called at once if the child has been asked already. An exception of it is logged.
+        It stays registered until the child ends: register one callback for the whole
+        life, not one for each item of work.
+
+        Args:
+            callback: Called without arguments.
 
         Raises:
-            TypeError: *callback* cannot be called without arguments, or is an async function.
+            TypeError: *callback* cannot be called without arguments, or is an async
+                function.
         """
         self._use()
         if why := why_no_handler(callback, (), "a callable that takes no arguments"):
             raise TypeError(f"callback = {show(callback)}: expected {why}")
         self._callbacks.append(callback)
-        if not self.running:  # asked before or since: ask() may have found the list empty
+        # The supervisor's thread may call ``ask`` just now, and find no callback. This
+        # thread appends first and looks second; ``ask`` sets the flag first and looks
+        # second. So whichever thread makes its second step later finds the callback.
+        if not self.running:
             self._call_back()
         elif threads.STARTS_NONE_LATE and self._gate is None:
             self._prepare()
 
     def ready(self) -> None:
-        """Say that the start is complete; for a child with ``ready=True``. Calling it again does nothing."""
+        """Report that the start is complete; for a child with ``ready=True``.
+
+        A second call does nothing.
+        """
         birth = self._use()
         if not self._is_ready:
             self._is_ready = True
@@ -188,14 +218,14 @@ class Context:
 
     @property
     def is_ready(self) -> bool:
-        """Whether the start is complete."""
+        """Whether the start of the child is complete."""
         self._use()
         return self._is_ready
 
     def __repr__(self) -> str:
         return f"<Context of {self._birth.path}, incarnation {self._birth.incarnation}>"
 
-    # What the kinds of children do with it, not the children themselves
+    # For the kinds of children and the supervisor, not for the children themselves
 
     def enter(self) -> None:
         """Make this the context of the code that runs in this thread."""
@@ -208,9 +238,10 @@ class Context:
         return self._fenced and self._thread != threading.get_ident()
 
     def hangs_on(self, tree: object, path: str) -> str | None:
-        """Return the child of the supervisor *path* through which this child hangs in its tree.
+        """Return the id of the child of the supervisor *path* at or below which this child is.
 
-        None if it does not, or if a call made here does not hold up the child: its own thread is another one.
+        Returns None if there is no such child, or if a call that is made on this thread
+        does not hold up the child: its own thread is another one.
         """
         birth = self._use()
         if (
@@ -223,12 +254,14 @@ class Context:
 
     @property
     def _is_elsewhere(self) -> bool:
-        """Whether this process is a fork: the child runs in the other one."""
+        """Whether this process is a forked one: the child runs in its parent process."""
         is_foreign: bool = self._birth.tree.is_foreign
         return is_foreign
 
     def _is_held_up(self) -> bool:
-        """Whether a call that is made here keeps the child from ending or from starting."""
+        """Whether a call that is made here keeps the child from ending or from
+        starting.
+        """
         return self._thread == threading.get_ident()
 
     def ask(self) -> None:
@@ -239,7 +272,8 @@ class Context:
             if self._callbacks:
                 self._call_back()
         else:
-            self._stop.happen()  # once more: an exception may have hit the thread that asked first
+            # The thread that asked first may have been hit by an exception in between.
+            self._stop.happen()
 
     def fence(self) -> None:
         """Make this context useless."""
@@ -247,14 +281,13 @@ class Context:
         self._monotonic = functools.partial(_refuse, self._birth.path)
 
     def pulse(self) -> tuple[float, float]:
-        """Return when the child checked in last, and until when it may be silent."""
+        """Return when the child checked in last, and until when it may be silent,
+        monotonic.
+        """
         beat, heartbeat = self._beat, self._birth.spec.heartbeat or 0.0
         if isinstance(beat, tuple):
             return beat[0], beat[0] + max(heartbeat, beat[1])
         return beat, beat + heartbeat
-
-    def _copies(self) -> bool:
-        return self._birth.spec.snapshot is copy.deepcopy and type(self.saved) not in PLAIN
 
     def _copied(self, value: object) -> object:
         snapshot = self._birth.spec.snapshot
@@ -277,7 +310,7 @@ class Context:
             raise ValueError(f"allow = {show(allow)}: expected a finite number of seconds > 0")
 
     def _runner(self) -> str:
-        """Return the name of what runs the child."""
+        """Return the name of the thread that runs the child."""
         return threading.current_thread().name
 
     def _use(self) -> Birth:
@@ -286,10 +319,10 @@ class Context:
         return self._birth
 
     def _prepare(self) -> None:
-        """Start the helper thread already now: at the interpreter's end it could not start.
+        """Start the helper thread already now: at the interpreter's end none can be started.
 
-        It waits for the stop, for the end of the thread that calls this, which is the
-        child's, or for the end of this object.
+        The helper waits until the child is asked to stop, until the thread that calls
+        this has ended, which is that of the child, or until this object is freed.
         """
         gate = self._gate = Once()
         itself = weakref.ref(self, lambda _: gate.happen())
@@ -310,13 +343,13 @@ class Context:
         elif not (helpers := birth.tree.telemetry.helpers).run(
             self._drain, f"{birth.path} (on_stop)", Role.HELPER
         ):
-            if helpers.is_closed:  # the child was let go, and its tree has no thread any more
+            if helpers.is_closed:  # the child was detached, and its tree has no thread any more
                 contextvars.copy_context().run(self._drain)
             else:
                 birth.remind(RETRY, self._retry)
 
     def _retry(self) -> None:
-        """Ask for a thread again: others may have ended meanwhile. On the supervisor's."""
+        """Ask for a thread again, on the supervisor's: others may have ended meanwhile."""
         if not self._birth.tree.telemetry.helpers.retry():
             self._birth.remind(RETRY, self._retry)
 
@@ -328,13 +361,10 @@ class Context:
                 callback = self._callbacks.pop(0)
             except IndexError:
                 return  # another helper was faster
-            self._call(callback)
-
-    def _call(self, callback: Callable[[], object]) -> None:
-        try:
-            check_result(callback, callback())
-        except BaseException as error:
-            telemetry.complain("on_stop_failed", error, path=self._birth.path)
+            try:
+                check_result(callback, callback())
+            except BaseException as error:
+                log.complain("on_stop_failed", error, path=self._birth.path)
 
 
 def _refuse(path: str) -> float:
@@ -344,14 +374,17 @@ def _refuse(path: str) -> float:
 _current: contextvars.ContextVar[Context] = contextvars.ContextVar("otpy.current")
 
 FAR_SIDE = "otpy.children.callable.far_side"
-"""The module that a child in a process of its own is run by. It is not imported here: only such a process needs it."""
+"""The module that runs a callable child in its own process.
+
+Only such a process imports it.
+"""
 
 
 def current() -> Context:
     """Return the context of the child whose code is running.
 
-    A thread that a child has started, and that has inherited its context variables, is the child's code until the child
-    has been given up.
+    A thread that a child has started, and that has inherited its context variables, runs
+    code of the child until the child has been given up.
 
     Raises:
         NotFound: This is not the code of a child.

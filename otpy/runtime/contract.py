@@ -19,7 +19,7 @@ from typing import Any
 from otpy.abc import Child
 from otpy.core.lives import INTERRUPT_GRACE
 from otpy.exceptions import show
-from otpy.runtime import threads
+from otpy.runtime import spares
 
 
 def _pulse(child: Child) -> tuple[float, float]:
@@ -56,7 +56,7 @@ def asked(child: Child, question: str) -> tuple[Any, BaseException | None]:
     try:
         return ask(child), None
     except BaseException as error:
-        threads.reserve.spend(error)
+        spares.reserve.spend(error)
         return instead, error
 
 

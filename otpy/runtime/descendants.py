@@ -1,22 +1,23 @@
 """Which processes descend from one of ours: found in /proc by what they have inherited.
 
 A process descends from a leader if its session or its group is the leader's, if its
-environment holds the leader's mark, or if its parent is one of those. Groups and
-sessions can be left, an environment can be emptied; to lose all of them takes a process
-that does both. Where there is no /proc, nothing is found: then only the group is known.
+environment holds the leader's mark, or if its parent is such a process. A process can
+leave its group and its session, and it can empty its environment. Only one that does
+both is lost. Where there is no /proc, no process is found: then only the group is known.
 
 Laws:
-1. Look while the leader has not been reaped, be it a zombie: until then its number is
-   nobody else's.
+1. Look before the leader is reaped. A zombie keeps its number: until it is reaped, no
+   other process gets it.
 2. A process is signalled through a descriptor of it, after it was looked at once more:
-   its number may be used anew.
-3. To look costs little where there is little to see: numbers are given out in order, so
-   all descendants have a higher one than the leader, until the numbers begin anew.
-4. A process that was forked during a look is looked at as well: its parent may have
+   another process may have got its number.
+3. A look costs little where there are few processes to see. Numbers are given out in
+   order, so all descendants have a higher one than the leader, until the numbers begin
+   anew.
+4. A process that was forked during a look is looked at as well. Its parent may have
    ended before it was seen, as that of a daemon does.
 5. A process lives as long as one of its threads does; its first thread may have ended.
 
-May be used on any thread. Owns nothing but caches.
+Any thread may use this module. It owns caches only.
 """
 
 from __future__ import annotations
@@ -43,20 +44,23 @@ What an outer tree has put there stays in front.
 NAME = MARK.encode()
 
 NEAR = 64
-"""So many numbers are tried one by one; for more, all processes are listed."""
+"""How many numbers are tried one by one; for more, all processes are listed."""
 
 FORKS = 10_000
 """How many processes and threads a machine makes at most, per second.
 
-By this it is known when numbers cannot have begun anew."""
+This says when the numbers cannot have begun anew."""
 
 ROUNDS = 20
-"""So often, at most, a look goes on with the processes that were forked meanwhile: on a
-busy machine there are always some."""
+"""How often, at most, a look goes on with the processes that were forked meanwhile.
+
+A busy machine always forks some."""
 
 DEAD = b"ZX"
+"""The states of processes that have ended."""
 
 CHUNK = 1 << 16
+"""How many bytes of a file are read at once."""
 
 
 @value
@@ -64,11 +68,13 @@ class Seen(Value):
     """A process, as /proc shows it.
 
     Attributes:
+        pid: Its number.
         state: One letter, as ``ps`` shows it.
+        parent, group, session: The numbers of these.
         started: In clock ticks since the machine has started; with *pid* it names a
             process for ever.
-        threads: How many it has. One whose first thread has ended looks like a zombie,
-            but has more than one.
+        threads: How many it has. A process whose first thread has ended looks like a
+            zombie, but has more than one.
     """
 
     pid: int
@@ -81,12 +87,12 @@ class Seen(Value):
 
     @property
     def lives(self) -> bool:
-        """Whether it has not ended; a zombie has."""
+        """Whether it has not ended. A zombie has."""
         return self.state not in DEAD or self.threads > 1
 
 
 def look(pid: int) -> Seen | None:
-    """Return what /proc says of *pid*, None if there is no such process."""
+    """Return what /proc says of *pid*; None if there is no such process."""
     words = _read(f"/proc/{pid}/stat").rpartition(b")")[2].split()  # a name may be any bytes
     if len(words) < 20:
         return None
@@ -96,11 +102,11 @@ def look(pid: int) -> Seen | None:
 
 
 def environment(seen: Seen) -> bytes:
-    """Return the environment of a process, b"" if it is not ours to know."""
+    """Return the environment of a process; b"" if this process may not read it."""
     found = _read(f"/proc/{seen.pid}/environ")
-    if (
-        not found and seen.state in DEAD and seen.lives
-    ):  # it is that of the first thread, which has ended
+    # That is the one of the first thread. If it has ended, the other threads still have
+    # it.
+    if not found and seen.state in DEAD and seen.lives:
         with contextlib.suppress(OSError):
             tasks = Path(f"/proc/{seen.pid}/task").iterdir()
             found = next(filter(None, (_read(f"{task}/environ") for task in tasks)), b"")
@@ -110,7 +116,8 @@ def environment(seen: Seen) -> bytes:
 @functools.cache
 def _sees(pid: int) -> bool:
     try:
-        return os.readlink("/proc/self") == str(pid)  # noqa: PTH115 - may be that of another namespace
+        # a /proc that belongs to another namespace shows another number
+        return os.readlink("/proc/self") == str(pid)  # noqa: PTH115
     except OSError:
         return False
 
@@ -133,7 +140,7 @@ _CLOCK = getattr(time, "CLOCK_BOOTTIME", None)
 
 
 def ticks() -> int:
-    """Return the present moment as ``Seen.started`` counts."""
+    """Return the present moment as ``Seen.started`` counts it."""
     return int(time.clock_gettime(_CLOCK) * _TICKS) if _CLOCK is not None else 0
 
 
@@ -157,7 +164,10 @@ class Family:
         env[NAME] = self.token if outer is None else b"%s,%s" % (os.fsencode(outer), self.token)
 
     def living(self) -> list[Seen]:
-        """Return all that have not ended, but the leader; [] where /proc shows none."""
+        """Return all that have not ended, except the leader.
+
+        Returns [] where /proc shows none.
+        """
         if not is_possible() or self.leader <= 1:  # it has not been started
             return []
         strangers: dict[int, Seen] = {}
@@ -166,7 +176,8 @@ class Family:
         for pid in self._candidates():
             if (seen := look(pid)) is not None and seen.lives:
                 strangers[pid] = seen
-                if self._is_own(seen):  # at once: it may end soon, and then it shows less
+                # Ask at once: it may end soon, and then it has no environment any more.
+                if self._is_own(seen):
                     more.append(seen)
         while more:
             found.update({one.pid: one for one in more})
@@ -186,29 +197,30 @@ class Family:
         return None if seen is None or not seen.lives else self._is_own(seen)
 
     def _is_own(self, seen: Seen) -> bool:
-        if self.leader <= 1:  # 0 is the session of whatever was started from outside of a namespace
+        # 0 is the session of each process that was started from outside of a namespace.
+        if self.leader <= 1:
             return False
         return self.leader in (seen.session, seen.group) or (
             seen.started >= self.began - 1 and self.token in environment(seen)
         )
 
     def _candidates(self) -> Iterator[int]:
-        """Yield the numbers that a descendant may have, and then those that are given out meanwhile."""
-        newest = _newest()
-        yield from self._numbers_until(newest)
+        """Yield the numbers that a descendant may have, and those that are given out
+        meanwhile.
+        """
+        newest, me = _newest(), os.getpid()
+        has_wrapped = newest < self.leader
+        if has_wrapped or (ticks() - self.began) / _TICKS * FORKS >= _pid_max():
+            yield from (pid for pid in list(pids()) if pid not in (self.leader, me))
+        elif newest - self.leader <= NEAR:
+            yield from range(self.leader + 1, newest + 1)
+        else:
+            yield from (pid for pid in list(pids()) if pid > self.leader and pid != me)
         for _ in range(ROUNDS):
             before, newest = newest, _newest()
             if newest <= before:
                 return
             yield from range(before + 1, newest + 1)
-
-    def _numbers_until(self, newest: int) -> Iterable[int]:
-        me = os.getpid()
-        if newest >= self.leader and (ticks() - self.began) / _TICKS * FORKS < _pid_max():
-            if newest - self.leader <= NEAR:
-                return range(self.leader + 1, newest + 1)
-            return [pid for pid in pids() if pid > self.leader and pid != me]
-        return [pid for pid in pids() if pid not in (self.leader, me)]
 
 
 def pids() -> Iterator[int]:
@@ -219,20 +231,24 @@ def pids() -> Iterator[int]:
 
 
 def _newest() -> int:
-    """Return the number that was given out last, -1 if the system does not tell."""
+    """Return the number that was given out last; -1 if /proc does not show it."""
     words = _read("/proc/loadavg").split()
     return int(words[-1]) if words and words[-1].isdigit() else -1
 
 
 def _read(path: str) -> bytes:
-    """Return a file of /proc, b"" if it is not ours to know, or has just gone."""
+    """Return a file of /proc.
+
+    Returns b"" if this process may not read it, or if it has just gone.
+    """
     data = b""
     try:
         fd = os.open(path, os.O_RDONLY)
     except OSError:
         return data
     try:
-        while len(more := os.read(fd, CHUNK)) == CHUNK:  # only an environment is longer
+        # only an environment is longer
+        while len(more := os.read(fd, CHUNK)) == CHUNK:
             data += more
     except OSError:
         return b""
@@ -261,7 +277,7 @@ def send(seen: Seen, number: int) -> None:
 
 
 def describe(pid: int) -> str:
-    """Return a line for people: "process 123, S (sleeping): sleep 1000"."""
+    """Return a line about a process, such as "process 123, S (sleeping): sleep 1000"."""
     try:
         words = Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").replace(b"\0", b" ")
     except OSError:
@@ -270,7 +286,7 @@ def describe(pid: int) -> str:
 
 
 def state_of(pid: int) -> str:
-    """Return what /proc says a process is doing, such as "S (sleeping)"."""
+    """Return the state of a process by /proc, such as "S (sleeping)"."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text("utf-8", "replace").splitlines()
     except OSError:
@@ -282,19 +298,17 @@ def state_of(pid: int) -> str:
 
 
 def adopted(token: bytes, known: set[tuple[int, int]]) -> list[int]:
-    """Return zombies that the system has handed to this process.
+    """Return the zombies that the system has handed to this process.
 
-    No code of this process can be waiting for them.
-
-    A child that this process has started itself is in its session, or leads one. So a
-    child in another session, that does not lead it, was started by another process,
-    which has ended. The same is true of a child that has the mark: ours do not have it,
-    but programs.
+    No code of this process can be waiting for them. A child process that this process
+    has started is in the session of this process, or leads one. So a child process in
+    another session, which it does not lead, was started by another process that has
+    ended. The same is true of one that has the mark: only programs get a mark.
 
     Args:
         token: What the marks of programs hold.
-        known: Number and start of those that live and have the mark; they are noted
-            here, because a zombie has no environment any more.
+        known: Number and start of the child processes that live and have the mark. They
+            are noted here, because a zombie has no environment any more.
     """
     me, session = os.getpid(), os.getsid(0)
     found, before, now = [], known.copy(), set()
@@ -314,7 +328,7 @@ def adopted(token: bytes, known: set[tuple[int, int]]) -> list[int]:
 
 
 def _children(me: int) -> Iterable[int]:
-    """Return our children, at least those that were handed over to the main thread."""
+    """Return the child processes, at least those that were handed to the main thread."""
     try:
         return map(int, Path(f"/proc/{me}/task/{me}/children").read_bytes().split())
     except OSError:
@@ -322,9 +336,12 @@ def _children(me: int) -> Iterable[int]:
 
 
 def children_of_thread(native_id: int) -> list[int]:
-    """Return the children that a thread of ours has started, but those that were reaped.
+    """Return the child processes that a thread has started, except those that were reaped.
 
-    Returns [] where the system does not tell.
+    Returns [] where /proc does not show them.
+
+    Args:
+        native_id: The system's number of the thread.
     """
     try:
         return [

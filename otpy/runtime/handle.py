@@ -26,9 +26,9 @@ from otpy.core.messages import StopSupervisor
 from otpy.exceptions import CallTimeout, NotAlive, NotFound, SpecError, WouldDeadlock, show
 from otpy.reports import ChildInfo, Counts, ExitReason, Snapshot, StopReport
 from otpy.runtime.context import current
-from otpy.runtime.mailbox import Reply
 from otpy.runtime.stopping import await_end
 from otpy.runtime.tree import SUPERVISING, Tree
+from otpy.runtime.waiting import Reply
 from otpy.specs import ChildSpec, ChildType, is_number, plain
 
 if TYPE_CHECKING:

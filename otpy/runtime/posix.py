@@ -10,26 +10,26 @@ Laws:
 3. A process leads a session and a group of its own, with an empty signal mask, before
    its first instruction.
 4. Nothing here runs Python between fork and exec: a process with threads must not.
-5. A number of a process is used for as long as it is certainly that process: until it
-   is reaped.
+5. The number of a process is used until the process is reaped, and not after: then
+   another process may have it.
 
 All functions may be called on any thread. ``start_process`` and ``await_exit`` may
-block for as long as the system likes (a working directory on a file system that hangs),
-so a supervisor's thread calls neither.
+block without a limit (a working directory on a file system that hangs). So a
+supervisor's thread calls neither.
 
 Libraries such as gevent and eventlet replace parts of ``socket``, ``subprocess``,
 ``os`` and ``threading``. Sockets here are made from ``_socket``, which they leave
-alone, and processes by the ``Popen`` of the standard library. Our own ends of wires do
-not block and are waited for at a selector, which such a library may replace by one of
-its own. The ends for other processes block.
+alone, and processes by the ``Popen`` of the standard library. The ends of wires that
+this process keeps do not block. It waits for them at a selector, which such a library
+may replace by one of its own. The ends for other processes block.
 
-What this module must not know: children, trees, threads of otpy. It stands below all
-that runs, and imports none of it.
+This module knows no children, no trees and no threads of otpy. It stands below all
+modules that run, and imports none of them.
 """
 
 from __future__ import annotations
 
-import _signal  # type: ignore[import-not-found]  # ten times as fast as ``signal``, which makes enums of all
+import _signal  # type: ignore[import-not-found]  # ten times as fast: ``signal`` makes enums
 import _socket
 import _thread
 import contextlib
@@ -51,21 +51,24 @@ from typing import Any, Self
 from otpy.values import Value, value
 
 NO_SIGNAL = getattr(socket, "MSG_NOSIGNAL", 0)
-"""Send with this: not every program ignores SIGPIPE. Some systems lack it."""
+"""The flag of ``send`` that prevents SIGPIPE, where the system has it.
+
+Not every process ignores that signal."""
 
 LOWEST = 3
 """The first descriptor that is not stdin, stdout or stderr."""
 
 SYSTEM: Any = sys.modules.get(os.name, os)
-"""The functions of the system; a library may have replaced those in ``os``."""
+"""The functions of the system. A library may have replaced those in ``os``."""
 
 close: Callable[[int], None] = SYSTEM.close
 """Close a descriptor now.
 
-That of gevent may do it later; who waits for the end of a pipe then waits for ever."""
+That of gevent may do it later. A process that waits for the end of a pipe then waits for
+ever."""
 
 TURN = 0.05
-"""Seconds between looks for the end of a process that nobody may wait for."""
+"""Seconds between looks for the end of a process that no thread may wait for."""
 
 
 # Descriptors
@@ -82,7 +85,7 @@ class Socket(_socket.socket):
 
 
 def lifted(fd: int) -> int:
-    """Return *fd*; if it is 0, 1 or 2, close it and return another one of the same.
+    """Return *fd*; if it is 0, 1 or 2, close it and return a copy with a higher number.
 
     Raises:
         OSError: There are no more descriptors; *fd* is closed.
@@ -162,10 +165,11 @@ def open_file(path: str, flags: int, mode: int = 0o600) -> int:
 
 
 def occupy(taken: list[io.FileIO]) -> None:
-    """Have 0, 1 and 2 in use, until ``vacate``, for what makes descriptors that cannot be lifted.
+    """Have 0, 1 and 2 in use until ``vacate``, for descriptors that cannot be lifted.
 
     Args:
-        taken: Gets what is opened for that, in the same step of C.
+        taken: Gets the files that are opened for that, in the same step of C in which
+            they are opened: a signal handler may raise between two steps.
 
     Raises:
         OSError: There are no more descriptors.
@@ -175,7 +179,10 @@ def occupy(taken: list[io.FileIO]) -> None:
 
 
 def vacate(taken: list[io.FileIO]) -> None:
-    """Close what ``occupy`` has opened. A second call does what an exception has kept the first one from doing."""
+    """Close the files that ``occupy`` has opened.
+
+    If an exception ends this amidst, a second call closes the rest.
+    """
     while taken:
         taken[-1].close()
         taken.pop()
@@ -183,7 +190,7 @@ def vacate(taken: list[io.FileIO]) -> None:
 
 @contextlib.contextmanager
 def occupied() -> Iterator[None]:
-    """Have 0, 1 and 2 in use meanwhile."""
+    """Have 0, 1 and 2 in use within a block."""
     taken: list[io.FileIO] = []
     try:
         occupy(taken)
@@ -203,9 +210,9 @@ def selector() -> selectors.BaseSelector:
 
 
 def pair_maker() -> Callable[[], tuple[Any, Any]]:
-    """Return what makes two connected sockets in one step of C; see ``occupy``.
+    """Return a function in C that makes two connected sockets; see ``occupy``.
 
-    Where threads are green, so are the sockets.
+    Where threads are those of gevent or eventlet, so are the sockets.
     """
     return (
         getattr(_socket, "socketpair", socket.socketpair)
@@ -217,7 +224,7 @@ def pair_maker() -> Callable[[], tuple[Any, Any]]:
 def open_process(pid: int) -> int | None:
     """Return a descriptor that can be read when the process *pid* has ended.
 
-    Returns None where the system has none, or no more.
+    Returns None where the system has no such descriptors, or no more to give.
 
     Raises:
         ProcessLookupError: There is no such process.
@@ -240,8 +247,8 @@ class NoPython(OSError):
 def python_command(*args: str) -> list[str]:
     """Return the command that starts Python here, with *args*.
 
-    What ``multiprocessing.set_executable`` was given is believed, even where the rest
-    says no.
+    A path that was given to ``multiprocessing.set_executable`` is used, even where there
+    seems to be no Python.
 
     Raises:
         NoPython: The program is frozen, or Python is embedded in another program: there
@@ -254,7 +261,8 @@ def python_command(*args: str) -> list[str]:
         return [chosen, *args]
     if getattr(sys, "frozen", False):
         raise NoPython(
-            "no Python can be started: the program is frozen, and sys.executable is the program itself"
+            "no Python can be started: the program is frozen, "
+            "and sys.executable is the program itself"
         )
     if not executable:
         raise NoPython(
@@ -264,7 +272,8 @@ def python_command(*args: str) -> list[str]:
         raise NoPython(f"no Python can be started: it is embedded in {executable}")
     if not os.access(executable, os.X_OK):
         raise NoPython(
-            f"no Python can be started: sys.executable, {executable}, is not there or cannot be executed"
+            f"no Python can be started: sys.executable, {executable}, "
+            "is not there or cannot be executed"
         )
     return [executable, *args]
 
@@ -274,12 +283,13 @@ def python_command(*args: str) -> list[str]:
 KEPT = frozenset(
     getattr(signal, name) for name in ("SIGHUP", "SIGINT", "SIGQUIT") if hasattr(signal, name)
 )
-"""What a shell or nohup ignores on purpose stays ignored, as in all that they start.
+"""The signals that stay ignored in a program if this process ignores them.
 
-These signals come from a terminal, and a process with a session of its own has none."""
+A shell or nohup ignores them on purpose in all that they start. They come from a
+terminal, and a process with a session of its own has none."""
 
 PYTHONS_OWN = ("SIGPIPE", "SIGXFSZ", "SIGXFZ")
-"""What Python itself ignores; ``Popen`` resets it."""
+"""The signals that Python itself ignores; ``Popen`` resets them."""
 
 FRESH = """
 import signal
@@ -292,9 +302,9 @@ def fresh(kept):
 """
 """Defines ``fresh(kept)``: ignore no signal but the numbers *kept*, and block none.
 
-It is run by each process that is started in Python, and by a Python that becomes the
-program (``EXEC``) where this process blocks or ignores signals: the system offers no
-other moment for it."""
+Each process that is started in Python runs it. So does a Python that becomes the program
+(``EXEC``) where this process blocks or ignores signals: the system offers no other
+moment for it."""
 
 EXEC = (
     FRESH
@@ -343,8 +353,8 @@ def start_process(
             this process.
         pass_fds: Further descriptors that it inherits, under the same numbers.
         heard: The signals that it must not ignore, even if they are in KEPT.
-        unclean: Called if it inherits blocked or ignored signals, because there is no
-            Python that could prevent it.
+        unclean: Called if it inherits blocked or ignored signals, because no Python could
+            be started to prevent it.
 
     Raises:
         OSError: It cannot be executed; ``filename`` is the program or *cwd*.
@@ -372,7 +382,8 @@ def is_unclean(kept: Collection[int] = ()) -> bool:
     if block(()):
         return True
     handler_of, ignored = _signal.getsignal, _IGNORED
-    return any([handler_of(number) == ignored and number not in kept for number in _USUAL])  # noqa: C419 - it is faster
+    found = [one for one in _USUAL if handler_of(one) == ignored and one not in kept]
+    return bool(found)
 
 
 def block(numbers: Iterable[int]) -> set[int]:
@@ -431,7 +442,7 @@ def standard_popen() -> type[subprocess.Popen[bytes]]:
         assert spec.loader is not None, "it was found"
         module: Any = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-        module.SubprocessError = subprocess.SubprocessError  # what callers expect
+        module.SubprocessError = subprocess.SubprocessError  # the class that callers catch
         module.os = types.SimpleNamespace(**{**vars(os), **vars(SYSTEM)})
         for holder in (module, getattr(module, "_del_safe", module)):
             holder.waitpid = SYSTEM.waitpid
@@ -459,7 +470,7 @@ class Ended(Value):
 
     Attributes:
         code: As in ``subprocess``: its exit code, or minus the number of the signal;
-            None: nobody knows.
+            None: it is not known.
         is_reaped: Whether its number may belong to another process by now.
     """
 
@@ -468,10 +479,10 @@ class Ended(Value):
 
 
 def await_exit(pid: int) -> Ended:
-    """Wait until our child *pid* has ended; leave it to be reaped, if that is possible.
+    """Wait until the child process *pid* has ended, and do not reap it if that is possible.
 
-    Where it cannot (PyPy, some other systems), it is reaped here. Whoever uses the
-    number must then be told at once.
+    Where it is not (PyPy, some other systems), the process is reaped here. The caller
+    must then see to it at once that its number is not used any more.
     """
     if (ended := peek(pid)) is not None:
         return ended
@@ -480,7 +491,8 @@ def await_exit(pid: int) -> Ended:
     if hasattr(os, "waitid"):
         return await_change(pid, os.WEXITED)
     if hasattr(select, "kqueue"):
-        with contextlib.suppress(OSError):  # no more descriptors: wait as those who have none
+        # no more descriptors: wait as on systems that have no kqueue
+        with contextlib.suppress(OSError):
             _await_by_kqueue(pid)
             return Ended(None, is_reaped=False)
     try:
@@ -496,24 +508,23 @@ def await_change(pid: int, changes: int) -> Ended:
     """
     try:
         found = os.waitid(os.P_PID, pid, changes | os.WNOWAIT)
-    except ChildProcessError:  # something else in this process was faster, or SIGCHLD is ignored
+    except ChildProcessError:  # other code of this process has reaped it, or SIGCHLD is ignored
         return Ended(None, is_reaped=True)
     assert found is not None, "only WNOHANG finds nothing"
     return Ended(None if found.si_code == os.CLD_STOPPED else _code_of(found), is_reaped=False)
 
 
 def has_real_threads() -> bool:
-    """Whether what is called a thread here is one of the system.
+    """Whether each thread of Python here is a thread of the system.
 
-    gevent and eventlet have all of theirs in one.
-
-    One of those must not wait for the system, or all others would wait as well.
+    gevent and eventlet run all of theirs in one. None of those may wait for the system,
+    or all others would wait as well.
     """
     return isinstance(_thread.start_new_thread, types.BuiltinFunctionType)
 
 
 def _await_in_turns(pid: int) -> Ended:
-    """Look for the end of *pid*, and let others run in between."""
+    """Look for the end of *pid*, and let other threads run in between."""
     while (ended := peek(pid) if hasattr(os, "waitid") else reap(pid)) is None:
         time.sleep(TURN)
     return ended
@@ -534,18 +545,18 @@ def _await_by_kqueue(pid: int) -> None:
 
 
 def reap(pid: int) -> Ended | None:
-    """Reap our child *pid*; None: it has not ended. Never blocks."""
+    """Reap the child process *pid*; return None if it has not ended. Never blocks."""
     try:
         found, status = os.waitpid(pid, os.WNOHANG)
-    except ChildProcessError:  # something else in this process was faster, or SIGCHLD is ignored
+    except ChildProcessError:  # other code of this process has reaped it, or SIGCHLD is ignored
         return Ended(None, is_reaped=True)
     return Ended(os.waitstatus_to_exitcode(status), is_reaped=True) if found == pid else None
 
 
 def peek(pid: int) -> Ended | None:
-    """Say whether our child *pid* has ended, without reaping it.
+    """Look whether the child process *pid* has ended, without reaping it.
 
-    Returns None if it has not, or if the system cannot tell.
+    Returns None if it has not, or if the system has no call for that.
     """
     if not hasattr(os, "waitid"):
         return None
@@ -562,10 +573,12 @@ def _code_of(found: os.waitid_result) -> int:
 
 
 def is_strange(pid: int) -> bool:
-    """Whether our child *pid* was reaped by others, and its number is given anew."""
+    """Whether other code has reaped the child process *pid*, and another one has its
+    number.
+    """
     if not hasattr(os, "waitid"):
         try:
-            return os.getsid(pid) != pid  # what we start leads a session; few others do
+            return os.getsid(pid) != pid  # what is started here leads a session; few others do
         except ProcessLookupError:
             return False
     try:
@@ -576,7 +589,7 @@ def is_strange(pid: int) -> bool:
 
 
 def exists(pid: int) -> bool:
-    """Whether there is such a process, be it a zombie."""
+    """Whether the process *pid* exists, be it as a zombie."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -587,17 +600,25 @@ def exists(pid: int) -> bool:
 
 
 def signal_group(group: int, number: int) -> None:
-    """Send a signal to all of *group*; nothing, if nobody of ours is left in it."""
-    if group <= 1:  # to the system that would be our own group, or all processes
+    """Send a signal to all of *group*; do nothing if no process in it may be signalled.
+
+    Raises:
+        ValueError: *group* is 0 or 1. To the system that is the group of this process, or
+            all processes.
+    """
+    if group <= 1:
         raise ValueError(f"{group} is no process group of a child")
     with contextlib.suppress(OSError):
         os.killpg(group, number)
 
 
 def signal_name(returncode: int | None) -> str | None:
-    """Return the signal that a process died of, such as "SIGSEGV"; None: it was none."""
+    """Return the signal that a process died of, such as "SIGSEGV".
+
+    None: of no signal.
+    """
     if returncode is None or returncode >= 0:
         return None
-    return next(
-        (one.name for one in signal.Signals if one == -returncode), f"signal {-returncode}"
-    )  # some have none
+    # some signals have no name
+    names = (one.name for one in signal.Signals if one == -returncode)
+    return next(names, f"signal {-returncode}")

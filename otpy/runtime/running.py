@@ -34,14 +34,15 @@ from otpy.reports import ChildState, ExitKind, StopReport
 from otpy.runtime import at_exit, threads
 from otpy.runtime.clocks import GuardedClock
 from otpy.runtime.handle import Supervisor
-from otpy.runtime.mailbox import SystemClock
+from otpy.runtime.log import log_report, mutter_at_once
 from otpy.runtime.options import Options, check_options
 from otpy.runtime.signals import Signals, stop_signals, unhandled_interrupt
 from otpy.runtime.stopping import PROMPT, await_end
 from otpy.runtime.supervisor import SupervisorThread
-from otpy.runtime.telemetry import Telemetry, log_report, mutter_at_once
+from otpy.runtime.telemetry import Telemetry
 from otpy.runtime.threads import Role
 from otpy.runtime.tree import FLUSH, Tree
+from otpy.runtime.waiting import SystemClock
 from otpy.specs import ChildType, SupervisorSpec, is_number
 
 T = TypeVar("T")

@@ -28,8 +28,8 @@ from types import FrameType
 from typing import Any
 
 from otpy.runtime import posix
-from otpy.runtime.mailbox import Bell, Reply
 from otpy.runtime.stopping import Until, wait_plainly
+from otpy.runtime.waiting import Bell, Reply
 
 ALWAYS = ("SIGINT", "SIGTERM")
 """These ask ``run`` to stop, even if the parent process has handlers for them."""

@@ -26,9 +26,9 @@ from typing import TYPE_CHECKING
 
 from otpy.core.messages import CountChildren, StopSupervisor
 from otpy.reports import ExitKind, ExitReason, StopReport, Unstopped
-from otpy.runtime import threads
-from otpy.runtime.mailbox import Reply
+from otpy.runtime import stacks, threads
 from otpy.runtime.threads import Role, ThreadState
+from otpy.runtime.waiting import Reply
 
 if TYPE_CHECKING:
     from otpy.runtime.supervisor import SupervisorThread
@@ -186,7 +186,7 @@ def _is_left(entry: threads.Entry, path: str, silent: tuple[str, ...]) -> bool:
 
 def _still_running(entry: threads.Entry) -> Unstopped:
     reason = ExitReason(ExitKind.KILLED, detail="its supervisor did not answer")
-    stack = threads.stack_of(entry.thread.ident)
+    stack = stacks.stack_of(entry.thread.ident)
     return Unstopped(
         path=entry.name, thread=entry.name, reason=reason, stack=stack, time=time.time()
     )

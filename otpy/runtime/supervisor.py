@@ -69,14 +69,14 @@ from otpy.reports import (
     Unstopped,
     start_error,
 )
-from otpy.runtime import debugger, threads
+from otpy.runtime import debugger, spares, stacks, threads
 from otpy.runtime.agenda import Agenda, Reminder, TimeIsUp
 from otpy.runtime.contract import CONTRACT, UNKNOWN, asked, put_down
 from otpy.runtime.handle import Supervisor
-from otpy.runtime.mailbox import Reply
 from otpy.runtime.remains import Remains
 from otpy.runtime.stop_timers import StopTimers
 from otpy.runtime.tree import SUPERVISING, Tree
+from otpy.runtime.waiting import Reply
 from otpy.specs import ChildType, SupervisorSpec
 
 CALM = 0.001
@@ -202,7 +202,7 @@ class SupervisorThread:
         self._stops = StopTimers() if tree.has_own_clock else None
         self._agenda = Agenda(tree.clock, self._stops, self._leisure)
         self.mailbox, self.timers = self._agenda.mailbox, self._agenda.timers
-        self.spawner = threads.Spawner(tree, path, self.mailbox.post)
+        self.spawner = spares.Spawner(tree, path, self.mailbox.post)
 
         # what is being done
         self._message: object = None
@@ -254,7 +254,7 @@ class SupervisorThread:
         try:
             self.tree.launch(self._main, self.path, self._is_lost)
         except (RuntimeError, MemoryError) as error:  # can't start new thread
-            threads.reserve.spend(error)
+            spares.reserve.spend(error)
             self._crash(error)
 
     @property
@@ -264,7 +264,7 @@ class SupervisorThread:
 
     def stack(self) -> str:
         """Return what its thread does now, as a traceback; "" if it has ended."""
-        return threads.stack_of(self._agenda.ident)
+        return stacks.stack_of(self._agenda.ident)
 
     def _hear(self, birth: Birth, message: Message) -> None:
         """Take news from a child of another package, if it is about that child."""
@@ -290,7 +290,7 @@ class SupervisorThread:
         except BaseException as error:
             if not self.alive:
                 raise  # in the middle of its last word: ``_is_lost`` says it again
-            threads.reserve.spend(error)
+            spares.reserve.spend(error)
             self._break_down(error) if is_open else self._crash(error)
         finally:
             SUPERVISING.discard(self._agenda.ident)
@@ -451,7 +451,7 @@ class SupervisorThread:
                 nothing to end.
             error: What it raised.
         """
-        threads.reserve.spend(error)
+        spares.reserve.spend(error)
         reason = ExitReason(ExitKind.CRASHED, error)
         self._agenda.news.append(ChildExited(ref, reason))
         if child is None:

@@ -1,23 +1,22 @@
-"""How reports and escalations reach their handlers. The only module that logs.
+"""How reports and escalations reach their handlers.
 
 Laws:
-1. A supervisor's thread only puts; it never calls a handler and never waits for one.
-2. Each handler has a thread of its own, and its items come in order. One that blocks
-   keeps what came after for itself, and holds up no other handler.
-3. What a handler raises is logged, with the item that it was called with; its next item
-   comes all the same. If the log fails, that goes to stderr. The same complaint about the
-   same kind of item is made once in a minute, with the number of those in between.
-4. What has not been handled at the end is counted.
+1. A supervisor's thread only puts. It calls no handler and waits for none.
+2. Each handler has a thread of its own, and its items come in order. A handler that
+   blocks delays its own items, and no other handler.
+3. An exception of a handler is logged, with the item that it was called with. Its next
+   item comes all the same.
+4. The items that have not been handled at the end are counted.
 5. A thread that others need (of a supervisor, an event loop, the programs of a tree) does
-   not write to the log, which may be blocked: complaints of these have a thread, too.
+   not write to the log, which may be blocked: its complaints have a thread, too.
 
-Who runs what: a subscription has a thread that waits for reports (``Outlet``). An
-escalation handler has a thread while there is something to call (``Line``). If the system
-refuses that thread, the reserve of the tree does the work, or the next helper thread that
-is free (``Helpers``).
+A subscription has a thread that waits for reports (``Outlet``). An escalation handler has
+a thread while there is something to call (``Line``). If the system refuses that thread,
+the reserve of the tree does the work, or the next helper thread that is free
+(``Helpers``).
 
 Helper threads are never interrupted, so they may share a lock with supervisors. Children
-are, so what they call here takes none.
+are interrupted, so the methods that they call take no lock.
 """
 
 from __future__ import annotations
@@ -26,189 +25,31 @@ import collections
 import contextlib
 import contextvars
 import functools
-import os
 import queue
-import select
-import sys
 import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
 import attrs
-import structlog
 
-from otpy import reports
 from otpy.abc import Puttable, ReportHandler
 from otpy.arguments import check_result
-from otpy.exceptions import NotAlive, NotFound, printable, show, traceback_of
-from otpy.reports import Cause, Escalation, Report, stamp
+from otpy.exceptions import NotAlive, NotFound, show
+from otpy.reports import Escalation, Report, stamp
 from otpy.runtime import threads
-from otpy.runtime.mailbox import Door
+from otpy.runtime.log import complain
 from otpy.runtime.threads import Role
+from otpy.runtime.waiting import Door
 from otpy.values import running
 
-EVENTS = {
-    # report: (log level, event)
-    reports.Progress: ("info", "progress"),
-    reports.ChildTerminated: ("error", "child_terminated"),
-    reports.Stalled: ("error", "stalled"),
-    reports.StartFailed: ("error", "start_failed"),
-    reports.ShutdownError: ("error", "shutdown_error"),
-    reports.LimitReached: ("critical", "limit_reached"),
-    reports.Unstopped: ("error", "unstopped"),
-    reports.AutoShutdownBegun: ("info", "auto_shutdown_begun"),
-    reports.StrayMessage: ("error", "stray_message"),
-    reports.OutputLost: ("error", "output_lost"),
-    reports.SignalStop: ("info", "signal_stop"),
-}
 
-
-def logger(**bound: object) -> Any:
-    """Return a structlog logger of otpy, bound to *bound*."""
-    return structlog.get_logger("otpy", **bound)
-
-
-_pens: dict[int, threading.RLock] = {}  # by the numbers of the threads that write
-
-
-def _pen() -> threading.RLock:
-    """Return the lock that this thread holds while it writes: its own, nobody waits."""
-    number = threading.get_ident()
-    return _pens.get(number) or _pens.setdefault(number, threading.RLock())
-
-
-def write(level: str, event: str, **fields: object) -> None:
-    """Write to the log. Nothing is forked meanwhile."""
-    with _pen():
-        getattr(logger(), level)(event, **fields)
-
-
-FORK = 1.0
-"""How many seconds a fork waits, altogether, for threads that write to the log."""
-
-_held: dict[int, list[threading.RLock]] = {}  # by the numbers of the threads that fork
-
-
-def _before_fork() -> None:
-    """Wait until no thread of ours is inside the log.
-
-    The locks that it holds there would stay locked in the forked process for ever.
-    """
-    deadline = time.monotonic() + FORK
-    tried: set[threading.RLock] = set()
-    held = _held[threading.get_ident()] = []
-    while new := [pen for pen in list(_pens.values()) if pen not in tried]:
-        for pen in new:
-            tried.add(pen)
-            if pen.acquire(timeout=max(0.0, deadline - time.monotonic())):
-                held.append(pen)
-
-
-def _after_fork() -> None:
-    for pen in _held.pop(threading.get_ident()):
-        pen.release()
-
-
-def _after_fork_in_child() -> None:
-    _held.clear()
-    _pens.clear()  # the threads that have them do not exist here
-
-
-if hasattr(os, "register_at_fork"):  # not on Windows, where nothing forks
-    os.register_at_fork(
-        before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork_in_child
-    )
-
-
-def log_report(report: Report) -> None:
-    """Write *report* to structlog. The start of a child by a call is only worth "debug" (OTP: since 28)."""
-    level, event = EVENTS[type(report)]
-    if isinstance(report, reports.Progress) and report.cause is Cause.CALL:
-        level = "debug"
-    write(level, event, **_fields(report))
-
-
-def _fields(report: Report) -> dict[str, object]:
-    fields: dict[str, object] = {"path": report.path}
-    if report.incarnation:
-        fields["incarnation"] = report.incarnation
-    if report.reason is not None:
-        fields["reason"] = str(report.reason)
-    if report.reason is not None and report.reason.traceback:
-        fields["exception"] = report.reason.traceback.rstrip()
-    if isinstance(report, reports.Unstopped | reports.Stalled):
-        fields["stack"] = report.stack
-    if isinstance(report, reports.LimitReached):
-        fields["child"] = report.escalation.child
-    if isinstance(report, reports.AutoShutdownBegun):
-        fields["child"] = report.child
-    if isinstance(report, reports.StrayMessage):
-        fields["item"] = show(report.item)
-    if isinstance(report, reports.OutputLost):
-        fields["file"] = report.file
-    if isinstance(report, reports.SignalStop):
-        fields["detail"] = report.detail
-    return _clean(fields)
-
-
-def _clean(fields: dict[str, object]) -> dict[str, object]:
-    """Return *fields* with nothing in their texts that a terminal would obey: some of them come from children."""
-    return {
-        name: printable(value) if isinstance(value, str) else value
-        for name, value in fields.items()
-    }
-
-
-QUIET = 60.0
-"""For so many seconds a complaint that says the same as one before is only counted."""
-
-MANY = 1000
-"""So many kinds of complaints are remembered."""
-
-
-@running
-class _Told:
-    """A complaint that has been told.
-
-    Attributes:
-        event, fields: What it said.
-        at: When, monotonic.
-        again: How often it would have been told since.
-    """
-
-    event: str
-    fields: dict[str, object]
-    at: float
-    again: int = 0
-
-
-_told: dict[tuple[object, ...], _Told] = {}
-
-
-def complain(event: str, error: BaseException, *, given: object = None, **fields: object) -> None:
-    """Log what user code raised where no caller waits for it. Never raises.
-
-    Args:
-        event: What has happened.
-        error: What was raised.
-        given: What that code was called with. It is lost, so it is logged as well.
-        fields: What else is known.
-    """
+def call(handler: Callable[[Any], object], value: object) -> None:
+    """Call *handler* with *value*; log its exception."""
     try:
-        kind = (event, id(type(error)), _place(error), id(type(given)), *map(str, fields.values()))
-        again = _count(
-            kind, event, fields | ({} if given is None else {"given": type(given).__name__})
-        )
-        if again is not None:
-            _tell(
-                event,
-                traceback_of(error),
-                _words(given),
-                fields | ({"again": again} if again else {}),
-            )
-    except BaseException:  # no memory, or a thread's last moments: there is no place to say it
-        return
+        check_result(handler, handler(value))
+    except BaseException as error:
+        complain("handler_failed", error, given=value, handler=show(handler))
 
 
 def _complain(complaint: tuple[str, BaseException, dict[str, object]]) -> None:
@@ -216,96 +57,14 @@ def _complain(complaint: tuple[str, BaseException, dict[str, object]]) -> None:
     complain(event, error, **fields)
 
 
-def _count(kind: tuple[object, ...], event: str, fields: dict[str, object]) -> int | None:
-    """Return how often it was only counted since it was logged; None: count it now."""
-    now, before = time.monotonic(), _told.get(kind)
-    if before is not None and now - before.at < QUIET:
-        before.again += 1  # two threads may count as one here, and no decision hangs on it
-        return None
-    if len(_told) >= MANY:
-        _told.clear()
-    _told[kind] = _Told(event, fields, now)
-    return before.again if before is not None else 0
-
-
-def take_counts() -> list[str]:
-    """Return the complaints that were only counted, in words, and forget them."""
-    told = [one for kind in list(_told) if (one := _told.pop(kind, None)) is not None and one.again]
-    return [f"{one.event} {show(one.fields)}: {one.again} times" for one in told]
-
-
-def forget_complaints() -> None:
-    """Log the next complaint, whatever was logged before."""
-    _told.clear()
-
-
-def _tell(event: str, text: str, given: tuple[str, str], fields: dict[str, object]) -> None:
-    line, rest = given
-    said = {**fields, **({"given": line} if line else {})}
-    try:
-        write("error", event, **_clean(said), exception=text.rstrip())
-    except BaseException:
-        mutter(
-            f"otpy: {event} {said}\n{text}" + (f"it was called with this:\n{rest}" if rest else "")
-        )
-
-
-def mutter(text: str) -> None:
-    """Write *text* to stderr, if there is one, in ASCII."""
-    with contextlib.suppress(BaseException), _pen():
-        sys.stderr.write(text.encode("ascii", "backslashreplace").decode())
-        sys.stderr.flush()
-
-
-def mutter_at_once(text: str) -> None:
-    """Write *text* to stderr, if that can take it at once.
-
-    Takes no lock, so a signal handler may call it.
-    """
-    with contextlib.suppress(BaseException):
-        file = sys.stderr.fileno()
-        if select.select((), (file,), (), 0)[1]:
-            os.write(file, text.encode("ascii", "backslashreplace")[: select.PIPE_BUF])
-
-
-def _words(given: object) -> tuple[str, str]:
-    """Return the item of a handler in words: one line, and the traceback that it has."""
-    if given is None:
-        return "", ""
-    if not isinstance(given, Report) or type(given) not in EVENTS:
-        return printable(str(given)) if isinstance(given, Escalation) else show(given), ""
-    fields = _fields(given)
-    more = [str(fields.pop(name)) for name in ("exception", "stack") if name in fields]
-    line = " ".join(
-        [EVENTS[type(given)][1], *(f"{name}={value}" for name, value in fields.items())]
-    )
-    return printable(line), "".join(f"{one.rstrip()}\n" for one in more)
-
-
-def _place(error: BaseException) -> tuple[str, int] | None:
-    """Return the line that raised *error*. Runs no code of its class."""
-    last = vars(BaseException)["__traceback__"].__get__(error)
-    while last is not None and last.tb_next is not None:
-        last = last.tb_next
-    return last and (last.tb_frame.f_code.co_filename, last.tb_lineno)
-
-
-def call(handler: Callable[[Any], object], value: object) -> None:
-    """Call *handler*; what it raises is logged."""
-    try:
-        check_result(handler, handler(value))
-    except BaseException as error:
-        complain("handler_failed", error, given=value, handler=show(handler))
-
-
 class Helpers:
     """Runs jobs of user code for one tree, each on a thread of its own.
 
     If the system refuses a thread, the job waits in ``_refused`` for the first helper
-    thread that is free. One is there from the beginning for that, the *reserve*.
+    thread that is free. One exists from the beginning for that, the *reserve*.
 
     Attributes:
-        is_closed: Whether the tree has ended: the reserve has gone, or is about to.
+        is_closed: Whether the tree has ended: the reserve has ended, or is about to.
     """
 
     def __init__(self, root: str, owner: object) -> None:
@@ -318,7 +77,11 @@ class Helpers:
         self._start(self._wait, f"{root} (reserve)", Role.HANDLER)
 
     def run(self, job: Callable[[], object], name: str, role: Role = Role.HANDLER) -> bool:
-        """Have *job* called, which must not raise; called on any thread, takes no lock.
+        """Have *job* called. Any thread may call this; it takes no lock.
+
+        Args:
+            job: Must not raise.
+            name, role: Of its thread.
 
         Returns:
             Whether it has a thread; else it waits for one.
@@ -332,7 +95,10 @@ class Helpers:
         return True
 
     def retry(self) -> bool:
-        """Try to start threads for what waits; return whether nothing waits any more."""
+        """Try to start threads for the jobs that wait.
+
+        Return whether none waits any more.
+        """
         with contextlib.suppress(IndexError):  # another thread was faster
             while self._refused:
                 if not self.run(*self._refused.popleft()):
@@ -340,16 +106,15 @@ class Helpers:
         return True
 
     def work_off(self) -> None:
-        """Do what waits; on a helper thread that has nothing else to do."""
+        """Do the jobs that wait; on a helper thread that has nothing else to do."""
         forks = threads.forks
         with contextlib.suppress(IndexError):
             while self._refused and threads.forks == forks:
-                contextvars.copy_context().run(
-                    self._refused.popleft()[0]
-                )  # it may say whose code it is
+                # in a context of its own: a job may set whose code it is
+                contextvars.copy_context().run(self._refused.popleft()[0])
 
     def close(self) -> None:
-        """End the reserve when it has done what waits."""
+        """End the reserve when it has done the jobs that wait."""
         self.is_closed = True
         self._bell.put(False)
 
@@ -374,7 +139,7 @@ class Outlet:
 
     Attributes:
         send: Puts a value; None ends the thread.
-        has_ended: Whether it has called all that it will.
+        has_ended: Whether it has handled all values that it will.
     """
 
     def __init__(
@@ -401,23 +166,28 @@ class Outlet:
         )
 
     def close(self) -> None:
-        """End the thread when it has called all that is queued. Idempotent."""
+        """End the thread when it has handled all values that are queued. Idempotent."""
         if not self._is_closed:
+            # In the other order, an exception between the two lines would leave an
+            # outlet that seems to be closed, and whose thread never ends.
             self.send(None)
-            self._is_closed = True  # not before: an exception in between would lose the order
+            self._is_closed = True
 
     def waiting(self) -> int:
         """Return how many values have not been handled, once it is closed.
 
-        The mark of the end is in the queue, and counts for the value in work, which is not.
+        The value in work is not in the queue. The mark of the end is, and counts for it.
         """
         return 0 if self.has_ended else self._queue.qsize()
 
     def give_up(self) -> int:
-        """Take back what is queued; return how many have not been handled."""
+        """Take back the values that are queued.
+
+        Return how many have not been handled.
+        """
         if self.has_ended:
             return 0
-        lost = 1  # the one in work: a thread that has nothing to do has ended long ago
+        lost = 1  # the one in work: a thread without one has ended long ago
         with contextlib.suppress(queue.Empty):
             while True:
                 lost += self._queue.get_nowait() is not None
@@ -440,12 +210,12 @@ class Outlet:
 
 @running
 class Line:
-    """What a handler is still to be called with; there is one while a helper thread works it off.
+    """The values that wait for a handler. It exists while a helper thread works it off.
 
     Attributes:
         handler: Called with each value.
-        values: In order.
-        is_calling: Whether it is being called now.
+        values: The values that wait, in order.
+        is_calling: Whether the handler is being called now.
     """
 
     handler: Callable[[Any], object]
@@ -459,6 +229,15 @@ class Line:
 
 @running(frozen=True)
 class _Subscription:
+    """A handler that gets the reports at or below a path.
+
+    Attributes:
+        prefix: The path.
+        handler: Called with each report.
+        outlet: Its thread.
+        is_for_all: Whether the path is that of the root.
+    """
+
     prefix: str
     handler: ReportHandler
     outlet: Outlet
@@ -473,15 +252,20 @@ class _Subscription:
 
 
 def handler_of(sink: ReportHandler | Puttable) -> ReportHandler:
-    """Return the callable that gives a report to *sink*: itself, or the ``put`` of a queue."""
+    """Return the callable that gives a report to *sink*: itself, or the ``put`` of a
+    queue.
+    """
     return sink if callable(sink) else sink.put
 
 
 class Telemetry:
     """All handlers of one tree.
 
+    The thread of a supervisor calls ``tell``, ``escalate`` and ``complain``; the root's
+    calls ``close``. Callers subscribe on their own threads. Any thread calls the rest.
+
     Attributes:
-        helpers: Runs what has no thread yet.
+        helpers: Runs jobs of user code, each on a thread.
     """
 
     def __init__(
@@ -492,23 +276,24 @@ class Telemetry:
         wall: Callable[[], float] = time.time,
     ) -> None:
         self._root, self._owner, self._on_escalation, self._wall = root, owner, on_escalation, wall
-        self._lock = Door(
-            threading.Lock()
-        )  # or a late report may come after the end; taken by supervisors only
+        # Supervisors only take it: without it a late report could come after the end.
+        self._lock = Door(threading.Lock())
         self._subscribed: dict[_Subscription, None] = {}
         self._subscriptions: tuple[_Subscription, ...] = ()  # the same, for readers
         self._is_closed = self._is_given_up = False
-        self._outlets: dict[
-            Outlet, None
-        ] = {}  # also those of handlers that have unsubscribed, until they have ended
-        self._line_lock = Door(
-            threading.Lock()
-        )  # guards the lines; taken by supervisors and helpers only
+        # An outlet stays here until it has ended, also if its handler has unsubscribed.
+        self._outlets: dict[Outlet, None] = {}
+        # For the lines. Supervisors and helpers only take it.
+        self._line_lock = Door(threading.Lock())
         self._lines: dict[int, Line] = {}
         self.helpers = Helpers(root, owner)
 
     def subscribe(self, prefix: str, sink: ReportHandler | Puttable, what: str = "reports") -> None:
         """Send all reports at or below the path *prefix* to *sink* from now on.
+
+        Args:
+            prefix, sink: From where, and to what.
+            what: For the name of the thread.
 
         Raises:
             NotAlive: The tree has ended.
@@ -516,15 +301,19 @@ class Telemetry:
         handler = handler_of(sink)
         outlet = Outlet(f"{self._root} ({what})", self._owner, handler, self.helpers)
         subscription = _Subscription(prefix, handler, outlet, prefix == self._root)
-        # No lock: this is a thread of the program, in which a signal handler or another thread may raise, and the lock
-        # would stay locked for the supervisors. The root may close all just now: it says so first, then closes those
-        # that it finds. So if it does not find this one, this one finds it closed.
+        # No lock: this is a thread of the parent process, in which a signal handler or
+        # another thread may raise, and the lock would stay locked for the supervisors.
+        # The root's thread may close all outlets just now. It sets ``_is_closed``
+        # first, and then closes the outlets that it finds; this thread adds the outlet
+        # first, and then looks at the flag. So if the root does not find it, this
+        # thread finds the flag set.
         try:
             self._outlets[outlet] = None
             outlet.begin()
             self._subscribed[subscription] = None
             self._publish()
-            self._check_open()
+            if self._is_closed:
+                raise NotAlive(self._root)  # noqa: TRY301 - what was done is undone below
         except BaseException:
             self._drop(subscription)
             self._outlets.pop(outlet, None)
@@ -533,10 +322,10 @@ class Telemetry:
             self._outlets.pop(one, None)
 
     def unsubscribe(self, prefix: str, sink: ReportHandler | Puttable) -> None:
-        """Send nothing more to *sink*; what is queued for it still comes.
+        """Send no more reports to *sink*; those that are queued for it still come.
 
         Raises:
-            NotFound: It is not subscribed there.
+            NotFound: It is not subscribed at the path *prefix*.
         """
         handler = handler_of(sink)
         found = [
@@ -546,31 +335,31 @@ class Telemetry:
             raise NotFound(prefix, f"{show(sink)} is not subscribed")
         self._drop(found[0])
 
-    def _check_open(self) -> None:
-        if self._is_closed:
-            raise NotAlive(self._root)
-
     def _drop(self, subscription: _Subscription) -> None:
         self._subscribed.pop(subscription, None)
         self._publish()
         subscription.outlet.close()
 
     def _publish(self) -> None:
-        """Show readers who is subscribed. Each thread looks again after its own step: what is shown last is true."""
+        """Show readers the subscriptions of this moment."""
+        # Two threads may be here at once, and the slower one may store an older state.
+        # Each looks again after its own store, so the last store is of the last state.
         while self._subscriptions != (now := tuple(self._subscribed)):
             self._subscriptions = now
 
     def tell(self, report: Report) -> None:
-        """Write the time into *report*, which is new, and send it to all who have subscribed to its path."""
+        """Write the time into *report*, which is new, and send it to its subscribers."""
         stamp(report, self._wall())  # a changed copy would cost ten times as much
         for subscription in self._subscriptions:
-            if subscription.is_for_all or subscription.wants(
-                report
-            ):  # most are, and that spares the call
+            # most are for all; to look here spares the call
+            if subscription.is_for_all or subscription.wants(report):
                 subscription.outlet.send(report)
 
     def tell_late(self, report: Report) -> None:
-        """Send *report*; if the tree has ended meanwhile, on a thread made for it."""
+        """Send *report*.
+
+        If the tree has ended meanwhile, the handlers are called on a thread made for it.
+        """
         stamp(report, self._wall())
         with self._lock:  # no outlet is closed between the look and the sending
             handlers = [
@@ -582,14 +371,14 @@ class Telemetry:
             self._enqueue(handler, report, f"{self._root} (reports)")
 
     def escalate(self, own: Callable[[Escalation], object] | None, escalation: Escalation) -> None:
-        """Have the supervisor's *own* handler called, and the tree's: neither waits for the other."""
+        """Have the supervisor's *own* handler called, and the tree's, side by side."""
         if own is not None:
             self._enqueue(own, escalation, f"{escalation.path} (on_escalation)")
         if self._on_escalation is not None:
             self._enqueue(self._on_escalation, escalation, f"{self._root} (on_escalation)")
 
     def complain(self, event: str, error: BaseException, **fields: object) -> None:
-        """Have ``complain`` called on a helper thread. Never blocks or raises.
+        """Have ``log.complain`` called on a helper thread. Never blocks or raises.
 
         For threads that others need: the log may be blocked.
         """
@@ -597,7 +386,7 @@ class Telemetry:
             self._enqueue(_complain, (event, error, fields), f"{self._root} (complaints)")
 
     def close(self) -> None:
-        """End the outlets' threads once they have called all that is queued."""
+        """End the outlets' threads when they have handled all values that are queued."""
         with self._lock:
             self._is_closed = True
             for outlet in list(self._outlets):
@@ -605,16 +394,18 @@ class Telemetry:
         self.helpers.close()
 
     def undelivered(self) -> int:
-        """Return how many escalations and reports have not been handled, once it is closed."""
-        # no lock: a signal handler may raise here, and leave it locked for the helpers
+        """Return how many escalations and reports have not been handled, once it is
+        closed.
+        """
+        # No lock: a signal handler may raise here, and leave it locked for the helpers.
         lines = sum(line.waiting() for line in list(self._lines.values()))
         return lines + sum(outlet.waiting() for outlet in list(self._outlets))
 
     def give_up(self) -> int:
-        """Take back what has not been handled; the handlers end with what they are at.
+        """Take back the items that have not been handled; each handler ends after its present one.
 
         Returns:
-            How much it is; 0 if that has been asked before.
+            How many items; 0 at a second call.
         """
         if self._is_given_up:
             return 0
@@ -626,12 +417,13 @@ class Telemetry:
         return lost + sum(one.give_up() for one in list(self._outlets))
 
     def _enqueue(self, handler: Callable[[Any], object], value: object, name: str) -> None:
-        """Have *handler* called with *value*, after what came before.
+        """Have *handler* called with *value*, after all values that came before.
 
-        The key is the number of the object, so no code of its class runs here. No other
-        object has that number as long as the line holds this one.
+        The key of its line is the number of the handler, so no code of its class runs
+        here. No other object has that number as long as the line holds the handler.
 
         Args:
+            handler, value: What to call, and with what.
             name: Of the thread, if one must be started.
         """
         with self._line_lock:

@@ -27,10 +27,10 @@ from otpy.abc import Clock, Closable, Stray
 from otpy.core.messages import TooManyUnstopped
 from otpy.reports import StopReport, Unstopped
 from otpy.runtime import account, threads
-from otpy.runtime.mailbox import Door, Once, Reply
 from otpy.runtime.stopping import Until, Wait, never, wait_plainly
 from otpy.runtime.telemetry import Telemetry
 from otpy.runtime.threads import Role
+from otpy.runtime.waiting import Door, Once, Reply
 from otpy.values import running
 
 if TYPE_CHECKING:

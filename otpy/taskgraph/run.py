@@ -45,8 +45,8 @@ from otpy import (
 )
 from otpy.core.pauses import PAUSE
 from otpy.core.restarts import Delays
-from otpy.runtime import threads
-from otpy.runtime.telemetry import complain
+from otpy.runtime import stacks
+from otpy.runtime.log import complain
 from otpy.taskgraph.blueprint import Blueprint
 from otpy.taskgraph.exchange import (
     Asked,
@@ -311,7 +311,7 @@ class Scheduler:
         seat.is_dismissed = True
         self._replace(seat)
         error = TimeoutError(f"{attempt.task.name} was not done after {timeout} s")
-        self._fail(attempt, ExitKind.STALLED, error, threads.stack_of(begun.thread.ident))
+        self._fail(attempt, ExitKind.STALLED, error, stacks.stack_of(begun.thread.ident))
 
     def _on_finished(self, message: Finished) -> None:
         """A task has returned or raised."""

@@ -18,7 +18,7 @@ import pytest
 
 from otpy import ChildSpec, Context, StartError, Supervisor, thread
 from otpy.core import messages
-from otpy.runtime.mailbox import Reply
+from otpy.runtime.waiting import Reply
 from tests.helpers import HANG, wait_until
 
 

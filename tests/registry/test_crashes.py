@@ -14,7 +14,7 @@ import structlog
 import otpy
 from otpy import registry
 from otpy.reports import ChildTerminated, ExitKind
-from otpy.runtime import telemetry
+from otpy.runtime import log
 from tests.helpers import HANG
 from tests.registry.kit import Boom, Odd, names, raiser, side_by_side
 
@@ -107,7 +107,7 @@ class TestCrashes:
         """The sinks get the report even if the log raises."""
         box = queue.SimpleQueue()
         reg.subscribe(box)
-        monkeypatch.setattr(telemetry, "logger", raiser(OSError("disk full")))
+        monkeypatch.setattr(log, "logger", raiser(OSError("disk full")))
         reg.spawn(raiser(ValueError()), name="t").join(HANG)
 
         assert box.get_nowait().path == "t"

@@ -15,7 +15,7 @@ import structlog
 import otpy
 from otpy.registry import ShutdownStats, ThreadRegistry
 from otpy.registry.shutdown import Shutdown
-from otpy.runtime import threads
+from otpy.runtime import stacks, threads
 from tests.helpers import HANG, wait_until
 from tests.registry.kit import SOON, by_name, names, raiser, side_by_side
 
@@ -394,7 +394,7 @@ class TestShutdown:
         waiting = threading.get_ident()
 
         def interrupt():
-            wait_until(lambda: ", in join\n" in threads.stack_of(waiting))
+            wait_until(lambda: ", in join\n" in stacks.stack_of(waiting))
             os.kill(os.getpid(), signal.SIGINT)
 
         other = threading.Thread(target=interrupt)

@@ -9,7 +9,6 @@ import pytest
 
 from otpy import registry, supervisor, thread
 from otpy.registry import ThreadState, table
-from otpy.runtime import threads
 from tests.helpers import HANG, Puppet, wait_until
 from tests.registry.kit import by_name, names
 
@@ -209,5 +208,5 @@ class TestDump:
         gate.set()
         ended.join(HANG)
 
-        monkeypatch.setattr(threads, "stack_of", lambda ident: "another thread's")
+        monkeypatch.setattr(table, "stack_of", lambda ident: "another thread's")
         assert table.stacks([seen]) == {ended: ""}

@@ -27,7 +27,7 @@ from tests.programs import children, mark, marked, number_in, sh, stat
 from tests.programs import python as python_program
 from tests.seams.kit import python
 
-# Whoever leaves the group
+# Processes that leave the group
 
 
 NEW_SESSION = (  # as most Python programs start others: all descriptors but three are closed
@@ -75,7 +75,7 @@ def test_nothing_is_left_after_a_stop(launch, leave):
 
 @pytest.mark.parametrize("leave", list(LEAVERS.values())[:-1], ids=list(LEAVERS)[:-1])
 def test_nothing_is_left_after_a_crash(launch, recorder, tmp_path, leave):
-    """Before its end is told: a replacement meets nobody who holds its port."""
+    """Before its end is reported: no process holds the port when the replacement starts."""
     number = mark()
     script = f"{leave}\nwhile ! test -e $2; do sleep 0.005; done; exit 3"
     launch(supervisor("app", children=[sh(script, number, tmp_path / "go", restart="temporary")]))
@@ -192,6 +192,7 @@ def test_the_stop_signal_may_go_to_the_leader_only(launch, tmp_path):
 
 @pytest.mark.parametrize("value", ["process", True, None])
 def test_where_the_stop_signal_goes_is_checked(value):
+    """Any other value is refused, before a program starts."""
     with pytest.raises(SpecError, match=r"app: stop_to = .*: expected 'group' or 'leader'"):
         process("true", id="app", stop_to=value)
 

@@ -27,7 +27,7 @@ from otpy.core import messages, pauses
 from otpy.core.messages import Due, StopSupervisor
 from otpy.reports import ExitKind, Progress, Stalled
 from otpy.runtime import debugger, running
-from otpy.runtime.mailbox import Once
+from otpy.runtime.waiting import Once
 from tests import pausing
 from tests.helpers import HANG, ManualClock, Puppet, wait_until
 from tests.machine_talk import Talk, booted, brief, child
@@ -86,7 +86,7 @@ class TestHeartbeats:
             ]
 
     def test_a_pause_is_known_to_all(self):
-        """Whichever deadline tells of it; those that are read in time after it do not
+        """Each deadline may show it; a deadline that is read in time after it does not
         count either.
         """
         talk = Clocked(child("a", heartbeat=4.0), child("b", heartbeat=4.0))
@@ -142,6 +142,7 @@ class TestOtherLimits:
     """A start or a stop that a pause has hit has its whole time again, once."""
 
     def test_a_start(self):
+        """A start has its whole time again, counted from the end of the pause."""
         talk = Talk(child("a", start_timeout=3.0))
         talk.begin()
         clocked = Clocked()

@@ -19,7 +19,7 @@ from otpy.children.program.output import Scan
 from otpy.children.program.patterns import Finder
 from otpy.reports import ChildTerminated, Progress
 from otpy.runtime import threads
-from otpy.runtime.mailbox import Once
+from otpy.runtime.waiting import Once
 from tests.helpers import HANG, wait_until
 from tests.programs import python, sh
 from tests.seams import kit

@@ -15,7 +15,7 @@ import otpy
 from otpy import SpecError, TreeFailed, supervisor, thread
 from otpy.cli.run import fields
 from otpy.reports import ChildTerminated, ExitKind, ExitReason, LimitReached, Progress
-from otpy.runtime import telemetry
+from otpy.runtime import log, telemetry
 from tests.helpers import HANG, wait_until
 from tests.seams.kit import python
 
@@ -198,6 +198,7 @@ def test_two_handlers_that_stop_their_tree_do_not_wait_for_each_other():
 
 @pytest.mark.parametrize("flush", [-1, None, float("nan"), "10"])
 def test_flush_must_be_a_number_of_seconds(flush):
+    """Any other value is refused, before a thread starts."""
     with pytest.raises(
         SpecError, match=r"app: flush = .*: expected a finite number of seconds >= 0"
     ):
@@ -238,7 +239,7 @@ app.wait()
 
 
 def test_a_log_that_is_blocked_is_told_on_stderr():
-    """Its thread holds the log's lock, and nobody reads what it writes."""
+    """Its thread holds the lock of the log, and no process reads what it writes."""
     ran = python(
         LOST
         + """
@@ -293,18 +294,18 @@ def test_a_log_into_a_closed_pipe_is_told_once():
 
 def test_a_complaint_needs_neither_a_log_nor_stderr(monkeypatch):
     """As in a daemon, or under pythonw."""
-    monkeypatch.setattr(telemetry, "logger", None)
+    monkeypatch.setattr(log, "logger", None)
     closed = io.StringIO()
     closed.close()
     for stream in (None, closed):
         monkeypatch.setattr("sys.stderr", stream)
-        telemetry.complain("handler_failed", ValueError("boom"), given="x", handler="h")
-        telemetry.forget_complaints()
+        log.complain("handler_failed", ValueError("boom"), given="x", handler="h")
+        log.forget_complaints()
 
 
 def test_what_a_handler_was_called_with_is_told_whatever_it_is(monkeypatch, capsys):
     """A report with its traceback; anything else in short."""
-    monkeypatch.setattr(telemetry, "logger", None)
+    monkeypatch.setattr(log, "logger", None)
     try:
         raise KeyError("gr\u00fcn")
     except KeyError as error:
@@ -314,7 +315,7 @@ def test_what_a_handler_was_called_with_is_told_whatever_it_is(monkeypatch, caps
         raise ValueError(value)
 
     telemetry.call(handler, ChildTerminated(path="app/a", incarnation=2, reason=reason))
-    telemetry.forget_complaints()
+    log.forget_complaints()
     telemetry.call(handler, ["any", "thing"])
     err = capsys.readouterr().err
 
@@ -335,5 +336,5 @@ def test_a_failure_through_many_levels_is_told_in_a_few_lines():
     assert sum(isinstance(one, LimitReached) for one in reports) == 30
     assert max(len(json.dumps(fields(one))) for one in reports) < 150_000
     assert max(len(repr(one)) for one in reports) < 150_000
-    assert max(len(str(telemetry._fields(one))) for one in reports) < 5_000
+    assert max(len(str(log.fields_of(one))) for one in reports) < 5_000
     assert len(str(caught.value)) < 500

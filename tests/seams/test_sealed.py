@@ -28,7 +28,7 @@ from otpy.children.callable import process as processes
 from otpy.core import machine
 from otpy.exceptions import RemoteTraceback, is_sealed
 from otpy.reports import CRASHED, ChildTerminated, ExitReason, LimitReached
-from otpy.runtime import mailbox, telemetry, tree
+from otpy.runtime import log, mailbox, telemetry, tree, waiting
 from otpy.runtime import supervisor as supervisors
 from tests import callable_stage
 from tests.callable_stage import context, end_of, is_reaped  # noqa: F401 - fixtures
@@ -382,7 +382,7 @@ def test_neither_a_supervisor_nor_the_log_opens_an_exception(launch, recorder, o
 
 @pytest.mark.parametrize(
     "module",
-    [machine, supervisors, tree, mailbox, telemetry, child, keeper, processes],
+    [machine, supervisors, tree, mailbox, waiting, log, telemetry, child, keeper, processes],
     ids=lambda one: one.__name__,
 )
 def test_what_a_supervisor_runs_does_not_ask_for_the_exception_of_a_reason(module):

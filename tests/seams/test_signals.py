@@ -553,7 +553,7 @@ class TestForks:
         """The next fork, in another thread, does not either."""
         ran = program(
             """
-    otpy.runtime.telemetry.FORK = 0.1
+    otpy.runtime.log.FORK = 0.1
     inside, for_ever = threading.Event(), threading.Event()
     def blocked(logger, method, event):
         inside.set()

@@ -192,7 +192,7 @@ def test_where_no_thread_starts_late_the_helper_is_there_from_the_beginning(monk
 
 
 def test_where_no_thread_starts_late_a_forgotten_context_frees_its_helper(monkeypatch):
-    """A callback may be registered from elsewhere: then nobody knows the child's thread."""
+    """A callback may be registered from another thread: then the child's is not known."""
     monkeypatch.setattr(threads, "STARTS_NONE_LATE", True)
     puppet = Puppet()
     app = otpy.start(supervisor("app", children=[puppet.spec("a", restart="temporary")]), log=False)

@@ -11,9 +11,9 @@ import pytest
 import otpy
 from otpy import ChildSpec, SpecError, StartError, supervisor, thread
 from otpy.reports import ExitKind, Progress
-from otpy.runtime import stopping, threads
+from otpy.runtime import stacks, stopping, threads
 from otpy.runtime import tree as trees
-from otpy.runtime.mailbox import Reply
+from otpy.runtime.waiting import Reply
 from tests.helpers import HANG, ManualClock, wait_until
 from tests.seams.kit import python
 
@@ -219,7 +219,7 @@ def test_a_handler_has_its_time_where_there_is_no_limit():
 
 def test_many_stuck_threads_need_few_looks_at_all_threads(monkeypatch):
     """To look at one thread means to look at all. So one look serves for many."""
-    looks, look = [], threads._Look
+    looks, look = [], stacks.Look
 
     def counted():
         looks.append(1)
@@ -230,7 +230,7 @@ def test_many_stuck_threads_need_few_looks_at_all_threads(monkeypatch):
         "app", children=[thread(lambda ctx: gate.wait(HANG), id=f"c{n}") for n in range(200)]
     )
     app = otpy.start(tree, log=False, max_unstopped=1000)
-    monkeypatch.setattr(threads, "_Look", counted)
+    monkeypatch.setattr(stacks, "Look", counted)
     report = app.stop(0.2)
     gate.set()
 
@@ -243,14 +243,14 @@ def test_a_look_at_all_threads_that_had_to_wait_is_not_used_for_longer(monkeypat
     """Otherwise a new thread with the number of an ended one would be reported with the
     stack of that one.
     """
-    look_now = threads.frames
+    look_now = stacks.frames
 
     def waits():
         time.sleep(0.2)
         return look_now()
 
-    monkeypatch.setattr(threads, "frames", waits)
-    look = threads._Look()
+    monkeypatch.setattr(stacks, "frames", waits)
+    look = stacks.Look()
 
     assert look.until < time.monotonic() + 0.2
 

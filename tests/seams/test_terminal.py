@@ -20,7 +20,7 @@ from otpy.cli import run as cli_run
 from otpy.cli.group import otpy as group
 from otpy.exceptions import in_one_line, printable
 from otpy.reports import ChildTerminated, OutputLost, Stalled
-from otpy.runtime import telemetry
+from otpy.runtime import log
 from tests.helpers import wait_until
 from tests.programs import sh
 
@@ -105,7 +105,7 @@ def test_the_log_of_a_program_of_the_users_is_clean(launch, recorder, capsys):
         log=True,
     )
     recorder.wait_for(OutputLost)
-    telemetry.complain("event", ValueError(EVIL), path=bare)
+    log.complain("event", ValueError(EVIL), path=bare)
     said = ""
 
     def has_said_it():

@@ -190,7 +190,7 @@ def test_an_executor_of_the_programs_own_is_left_alone(launch):
 
 
 def test_a_name_that_is_looked_up_is_no_work_of_the_child(launch, monkeypatch):
-    """That may take half a minute, and nobody waits for it any more."""
+    """That may take half a minute, and no thread waits for it any more."""
     begun, gate = threading.Event(), threading.Event()
 
     def look_up(*args, **options):

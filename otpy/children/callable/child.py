@@ -24,11 +24,12 @@ from otpy.arguments import USE_ASYNCIO, check_call, check_function
 from otpy.children.callable.keeper import Keeper, Line
 from otpy.children.callable.parcel import Job, check_pickling
 from otpy.children.callable.protocol import ASK, FENCE, LEAST
-from otpy.children.thread import name_of, path_of, reason_of
+from otpy.children.endings import reason_of
+from otpy.children.names import name_of, path_of
 from otpy.core.messages import ChildExited
 from otpy.exceptions import SpecError, show
 from otpy.reports import CRASHED, ExitReason
-from otpy.runtime import threads
+from otpy.runtime import spares, threads
 from otpy.runtime.threads import Role, ThreadState
 from otpy.specs import ChildSpec, Common, check_common
 from otpy.values import running, value
@@ -105,7 +106,7 @@ class CalleeChild:
                 self._keeper.run, name=birth.path, purpose=purpose, if_lost=self._is_lost
             )
         except (RuntimeError, MemoryError) as error:  # the system has no more threads
-            threads.reserve.spend(error)
+            spares.reserve.spend(error)
             deliver(ChildExited(birth.ref, ExitReason(CRASHED, error)))
 
     def stop(self) -> None:

@@ -288,7 +288,7 @@ class RemoteContext:
         It does what structlog is configured to do in this process.
         """
         facts = self._use()
-        logger = _of_otpy("runtime.telemetry", "logger")
+        logger = _of_otpy("runtime.log", "logger")
         return logger(path=facts.path, incarnation=facts.incarnation)
 
     @property
@@ -441,7 +441,7 @@ class RemoteContext:
             try:
                 _check_result(callback, callback())
             except BaseException as error:
-                complain = _of_otpy("runtime.telemetry", "complain")
+                complain = _of_otpy("runtime.log", "complain")
                 complain("on_stop_failed", error, path=self._facts.path)
 
 

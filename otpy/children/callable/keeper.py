@@ -44,11 +44,11 @@ from otpy.children.callable.process import Process
 from otpy.children.callable.protocol import BEAT, BEATS, EXIT, LOOK, STATE, UP
 from otpy.children.callable.reading import Messages, allowed, raised_by
 from otpy.children.callable.wires import CHUNK, Wires, fork_lock
-from otpy.children.thread import reason_of
+from otpy.children.endings import reason_of
 from otpy.core.messages import ChildExited, ChildStarted
 from otpy.exceptions import Killed, ProcessDied, RemoteTraceback, Sealed, is_sealed
 from otpy.reports import KILLED, ExitReason, Unstopped
-from otpy.runtime import posix, threads
+from otpy.runtime import posix, spares
 from otpy.values import running
 
 PORTION = 16
@@ -146,7 +146,7 @@ class Keeper:
 
     def end(self, error: BaseException | Sealed | None) -> None:
         """Leave nothing behind, and report why the child ended."""
-        threads.reserve.spend(None if is_sealed(error) else error)  # type: ignore[arg-type]
+        spares.reserve.spend(None if is_sealed(error) else error)  # type: ignore[arg-type]
         if (process := self._line.process) is not None and process.pid is not None:
             process.kill()
             self._bury(process)

@@ -35,12 +35,13 @@ from otpy.children.coroutine.context import AsyncContext, new_task, note_work
 from otpy.children.coroutine.loop import find_uvloop
 from otpy.children.coroutine.members import BLOCKED, CLOSED
 from otpy.children.coroutine.orders import Home
-from otpy.children.interrupt import WRAPPERS
-from otpy.children.thread import ASKED_AND_ENDED, forget, name_of, path_of, reason_of
+from otpy.children.endings import ASKED_AND_ENDED, forget_past, reason_of
+from otpy.children.moments import WRAPPERS
+from otpy.children.names import name_of, path_of
 from otpy.core.messages import ChildExited, ChildStarted
 from otpy.exceptions import SpecError, is_a, set_traceback, traceback_object
 from otpy.reports import CRASHED, KILLED, ExitReason, Unstopped
-from otpy.runtime import telemetry, threads
+from otpy.runtime import log, spares, threads
 from otpy.runtime.threads import Role, ThreadState
 from otpy.specs import Budget, ChildSpec, Common, check_common
 from otpy.values import Value, running, value
@@ -190,7 +191,7 @@ class CoroutineChild:
         try:
             self._home = self.recipe.home_of(self)
         except (RuntimeError, MemoryError, OSError) as error:
-            threads.reserve.spend(error)
+            spares.reserve.spend(error)
             self.end(ExitReason(CRASHED, error))
             return
         self._home.order(self._begin)
@@ -339,7 +340,7 @@ class CoroutineChild:
                 cancel(task)
         elif left:
             names = [task.get_name() for task in left]
-            telemetry.logger().error("tasks_left", path=self.birth.path, tasks=names)
+            log.logger().error("tasks_left", path=self.birth.path, tasks=names)
         if self._task is not None:
             self._await_works(self._task)
 
@@ -400,10 +401,10 @@ class CoroutineChild:
 
     def _finish(self, task: asyncio.Task[BaseException | None]) -> None:
         error = _raised_in(task)
-        threads.reserve.spend(error)
+        spares.reserve.spend(error)
         past, self.birth.last_exit = self.birth.last_exit, None
         self.end(self._reason(error))
-        forget(past, self.birth)
+        forget_past(past, self.birth)
         if self._home is not None:
             self._home.host.leave(self, for_good=self._is_asked)
         self._task = self._sweeper = None  # this and the task hold each other, and the error

@@ -24,7 +24,7 @@ from otpy.abc import Birth, Deliver
 from otpy.children.coroutine.workers import Work
 from otpy.exceptions import NotFound
 from otpy.runtime.context import Context, current
-from otpy.runtime.mailbox import Once
+from otpy.runtime.waiting import Once
 
 T = TypeVar("T")
 

@@ -30,7 +30,7 @@ from otpy.children.coroutine.loop import LoopThread, new_loop
 from otpy.children.coroutine.members import BLOCKED, LOST, Members
 from otpy.children.coroutine.workers import Work
 from otpy.reports import Stalled, Unstopped
-from otpy.runtime import posix, threads
+from otpy.runtime import posix, stacks
 
 BATCH = 256
 """How many orders may wait for the end of the supervisor's turn."""
@@ -114,7 +114,7 @@ class Home:
     def stack(self) -> str:
         """Return what the thread is doing, formatted like a traceback."""
         thread = self.members.thread
-        return threads.stack_of(thread.ident) if thread is not None else ""
+        return stacks.stack_of(thread.ident) if thread is not None else ""
 
     @property
     def alive(self) -> bool:

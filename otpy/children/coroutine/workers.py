@@ -33,7 +33,7 @@ from typing import Any
 
 import attrs
 
-from otpy.runtime import threads
+from otpy.runtime import stacks, threads
 from otpy.runtime.threads import Role, ThreadState
 from otpy.values import running
 
@@ -62,7 +62,7 @@ class Work:
         return not self.future.done()
 
     def stack(self) -> str:
-        return threads.stack_of(self.thread.ident) if self.alive and self.thread is not None else ""
+        return stacks.stack_of(self.thread.ident) if self.alive and self.thread is not None else ""
 
     def leave(self) -> None:
         """Note that its thread was given up."""

@@ -26,6 +26,7 @@ from typing import Any, Literal, Unpack
 import attrs
 
 from otpy.abc import Birth, Deliver
+from otpy.children.names import path_of
 from otpy.children.program import options
 from otpy.children.program.attendance import Attendance
 from otpy.children.program.exit import shown
@@ -35,8 +36,7 @@ from otpy.children.program.options import Command, Output, Text
 from otpy.children.program.probes import Health, Line, Probe
 from otpy.children.program.run import Leader, Run, Vitals
 from otpy.children.program.watch import Watch
-from otpy.children.thread import path_of
-from otpy.runtime import descendants, threads
+from otpy.runtime import descendants, stacks, threads
 from otpy.runtime.threads import ThreadState
 from otpy.specs import ChildSpec, CommonButReady, check_common
 from otpy.values import Value, value
@@ -186,7 +186,7 @@ class Program:
         if run.vitals.exit is not None:
             return ""
         if popen is None:
-            stack = threads.stack_of(launcher.ident if launcher is not None else None)
+            stack = stacks.stack_of(launcher.ident if launcher is not None else None)
             return f"it is being started: {words}\n{stack}"
         if (rest := self._attendance.rest) is not None:
             return rest.stack()

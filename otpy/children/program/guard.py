@@ -33,9 +33,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from otpy.runtime import descendants, posix, threads
-from otpy.runtime.mailbox import Once
 from otpy.runtime.posix import NO_SIGNAL, NoPython, Socket
 from otpy.runtime.threads import Role
+from otpy.runtime.waiting import Once
 
 TOO_SOON = 1.0
 """A guard that ends sooner than so many seconds after its start is a failure."""

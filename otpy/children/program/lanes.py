@@ -27,7 +27,7 @@ from functools import partial
 from typing import Protocol
 
 from otpy.children.program.logfiles import LogFile
-from otpy.runtime import telemetry, threads
+from otpy.runtime import log, threads
 from otpy.runtime.threads import Role, ThreadState
 
 BACKLOG = 1024 * 1024
@@ -191,7 +191,7 @@ class Lane:
             try:
                 call()
             except BaseException as error:
-                telemetry.complain("output_lost", error, name=self._name)
+                log.complain("output_lost", error, name=self._name)
             if threads.forks != forks:
                 return
             # a lane that waits must not keep a program alive

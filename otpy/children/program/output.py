@@ -23,7 +23,7 @@ from otpy.children.program.lanes import Handout, Sink
 from otpy.children.program.logfiles import LogFile
 from otpy.children.program.patterns import Finder
 from otpy.exceptions import show
-from otpy.runtime import telemetry
+from otpy.runtime import log
 from otpy.values import running
 
 CHUNK = 64 * 1024
@@ -121,7 +121,7 @@ class Called:
         try:
             check_result(self.handler, self.handler(line))
         except BaseException as error:
-            telemetry.complain(
+            log.complain(
                 "output_handler_failed",
                 error,
                 given=line,

@@ -31,8 +31,8 @@ from otpy.children.program.patterns import Unsuited, machine_of
 from otpy.core.pauses import PAUSE
 from otpy.exceptions import SpecError
 from otpy.runtime import posix, threads
-from otpy.runtime.mailbox import Once
 from otpy.runtime.threads import Role
+from otpy.runtime.waiting import Once
 from otpy.specs import is_number
 from otpy.values import Value, value
 

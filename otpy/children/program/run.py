@@ -33,9 +33,9 @@ from otpy.core.messages import ChildExited, ChildStarted
 from otpy.reports import ExitReason
 from otpy.runtime import descendants, posix, threads
 from otpy.runtime.descendants import Seen
-from otpy.runtime.mailbox import Once
 from otpy.runtime.posix import signal_group
 from otpy.runtime.threads import ThreadState
+from otpy.runtime.waiting import Once
 from otpy.values import running
 
 

@@ -1,0 +1,106 @@
+"""What threads are doing: their stacks, as text.
+
+Laws:
+1. A look holds no frame and no variable of the threads that it has seen.
+2. Looks take at most a sixth of the time, however many stacks are asked for.
+3. No stack is returned that is older than the life of the look that saw it.
+
+CPython cannot look at one thread, only at all of them. So one look has to serve for
+many calls: thousands of children that are given up at once would need thousands of
+looks at thousands of threads.
+
+Any thread may call ``stack_of``. Two may make a look at once; the later one is kept.
+"""
+
+from __future__ import annotations
+
+import linecache
+import sys
+import time
+import traceback
+import types
+from collections.abc import Iterator
+
+if sys.version_info < (3, 14) and not getattr(sys, "_is_gil_enabled", lambda: True)():
+    raise ImportError(
+        "otpy does not run on free-threaded Python 3.13: it crashes when the stacks of threads "
+        "are looked at; use 3.14t, or set PYTHON_GIL=1"
+    )
+
+FRESH = 0.02
+"""Seconds that one look at all threads serves at least."""
+
+OFTEN = 5
+"""A look serves for this many times the processor time that it has taken, if that is
+more.
+"""
+
+Place = tuple[types.CodeType, int]
+"""Where a frame is: its code and its line."""
+
+
+class Look:
+    """What all threads were doing at one moment.
+
+    Attributes:
+        until: The monotonic time until which it serves.
+    """
+
+    def __init__(self) -> None:
+        began = time.thread_time()
+        self._files: set[str] = set()
+        self._stacks = {ident: tuple(self._places(frame)) for ident, frame in frames().items()}
+        self._texts: dict[tuple[Place, ...], str] = {}
+        # Processor time, not the time that passed. A look that had to wait for a
+        # processor has cost nothing, and what it saw is old: a new thread may have got
+        # the number of one that has ended, and would be shown with the stack of that
+        # one.
+        self.until = time.monotonic() + max(FRESH, OFTEN * (time.thread_time() - began))
+
+    def __contains__(self, ident: int) -> bool:
+        return ident in self._stacks
+
+    def text(self, ident: int) -> str:
+        """Return the formatted stack of a thread; "" if it did not run."""
+        stack = self._stacks.get(ident, ())
+        if stack not in self._texts:
+            lines = [(code.co_filename, line, code.co_name, None) for code, line in reversed(stack)]
+            self._texts[stack] = "".join(traceback.StackSummary.from_list(lines).format())
+        return self._texts[stack]
+
+    def _places(self, frame: types.FrameType | None) -> Iterator[Place]:
+        while frame is not None:
+            if (file := frame.f_code.co_filename) not in self._files:
+                self._files.add(file)
+                # the globals know where the source is, if it is in no file
+                linecache.lazycache(file, frame.f_globals)
+            yield frame.f_code, frame.f_lineno
+            frame = frame.f_back
+
+
+def frames() -> dict[int, types.FrameType]:
+    """Return the innermost frame of each thread by its number.
+
+    {} where Python has none.
+    """
+    return getattr(sys, "_current_frames", dict)()
+
+
+_last_look: Look | None = None
+
+
+def stack_of(ident: int | None) -> str:
+    """Return what the thread *ident* is doing now, formatted like a traceback.
+
+    Returns "" if it is not running.
+    """
+    global _last_look  # noqa: PLW0603
+    if not ident:
+        return ""
+    try:
+        look = _last_look
+        if look is None or time.monotonic() > look.until or ident not in look:
+            look = _last_look = Look()
+        return look.text(ident)
+    except Exception:
+        return ""
