@@ -40,7 +40,7 @@ STANDARD = {1: "/dev/stdout", 2: "/dev/stderr"}
 """What "inherit" means: streams of this process, which have one writer, as files have."""
 
 LONGEST = 1e12
-"""The longest heartbeat that a program is told, in seconds; 64 bits hold its microseconds."""
+"""The longest heartbeat in WATCHDOG_USEC, in seconds; 64 bits hold its microseconds."""
 
 SYSTEMD = (b"NOTIFY_SOCKET", b"WATCHDOG_USEC", b"WATCHDOG_PID")
 """The variables that systemd sets for this process, and not for its children."""
@@ -87,8 +87,11 @@ class Making:
         guard.wait()
         stderr, stdout = self._stderr(), self._stdout()
         environment = self._environment()
+        # A stop may also come after this look; then ``begin`` sends the stop signal.
         if run.leader.is_asked:
             raise _NotWanted
+        # Kept by the same statement: an exception that is raised in this thread from outside
+        # cannot come in between, and ``__call__`` would not know what to undo.
         run.leader.popen = posix.start_process(
             command.argv,
             cwd=command.cwd,
@@ -120,10 +123,11 @@ class Making:
         birth.tree.telemetry.complain("signals_inherited", error, path=birth.path)
 
     def _wait_for_end(self) -> None:
-        """Have the watch told of the end of the process."""
+        """Have the end of the process reported to the watch."""
         try:
             self._parts.pidfd = posix.open_process(self.run.leader.pid)
-        except ProcessLookupError:  # it has ended already, and something else has reaped it
+        except ProcessLookupError:
+            # it has ended already, and other code of this process has reaped it
             self.run.watch.post(self.attendance.leader_has_ended)
             return
         if self._parts.pidfd is None:
@@ -141,9 +145,9 @@ class Making:
         self.run.leader.wait()
         self.run.watch.post(self.attendance.leader_has_ended)
 
-    def _ask(self, how: Callable[[], None]) -> None:
+    def _ask(self, asking: Callable[[], None]) -> None:
         birth = self.run.birth
-        self.run.helpers.add_thread(probes.ask(how, path=birth.path, owner=birth.tree))
+        self.run.helpers.add_thread(probes.ask(asking, path=birth.path, owner=birth.tree))
 
     def _environment(self) -> dict[bytes, bytes]:
         run, env = self.run, self.run.command.env
@@ -269,7 +273,8 @@ def _report_output_lost(run: Run, file: str, error: OSError) -> None:
         reason=ExitReason(CRASHED, error),
         file=file,
     )
-    birth.tree.telemetry.tell_late(report)  # it may be detached
+    # late: the program may be detached, and its tree over
+    birth.tree.telemetry.tell_late(report)
 
 
 def _can_inherit(fd: int) -> bool:

@@ -27,7 +27,7 @@ from typing import Any
 
 import attrs
 
-from otpy.children.program.patterns import Unsuited, machine_of
+from otpy.children.program.patterns import Unsuited, compiled
 from otpy.core.pauses import PAUSE
 from otpy.exceptions import SpecError
 from otpy.runtime import posix, threads
@@ -71,7 +71,7 @@ def _regex(probe: Any, field: Any, value: Any) -> None:
     if not isinstance(value, str):
         raise SpecError(_where(probe), field.name, value, "a regular expression, as a str")
     try:
-        machine_of(value)
+        compiled(value)
     except Unsuited as error:
         expected = f"a regular expression that can be looked for in linear time; {error}"
         raise SpecError(_where(probe), field.name, value, expected) from None
@@ -309,10 +309,12 @@ class _Search:
         except Exception as error:
             self.error = error
         finally:
+            # after the result: a thread that wakes up reads it
             self.end()
 
     def end(self) -> None:
         """Wake all that wait for it; a later attempt begins another search."""
+        # first: an attempt that comes now gets a search of its own, and no old result
         _searches.pop((self.host, self.port), None)
         self.done.happen()
 
