@@ -140,7 +140,7 @@ def test_it_is_up_when_it_says_so(stage, where):
     """With ``ready=True`` ChildStarted comes when the callable calls ``ready``."""
     scene = stage(process(callees.ready_then, where, ready=True))
 
-    assert scene.hear() == ChildStarted(7, "root/x")
+    assert scene.hear() == ChildStarted(7, "root/ready_then")
     assert heard(where) == [True]
     scene.child.stop()
     assert isinstance(scene.hear(), ChildExited)

@@ -253,7 +253,7 @@ def test_what_cannot_be_ended_is_reported_by_name(stage, where, monkeypatch):
     assert isinstance(report, Unstopped)
     assert f"process {daemon}" in report.stack
     assert "sleep 1000" in report.stack
-    assert [one.path for one in scene.tree.unstopped("root")] == ["root/x"]
+    assert [one.path for one in scene.tree.unstopped("root")] == ["root/with_daemon"]
     os.kill(daemon, signal.SIGKILL)
     wait_until(lambda: not scene.tree.unstopped("root"))
 

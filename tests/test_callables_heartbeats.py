@@ -113,10 +113,11 @@ def test_a_late_child_is_asked_for_its_stacks_once(stage):
     scene = stage(process(callees.obedient, heartbeat=8.0))
     scene.hear()
     child = scene.child
-    scene.tree.clock = ManualClock()
+    clock, scene.tree.clock = scene.tree.clock, ManualClock()
     child._keeper._has_checked_in(protocol.ALLOWED.pack(0.0))
     wait = child._keeper._next_doubt_in()
     child._keeper._is_doubted = True
+    scene.tree.clock = clock
 
     assert wait == 8.5
     assert child._keeper._next_doubt_in() is None
