@@ -1,1 +1,1 @@
-"""Children that are coroutines: the child, its context, its loop, and the threads for blocking calls."""
+"""Children that are coroutines, their event loops, and threads for blocking calls."""

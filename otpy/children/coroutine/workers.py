@@ -97,7 +97,7 @@ def _outcome(call: Callable[[], object]) -> tuple[object, BaseException | None]:
 
 
 class Workers:
-    """The threads of one loop. An executor, as far as ``loop.run_in_executor`` needs one.
+    """The threads of one loop: an executor, as ``loop.run_in_executor`` needs it.
 
     Args:
         name: The name of each of them.
@@ -125,7 +125,7 @@ class Workers:
             use(executor)
             theirs.append(executor)
 
-        # asyncio accepts only a ThreadPoolExecutor as the default. So the two methods of
+        # asyncio accepts only a ThreadPoolExecutor as the default. So two methods of
         # this loop are replaced.
         patched: Any = loop
         patched.run_in_executor = run_in_executor
@@ -154,7 +154,7 @@ class Workers:
             self._queue.put(None)
 
     def _provide_thread(self) -> None:
-        """Start a thread for one more piece of work, if none is idle and one may start."""
+        """Start a thread for one more piece of work, if none is idle."""
         with contextlib.suppress(IndexError):
             self._idle.pop()  # this one will take the work from the queue
             return
