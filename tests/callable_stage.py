@@ -28,18 +28,21 @@ def stage():
 
 @pytest.fixture
 def where(tmp_path):
-    """A file that does not exist yet."""
+    """Return the name of a file that does not exist yet."""
     return str(tmp_path / "said")
 
 
 def heard(where):
-    """Wait for what has been said there."""
+    """Wait until a process has written the file *where*, and return its content."""
     wait_until(pathlib.Path(where).exists, f"nothing said in {where}")
     return json.loads(pathlib.Path(where).read_text())
 
 
 def is_gone(pid):
-    """Whether that process runs no more. A zombie does not; some machines have no init that would reap it."""
+    """Return whether the process *pid* runs no more.
+
+    A zombie does not run; some machines have no init that would reap it.
+    """
     try:
         status = pathlib.Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
@@ -48,6 +51,7 @@ def is_gone(pid):
 
 
 def is_reaped(pid):
+    """Return whether no process has the number *pid*."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -56,7 +60,7 @@ def is_reaped(pid):
 
 
 def descriptors():
-    """How many are open here."""
+    """Return how many descriptors are open here."""
     return len(list(pathlib.Path("/proc/self/fd").iterdir()))
 
 
@@ -68,7 +72,7 @@ def end_of(scene):
 
 
 class Ear:
-    """A wire that goes nowhere."""
+    """A wire that keeps the messages and sends none."""
 
     def __init__(self):
         self.frames = []

@@ -1,7 +1,7 @@
-"""What tests/test_callee.py and tests/test_child_contract.py run in processes.
+"""The callables that tests run in processes.
 
-Nothing slow is imported here: each process imports this file. They meet their test at files,
-which appear whole.
+Nothing slow is imported here: each process imports this file. A callable meets its test
+at a file, which appears whole.
 """
 
 import _thread
@@ -139,6 +139,8 @@ def raise_awkward(ctx):
 
 
 class Nasty(Exception):
+    """Raises when its traceback is read."""
+
     def __repr__(self):
         raise RuntimeError
 
@@ -173,7 +175,7 @@ def with_daemon(ctx, where, how):
 
 
 def with_lock_held(ctx, where):
-    """No other thread of this process ever runs again."""
+    """Hold the interpreter's lock for ever."""
     grandchild = subprocess.Popen(["sleep", "1000"])
     say(where, os.getpid(), grandchild.pid)
     ctx.ready()
@@ -314,7 +316,7 @@ class Array:
 
 
 class Zero(int):
-    """An int that must not be asked whether it is 0."""
+    """An int that raises when it is asked whether it is 0."""
 
     def __eq__(self, other):
         raise RuntimeError("do not compare")
@@ -325,7 +327,7 @@ class Zero(int):
 
 
 CODES = {
-    # code of a SystemExit: whether it says that all is well, as the interpreter's exit status does
+    # name: the code of a SystemExit, and whether the interpreter's exit status is 0 with it
     "None": (None, True),
     "0": (0, True),
     "False": (False, True),
@@ -357,7 +359,7 @@ def raise_group(ctx, *kinds):
 
 
 def raise_group_with_lock(ctx, kind):
-    """The same, and it cannot be pickled."""
+    """Raise a group that cannot be pickled."""
     import otpy
 
     raise ExceptionGroup("outer", [getattr(otpy, kind)(_thread.allocate_lock())])

@@ -18,7 +18,7 @@ from tests.helpers import HANG, ManualClock, wait_until
 
 @pytest.fixture(autouse=True)
 def _debug(monkeypatch, caplog):
-    """All of this runs in asyncio's debug mode, and asyncio has nothing to complain about."""
+    """Run the test in asyncio's debug mode; asyncio must log no error."""
     monkeypatch.setenv("PYTHONASYNCIODEBUG", "1")
     yield
     gc.collect()
@@ -27,7 +27,7 @@ def _debug(monkeypatch, caplog):
 
 
 class Stage:
-    """Runs what a test wants to run in a coroutine child, ``coroutine(stage, id=...)``; ``next()`` is its context."""
+    """A target that does what a test orders: ``coroutine(stage, id=...)``."""
 
     def __init__(self):
         self.lives = queue.SimpleQueue()
@@ -43,10 +43,13 @@ class Stage:
             life.ended.set()
 
     def next(self):
+        """Return the next incarnation."""
         return self.lives.get(timeout=HANG)
 
 
 class Life:
+    """One incarnation of a ``Stage``: its context, its loop, its thread."""
+
     def __init__(self, ctx):
         self.ctx, self.orders, self.ended = ctx, asyncio.Queue(), threading.Event()
         self.loop, self.thread = asyncio.get_running_loop(), threading.current_thread()
@@ -69,7 +72,7 @@ def stages():
 
 @pytest.fixture
 def gate():
-    """Opens at the latest when the test ends."""
+    """An event that is set at the latest when the test ends."""
     event = threading.Event()
     yield event
     event.set()
@@ -143,18 +146,20 @@ def block(life, gate):
 
 
 def homes(app):
-    return {member._home for member in members(app)} - {
-        None
-    }  # one that is just started has none yet
+    """Return the loops of the children; a child that is just being started has none."""
+    return {member._home for member in members(app)} - {None}
 
 
 def tick(app, clock, blocked=0):
-    """Move the clock, not while a healthy loop works, and return when the supervisor has seen what is due."""
+    """Move the clock while no healthy loop works.
+
+    Returns when the supervisor has seen what is due.
+    """
     wait_until(lambda: sum(home.blockage.busy_since is not None for home in homes(app)) <= blocked)
     clock.advance(blockage.BLOCKED_AFTER)
-    for _ in range(
-        3
-    ):  # the first wakes it, the second may be read together with the deadline, the third comes after
+    # The first call wakes the supervisor. The second may be read together with the
+    # deadline. The third is read after it.
+    for _ in range(3):
         app.count_children()
 
 

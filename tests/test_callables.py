@@ -26,13 +26,14 @@ stage, where = callable_stage.stage, callable_stage.where
 
 
 def test_it_sees_what_a_thread_sees(launch, where):
+    """Its context has the same names as that of a thread, and they mean the same."""
     launch(supervisor("app", children=[process(callees.tell, where, id="x")]))
 
     assert heard(where) == ["x", "app/x", 1, True, True, None, None]
 
 
 def test_it_leads_a_session_and_a_group_of_its_own(launch, where):
-    """Its stdin is empty, and it is our child."""
+    """Its stdin is empty, and it is a child of this process."""
     launch(supervisor("app", children=[process(callees.tell_group, where)]))
     pid, session, group, parent, stdin = heard(where)
 
@@ -41,7 +42,7 @@ def test_it_leads_a_session_and_a_group_of_its_own(launch, where):
 
 
 def test_all_of_otpy_works_there(launch, where, capfd):
-    """The rest is imported when it is asked for: current, log, and refusals; and on_stop is called."""
+    """``current``, ``log`` and refusals import the rest of otpy; ``on_stop`` is called."""
     app = launch(supervisor("app", children=[process(callees.use_otpy, where)]))
     is_current, refused = heard(where)
     app.stop()
@@ -67,7 +68,7 @@ def test_the_far_side_is_light():
 
 
 def test_its_replacement_gets_its_state_and_knows_its_end(launch, where, recorder):
-    """An unpicklable state is refused where it is saved, and changes nothing."""
+    """A state that cannot be pickled is refused where it is saved, and changes nothing."""
     launch(supervisor("app", children=[process(callees.hand_over, where)]))
 
     assert heard(where) == [{"lines": 3}, False, "bad luck", "crashed"]
@@ -75,6 +76,7 @@ def test_its_replacement_gets_its_state_and_knows_its_end(launch, where, recorde
 
 
 def test_what_snapshot_returns_is_saved(stage):
+    """The option ``snapshot`` makes the copy that is saved."""
     scene = stage(process(callees.save, "abc", snapshot=callees.shortened, restart="temporary"))
     end_of(scene)
 
@@ -82,13 +84,14 @@ def test_what_snapshot_returns_is_saved(stage):
 
 
 def test_much_goes_both_ways(launch, where):
-    """More than a pipe holds at a time."""
+    """Arguments and states may be larger than a pipe."""
     launch(supervisor("app", children=[process(callees.big, "x" * 3_000_000, where)]))
 
     assert heard(where) == [3_000_000]
 
 
 def test_queues_of_multiprocessing_may_be_arguments(launch):
+    """The process inherits their descriptors."""
     queue = multiprocessing.get_context("spawn").SimpleQueue()
     launch(supervisor("app", children=[process(callees.put, queue, "hello")]))
 
@@ -115,6 +118,7 @@ def nested():
     ],
 )
 def test_what_cannot_be_sent_is_refused_when_the_spec_is_made(function, args, options, field):
+    """The error names the field, and the child."""
     with pytest.raises(SpecError) as refusal:
         process(function, *args, **options)
 
@@ -124,6 +128,7 @@ def test_what_cannot_be_sent_is_refused_when_the_spec_is_made(function, args, op
 
 
 def test_a_spec_is_a_value():
+    """Specs of equal parts are equal; an unknown option is refused by name."""
     assert process(callees.tell, "a", heartbeat=3) == process(callees.tell, "a", heartbeat=3)
     assert process(callees.tell, "a") != process(callees.tell, "b")
     assert process(callees.tell, "a").id == "tell"
@@ -132,15 +137,17 @@ def test_a_spec_is_a_value():
 
 
 def test_it_is_up_when_it_says_so(stage, where):
+    """With ``ready=True`` ChildStarted comes when the callable calls ``ready``."""
     scene = stage(process(callees.ready_then, where, ready=True))
 
-    assert scene.hear() == ChildStarted(7, "root/x")
+    assert scene.hear() == ChildStarted(7, "root/ready_then")
     assert heard(where) == [True]
     scene.child.stop()
     assert isinstance(scene.hear(), ChildExited)
 
 
-def test_who_is_not_ready_in_time_is_killed(where):
+def test_a_child_that_is_not_ready_in_time_is_killed(where):
+    """Its start has failed, and no process is left."""
     late = process(
         callees.never_ready, where, ready=True, start_timeout=1.0, shutdown="brutal_kill"
     )
@@ -152,6 +159,8 @@ def test_who_is_not_ready_in_time_is_killed(where):
 
 @pytest.mark.parametrize("name", ["start_process", "socket_pair", "pipe"])
 def test_a_start_that_the_system_refuses_is_a_failed_start(stage, monkeypatch, name):
+    """The reason of the end is the error of the system."""
+
     def refuse(*args, **options):
         raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
 
@@ -164,7 +173,7 @@ def test_a_start_that_the_system_refuses_is_a_failed_start(stage, monkeypatch, n
 
 
 def test_many_start_at_once(launch):
-    """Side by side, since no start blocks the supervisor; and no descriptor is left behind."""
+    """No start blocks the supervisor, and no descriptor is left behind."""
     before = descriptors() if sys.platform == "linux" else 0
     app = launch(dynamic_supervisor("app"))
     callers = [

@@ -27,7 +27,7 @@ stage, where = callable_stage.stage, callable_stage.where
 
 
 ENDS = {
-    # what it does: kind, what is said
+    # what it does: its spec, the kind of its end, a part of the text of its reason
     "returns": (process(callees.save), ExitKind.NORMAL, "normal"),
     "exits": (process(callees.leave, 0), ExitKind.NORMAL, "normal"),
     "exits 3": (process(callees.leave, 3), ExitKind.CRASHED, "SystemExit(3)"),
@@ -59,6 +59,7 @@ ENDS = {
 
 @pytest.mark.parametrize(("spec", "kind", "said"), ENDS.values(), ids=ENDS)
 def test_each_end_has_its_reason(spec, kind, said, stage):
+    """The kind, the text and the meaning of a reason follow from how the process ended."""
     reason = end_of(stage(spec))
 
     assert reason.kind is kind
@@ -67,7 +68,8 @@ def test_each_end_has_its_reason(spec, kind, said, stage):
     assert reason.is_ignore == ("Ignore" in said)
 
 
-def test_death_by_a_signal_is_told_in_full(stage):
+def test_death_by_a_signal_is_reported_in_full(stage):
+    """ProcessDied has the code, the name of the signal, and the stack."""
     died = end_of(stage(process(callees.segfault))).exception
 
     assert isinstance(died, otpy.ProcessDied)
@@ -75,7 +77,8 @@ def test_death_by_a_signal_is_told_in_full(stage):
     assert "Fatal Python error" in died.stack
 
 
-def test_it_is_restarted_when_somebody_kills_it(launch, where, recorder):
+def test_it_is_restarted_when_another_process_kills_it(launch, where, recorder):
+    """A SIGKILL from outside is a crash, and the number is reaped."""
     launch(supervisor("app", children=[process(callees.tell_group, where)]))
     [pid, *_] = heard(where)
     os.kill(pid, signal.SIGKILL)
@@ -86,6 +89,7 @@ def test_it_is_restarted_when_somebody_kills_it(launch, where, recorder):
 
 
 def test_what_cannot_be_imported_there_is_a_failed_start(monkeypatch, stage):
+    """The process cannot import the module of the callable."""
     module = types.ModuleType("only_here")
     exec("def run(ctx): ...", vars(module))
     monkeypatch.setitem(sys.modules, "only_here", module)
@@ -96,35 +100,39 @@ def test_what_cannot_be_imported_there_is_a_failed_start(monkeypatch, stage):
     assert isinstance(news.reason.exception, ModuleNotFoundError)
 
 
-def reaped_by_somebody_else(pid):
+def reaped_by_other_code(pid):
     os.waitpid(pid, 0)
     return posix.Ended(None, is_reaped=True)
 
 
-def test_somebody_else_has_reaped_it(stage, where, monkeypatch):
-    """Then its last word still counts, and no number is used that may belong to others by now."""
+def test_other_code_has_reaped_it(stage, where, monkeypatch):
+    """Its EXIT still counts, and its number, which may belong to another process, is
+    not used.
+    """
     scene = stage(process(callees.tell_group, where))
     [pid, *_] = heard(where)
-    monkeypatch.setattr(posix, "await_exit", reaped_by_somebody_else)
+    monkeypatch.setattr(posix, "await_exit", reaped_by_other_code)
     scene.child.stop()
 
     assert end_of(scene).kind is ExitKind.SHUTDOWN
     assert is_reaped(pid)
 
 
-def test_no_grandchild_is_left_when_somebody_else_has_reaped_it(stage, where, monkeypatch):
-    """Its number is free then, but not that of its group, as long as somebody is in it."""
+def test_no_grandchild_is_left_when_other_code_has_reaped_it(stage, where, monkeypatch):
+    """The number of the process is free then; that of its group is not, while the group
+    has members.
+    """
     scene = stage(process(callees.with_grandchild, where))
     _, grandchild = heard(where)
-    monkeypatch.setattr(posix, "await_exit", reaped_by_somebody_else)
+    monkeypatch.setattr(posix, "await_exit", reaped_by_other_code)
     scene.child.stop()
 
     assert end_of(scene).kind is ExitKind.SHUTDOWN
     wait_until(lambda: is_gone(grandchild))
 
 
-def test_somebody_else_reaps_it_when_its_death_has_been_noticed(stage, monkeypatch):
-    """Its exit code is known by then: a crash does not become a normal end, of which nobody would be told."""
+def test_other_code_reaps_it_when_its_death_has_been_noticed(stage, monkeypatch):
+    """Its exit code is known by then, so a crash does not become a normal end."""
     notice = os.waitid
 
     def lose(kind, pid, options):
@@ -140,7 +148,7 @@ def test_somebody_else_reaps_it_when_its_death_has_been_noticed(stage, monkeypat
 
 @pytest.fixture
 def slow_spawn(monkeypatch):
-    """Processes are only spawned when the test says so."""
+    """Have processes start only when the test says so."""
     arrived, go, real = threading.Event(), threading.Event(), posix.start_process
 
     def start_process(*args, **options):
@@ -152,7 +160,8 @@ def slow_spawn(monkeypatch):
     return arrived, go
 
 
-def test_who_does_not_listen_is_killed_and_reaped(launch, where):
+def test_a_deaf_child_is_killed_and_reaped(launch, where):
+    """A callable that does not stop when asked is killed after ``shutdown`` seconds."""
     app = launch(supervisor("app", children=[process(callees.deaf, where, shutdown=0.05)]))
     [pid] = heard(where)
     report = app.stop()
@@ -162,8 +171,8 @@ def test_who_does_not_listen_is_killed_and_reaped(launch, where):
     assert is_reaped(pid)
 
 
-def test_who_must_not_be_killed_is_given_up(launch, where):
-    """With ``interrupt=False``: its process runs on, and is named as a thread is that cannot be stopped."""
+def test_a_deaf_child_that_must_not_be_killed_is_given_up(launch, where):
+    """With ``interrupt=False`` its process runs on, and is reported as unstopped."""
     app = launch(
         supervisor("app", children=[process(callees.deaf, where, shutdown=0.05, interrupt=False)])
     )
@@ -177,21 +186,22 @@ def test_who_must_not_be_killed_is_given_up(launch, where):
     wait_until(lambda: is_reaped(pid))
 
 
-def test_its_end_is_told_when_the_interpreter_has_ended(stage, where):
-    """Threads that are no daemons, and what ``atexit`` calls, come first, as in any program."""
+def test_its_end_is_reported_when_the_interpreter_has_ended(stage, where):
+    """Threads that are no daemons, and the handlers of ``atexit``, come first."""
     assert end_of(stage(process(callees.ends_slowly, where))).kind is ExitKind.NORMAL
     assert pathlib.Path(f"{where}.thread").exists()
     assert pathlib.Path(f"{where}.atexit").exists()
 
 
 def test_a_signal_that_kills_it_on_the_way_is_its_end(stage):
-    """It has returned, but its interpreter has not ended."""
+    """The callable has returned, but its interpreter has not ended."""
     reason = end_of(stage(process(callees.dies_after_its_end)))
 
     assert (reason.kind, str(reason.exception)) == (ExitKind.CRASHED, "killed by SIGKILL")
 
 
-def test_brutal_kill_asks_nobody(launch, where):
+def test_brutal_kill_does_not_ask(launch, where):
+    """The process is killed at once."""
     app = launch(supervisor("app", children=[process(callees.deaf, where, shutdown="brutal_kill")]))
     [pid] = heard(where)
     app.stop()
@@ -201,6 +211,7 @@ def test_brutal_kill_asks_nobody(launch, where):
 
 @pytest.mark.parametrize("how", ["stop", "kill"])
 def test_no_grandchild_is_left(stage, where, how):
+    """A stop and a kill end all processes that the child has started."""
     scene = stage(process(callees.with_grandchild, where))
     pid, grandchild = heard(where)
     scene.child.kill(1.0) if how == "kill" else scene.child.stop()
@@ -214,7 +225,7 @@ def test_no_grandchild_is_left(stage, where, how):
 @pytest.mark.skipif(sys.platform != "linux", reason="they are found in /proc")
 @pytest.mark.parametrize("how", ["stop", "kill", "crash"])
 def test_nothing_is_left_that_has_left_the_session(stage, where, how):
-    """It is found by the mark that it has inherited, and has ended before the end of the callable is told."""
+    """Such a process is found by its mark, and has ended before the end is reported."""
     scene = stage(process(callees.with_daemon, where, how))
     pid, daemon = heard(where)
     if how != "crash":
@@ -226,28 +237,29 @@ def test_nothing_is_left_that_has_left_the_session(stage, where, how):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="they are found in /proc")
-def test_what_cannot_be_ended_is_told_by_name(stage, where, monkeypatch):
-    """And it counts as unstopped for as long as it lives."""
+def test_what_cannot_be_ended_is_reported_by_name(stage, where, monkeypatch):
+    """It counts as unstopped for as long as it lives."""
     monkeypatch.setattr(processes, "LINGER", 0.01)
     monkeypatch.setattr(processes.descendants, "send", lambda one, number: None)
     scene = stage(process(callees.with_daemon, where, "stop"))
-    told = []
-    scene.tree.telemetry.subscribe("root", told.append)
+    reports = []
+    scene.tree.telemetry.subscribe("root", reports.append)
     _, daemon = heard(where)
     scene.child.stop()
     reason = end_of(scene)
-    report = wait_until(lambda: told and told[0])
+    report = wait_until(lambda: reports and reports[0])
 
     assert reason.kind is ExitKind.SHUTDOWN
     assert isinstance(report, Unstopped)
     assert f"process {daemon}" in report.stack
     assert "sleep 1000" in report.stack
-    assert [one.path for one in scene.tree.unstopped("root")] == ["root/x"]
+    assert [one.path for one in scene.tree.unstopped("root")] == ["root/with_daemon"]
     os.kill(daemon, signal.SIGKILL)
     wait_until(lambda: not scene.tree.unstopped("root"))
 
 
-def test_who_is_fenced_can_say_nothing_but_its_end(stage, where):
+def test_of_a_fenced_child_only_the_end_counts(stage, where):
+    """What it saves after ``abandon`` is dropped."""
     scene = stage(process(callees.fenced, where))
     [pid] = heard(where)
     assert str(pid) in scene.child.stack()
@@ -262,6 +274,7 @@ def test_who_is_fenced_can_say_nothing_but_its_end(stage, where):
     ("order", "kind"), [("stop", ExitKind.SHUTDOWN), ("kill", ExitKind.KILLED)]
 )
 def test_an_order_that_comes_while_it_is_spawned_is_obeyed(stage, slow_spawn, order, kind):
+    """The order is kept until the process is there."""
     arrived, go = slow_spawn
     scene = stage(process(callees.obedient))
     assert arrived.wait(HANG)
@@ -272,7 +285,7 @@ def test_an_order_that_comes_while_it_is_spawned_is_obeyed(stage, slow_spawn, or
 
 
 def test_what_is_not_wanted_any_more_is_not_spawned(stage, monkeypatch):
-    """Stopped before its thread has done anything, it costs no process."""
+    """A child that is stopped before its thread has done anything costs no process."""
     spawned, go = [], threading.Event()
     monkeypatch.setattr(posix, "start_process", spawned.append)
     live = Keeper._live
@@ -286,7 +299,7 @@ def test_what_is_not_wanted_any_more_is_not_spawned(stage, monkeypatch):
 
 
 def test_a_kill_that_comes_with_the_first_step_is_a_kill(stage, monkeypatch):
-    """The thread of the child looks whether it is still wanted just when it is killed."""
+    """The keeper looks whether the child is still wanted just when it is killed."""
     at_work, go_on, over, live = (
         threading.Event(),
         threading.Event(),
@@ -300,7 +313,7 @@ def test_a_kill_that_comes_with_the_first_step_is_a_kill(stage, monkeypatch):
         return live(child)
 
     class Lock:
-        """Lets the child's thread go on while the one that kills waits for it."""
+        """Lets the keeper go on while the thread that kills waits for it."""
 
         def __enter__(self):
             if threading.current_thread() is threading.main_thread():

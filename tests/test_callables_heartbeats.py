@@ -22,17 +22,18 @@ stage, where = callable_stage.stage, callable_stage.where
 
 
 def test_a_stall_is_noticed(launch, recorder):
+    """The report names the process; the child is killed and restarted."""
     launch(supervisor("app", children=[process(callees.hang_once, heartbeat=1.0, shutdown=0.05)]))
     stall = recorder.wait_for(Stalled)
 
-    assert stall.stack.startswith(
-        "process "
-    )  # what it was doing follows, if it got a processor in time
+    # The stacks follow, if the process got a processor in time.
+    assert stall.stack.startswith("process ")
     assert recorder.wait_for(ChildTerminated).reason.kind is ExitKind.STALLED
     assert recorder.wait_for(Progress, "app/hang_once", count=2).incarnation == 2
 
 
 def test_few_of_many_check_ins_are_sent():
+    """A check-in that allows something else than the last one is sent at once."""
     ctx = context(heartbeat=1000.0)
     for _ in range(1000):
         ctx.check_in()
@@ -49,6 +50,7 @@ def test_few_of_many_check_ins_are_sent():
 
 
 def test_without_a_heartbeat_only_state_is_sent():
+    """A plain check-in would change nothing."""
     ctx = context()
     ctx.check_in()
     ctx.check_in("state")
@@ -59,12 +61,15 @@ def test_without_a_heartbeat_only_state_is_sent():
 
 @pytest.mark.parametrize("allow", [0, -1, float("nan"), float("inf"), True, "1"])
 def test_a_wrong_allowance_is_refused(allow):
+    """It must be a finite number > 0."""
     with pytest.raises(ValueError, match="allow"):
         context(heartbeat=1.0).check_in(allow=allow)
 
 
 def test_a_check_in_that_was_kept_back_is_allowed_for(stage):
-    """Of the ones after it some were not sent, so the next may be late by that much."""
+    """Of the check-ins after it some were not sent, so the next may be late by that
+    much.
+    """
     scene = stage(process(callees.obedient, heartbeat=8.0))
     scene.hear()
     before = time.monotonic()
@@ -79,7 +84,8 @@ def test_a_check_in_that_was_kept_back_is_allowed_for(stage):
     end_of(scene)
 
 
-def test_what_one_did_that_was_late_is_forgotten_when_it_checks_in(stage, where):
+def test_the_stacks_of_a_late_child_are_forgotten_when_it_checks_in(stage, where):
+    """An old stack must not explain a later stall."""
     scene = stage(process(callees.late, where, heartbeat=8.0, ready=True))
     scene.hear()
     child = scene.child
@@ -102,22 +108,25 @@ def test_what_one_did_that_was_late_is_forgotten_when_it_checks_in(stage, where)
     assert end_of(scene).kind is ExitKind.SHUTDOWN
 
 
-def test_it_is_asked_once_what_it_does_and_a_bit_before_it_has_stalled(stage):
+def test_a_late_child_is_asked_for_its_stacks_once(stage):
+    """The keeper asks a sixteenth of the heartbeat before the child has stalled."""
     scene = stage(process(callees.obedient, heartbeat=8.0))
     scene.hear()
     child = scene.child
-    scene.tree.clock = ManualClock()
+    clock, scene.tree.clock = scene.tree.clock, ManualClock()
     child._keeper._has_checked_in(protocol.ALLOWED.pack(0.0))
-    patience = child._keeper._next_doubt_in()
+    wait = child._keeper._next_doubt_in()
     child._keeper._is_doubted = True
+    scene.tree.clock = clock
 
-    assert patience == 8.5
+    assert wait == 8.5
     assert child._keeper._next_doubt_in() is None
     child.stop()
     end_of(scene)
 
 
 def test_messages_may_come_in_pieces():
+    """A message is complete when its last byte has come."""
     messages = Messages(MAX_MESSAGE_SIZE)
     stream = protocol.HEAD.pack(protocol.STATE, 3) + b"abc" + protocol.HEAD.pack(protocol.UP, 0)
     cut = [one for index in range(len(stream)) for one in messages.cut(stream[index : index + 1])]

@@ -28,7 +28,7 @@ from tests import callees
 
 @pytest.fixture
 def program(tmp_path):
-    """Run a program of its own, and return its Popen."""
+    """Run a parent process, and return its Popen."""
     programs = []
     environment = {**os.environ, "PYTHONPATH": str(pathlib.Path(otpy.__file__).parent.parent)}
 
@@ -57,8 +57,8 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize("name", ["with_grandchild", "with_lock_held"])
-def test_all_die_with_a_program_that_is_killed(program, where, name):
-    """Even one that never lets go of the interpreter's lock, where the kernel can see to that: Linux."""
+def test_all_die_with_a_parent_process_that_is_killed(program, where, name):
+    """On Linux even a process that never releases the interpreter's lock."""
     parent = program(ORPHANS.format(name=name, where=where, then="signal.pause()"))
     pids = heard(where)
     parent.kill()
@@ -67,7 +67,8 @@ def test_all_die_with_a_program_that_is_killed(program, where, name):
         wait_until(lambda pid=pid: is_gone(pid))
 
 
-def test_a_fork_of_the_program_keeps_nobody_alive(program, where, tmp_path):
+def test_a_fork_of_the_parent_process_keeps_no_callable_alive(program, where, tmp_path):
+    """It closes the near ends of the wires."""
     fork = "callees.say(sys.argv[0] + '.fork', os.getpid()) if os.fork() == 0 else None; signal.pause()"
     parent = program(ORPHANS.format(name="with_grandchild", where=where, then=fork))
     pids = heard(where)
@@ -81,7 +82,7 @@ def test_a_fork_of_the_program_keeps_nobody_alive(program, where, tmp_path):
 
 
 def test_the_exit_of_the_interpreter_stops_them(program, where):
-    """In order, and without waiting for anything else; also those that run on without a supervisor."""
+    """They are stopped in order, and nothing else holds up the exit."""
     stopped = program(
         ORPHANS.format(name="with_grandchild", where=where, then="callees.say(sys.argv[0] + '.up')")
     )
@@ -92,7 +93,8 @@ def test_the_exit_of_the_interpreter_stops_them(program, where):
     assert all(is_gone(pid) for pid in pids[:1])
 
 
-def test_a_detached_one_dies_with_the_program(program, where):
+def test_a_detached_one_dies_with_the_parent_process(program, where):
+    """No supervisor stops it; the end of its lifeline does."""
     detached = program(ORPHANS.format(name="with_grandchild", where=where, then="app.detach()"))
     pids = heard(where)
     _, errors = detached.communicate(timeout=HANG)
@@ -103,6 +105,9 @@ def test_a_detached_one_dies_with_the_program(program, where):
 
 
 def test_a_target_may_be_in_the_main_module(program, where):
+    """The process imports it as ``__mp_main__``; its exceptions arrive with their own
+    class.
+    """
     text = f"""
 class Bad(Exception): ...
 
@@ -124,7 +129,9 @@ if __name__ == "__main__":
 
 
 def test_the_main_module_is_imported_only_if_it_is_needed(program):
-    """One without a guard does no harm where the callable, and what it gets, come from elsewhere."""
+    """A main module without a guard does no harm if the callable and its arguments come
+    from elsewhere.
+    """
     text = """
 print("imported", __name__, file=sys.stderr)
 child = process(callees.save, restart="temporary", significant=True)
@@ -137,6 +144,7 @@ run(supervisor("app", children=[child], auto_shutdown="any_significant"), log=Fa
 
 
 def test_a_main_module_without_a_guard_does_not_start_itself_for_ever(program):
+    """It is refused as ``multiprocessing`` refuses it."""
     text = """
 def target(ctx): ...
 
@@ -166,8 +174,10 @@ print("alive", file=sys.stderr)
 """
 
 
-def test_a_program_that_dies_of_sigpipe_does_not_die_of_its_children(program):
-    """As many tools do; then none may come from a process that has just died."""
+def test_a_parent_process_that_dies_of_sigpipe_does_not_die_of_its_children(program):
+    """Many tools set SIGPIPE to its default; a process that has just died must not
+    cause one.
+    """
     parent = program(DIES_OF_SIGPIPE)
 
     assert parent.communicate(timeout=HANG)[1] == "alive\n"

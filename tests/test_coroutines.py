@@ -27,7 +27,7 @@ swallows, clock = coroutine_stage.swallows, coroutine_stage.clock
 
 
 def test_specs_of_equal_parts_are_equal():
-    """As all specs are."""
+    """They are values, as all specs are."""
     assert coroutine(wait, restart="transient") == coroutine(wait, restart="transient")
     assert coroutine(wait) != coroutine(wait, loop="own")
     assert coroutine(wait).id == "wait"
@@ -47,7 +47,7 @@ async def generator(ctx):
     "target", [Callable(), functools.partial(Callable().__call__)], ids=["object", "partial"]
 )
 def test_whatever_is_async_can_be_a_target(target):
-    """Functions, methods, objects, partials."""
+    """Functions, methods, objects and partials can."""
     assert coroutine(target, 1, id="x").start.args == (1,)
 
 
@@ -64,13 +64,13 @@ def test_whatever_is_async_can_be_a_target(target):
     ],
 )
 def test_bad_input_is_refused(target, options, message):
-    """At once, naming what would be right."""
+    """The error comes at once, and names what would be right."""
     with pytest.raises(SpecError, match=message):
         coroutine(target, **options)
 
 
 def test_a_thousand_children_cost_one_thread(launch):
-    """However many there are; and it is gone when they are."""
+    """The thread is gone when the children are."""
     before = threading.active_count()
     alone = launch(supervisor("alone", children=[coroutine(wait)]))
     cost = threading.active_count() - before
@@ -86,7 +86,9 @@ def test_a_thousand_children_cost_one_thread(launch):
 
 
 def test_the_orders_of_a_turn_go_together(launch, monkeypatch):
-    """Each order alone would cost a system call: a thousand starts wake the loop a few times."""
+    """Each order alone would cost a system call; a thousand starts wake the loop a few
+    times.
+    """
     rung, ring = [], Home._ring
 
     def note(self):
@@ -103,7 +105,7 @@ def test_the_orders_of_a_turn_go_together(launch, monkeypatch):
 
 
 def test_each_supervisor_has_its_own(launch, stages):
-    """And a child that wants one for itself gets a thread that bears its name."""
+    """A child that wants a loop for itself gets a thread that bears its name."""
     first, second, third = stages
     inner = supervisor(
         "in",
@@ -120,7 +122,7 @@ def test_each_supervisor_has_its_own(launch, stages):
 
 
 def test_a_replacement_gets_the_same_loop(launch, stages):
-    """Also if the one that crashed was the only one."""
+    """That holds also if the child that crashed was the only one."""
     launch(supervisor("app", children=[coroutine(stages[0], id="a")]))
     life = stages[0].next()
     life.crash()
@@ -131,7 +133,9 @@ def test_a_replacement_gets_the_same_loop(launch, stages):
 
 
 def test_an_empty_loop_ends(launch, stages):
-    """When the last child has ended and nobody replaces it; the next child gets another one."""
+    """It ends when the last child has ended and will not be replaced; the next child
+    gets another loop.
+    """
     app = launch(dynamic_supervisor("app"))
     app.start_child(coroutine(stages[0], id="a", restart="temporary"))
     life = stages[0].next()
@@ -148,7 +152,7 @@ def test_an_empty_loop_ends(launch, stages):
 
 
 def test_the_last_may_leave_while_the_next_comes(launch):
-    """Again and again: each gets a loop that runs, and none is left."""
+    """Each child gets a loop that runs, and no loop is left."""
     app = launch(dynamic_supervisor("app"))
     for number in range(200):
         app.start_child(coroutine(returns, number % 3, id="a", restart="temporary", ready=True))
@@ -168,7 +172,7 @@ async def returns(ctx, turns):
 
 
 def test_no_loop_can_be_made(launch, monkeypatch):
-    """A crash as any other; and what had been made for it is closed."""
+    """The child has crashed, and the selector that was made is closed."""
     made = []
 
     def fail(selector):
@@ -184,7 +188,7 @@ def test_no_loop_can_be_made(launch, monkeypatch):
 
 
 def test_no_thread_can_be_started(launch, monkeypatch):
-    """The same; and the loop is closed."""
+    """The child has crashed, and the loop is closed."""
     made = []
 
     def refuse(target, **options):
@@ -206,7 +210,7 @@ def test_no_thread_can_be_started(launch, monkeypatch):
 
 
 def test_state_is_handed_over(launch, stages):
-    """And each task has a context of its own."""
+    """Each task has a context of its own."""
     first, second, _ = stages
     launch(supervisor("app", children=[coroutine(first, id="a"), coroutine(second, id="b")]))
     life, seen = first.next(), queue.SimpleQueue()
@@ -228,7 +232,7 @@ def test_state_is_handed_over(launch, stages):
 
 
 def test_reports_name_the_child(launch, recorder):
-    """The loop's thread is that of many."""
+    """The thread of the loop is that of many children."""
 
     async def says(ctx):
         ctx.ready()
@@ -240,7 +244,7 @@ def test_reports_name_the_child(launch, recorder):
 
 
 def test_a_blocking_call_of_its_own_supervisor_is_refused(launch, stages):
-    """It could only wait for itself."""
+    """The child would wait for itself."""
     app = launch(supervisor("app", children=[coroutine(stages[0], id="a")]))
     life, seen = stages[0].next(), queue.SimpleQueue()
 
@@ -256,7 +260,7 @@ def test_a_blocking_call_of_its_own_supervisor_is_refused(launch, stages):
 
 
 def test_without_uvloop_the_usual_loop_is_used(launch, stages, monkeypatch):
-    """Asked for, but not installed."""
+    """The child asks for uvloop, which is not installed."""
     monkeypatch.setattr("otpy.children.coroutine.child.find_uvloop", lambda: None)
     launch(supervisor("app", children=[coroutine(stages[0], id="a", uvloop=True)]))
 
@@ -265,7 +269,7 @@ def test_without_uvloop_the_usual_loop_is_used(launch, stages, monkeypatch):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="uvloop is not made for Windows")
 def test_with_uvloop(launch, recorder, stages):
-    """The real one, where it is installed: crash, replacement, stop."""
+    """A crash, a replacement and a stop on a real uvloop."""
     import uvloop
 
     app = launch(

@@ -28,7 +28,9 @@ swallows, clock = coroutine_stage.swallows, coroutine_stage.clock
 
 
 def test_a_stop_may_come_while_its_tasks_are_swept_up(launch, recorder, stages):
-    """Even before the sweeping has made its first step; the child ends, and so do its tasks."""
+    """It may come before the first step of the sweeper; the child ends, and so do its
+    tasks.
+    """
     app = launch(supervisor("app", children=[coroutine(stages[0], id="a"), coroutine(wait)]))
     life, seen = stages[0].next(), threading.Event()
     [child] = [one for one in members(app) if one.birth.spec.id == "a"]
@@ -39,9 +41,9 @@ def test_a_stop_may_come_while_its_tasks_are_swept_up(launch, recorder, stages):
         finally:
             seen.set()
 
-    def stop(
-        task,
-    ):  # the callbacks of a task run one after the other; the child's own was there first
+    # The callbacks of a task run one after the other, and that of the child was added
+    # first. So this one runs between the two.
+    def stop(task):
         child._is_asked = True
         child._hear()
 
@@ -87,7 +89,9 @@ def test_tasks_that_start_others_when_they_are_cancelled(launch, stages):
 
 
 def test_a_kill_shortens_the_sweeping(launch, recorder, stages, monkeypatch):
-    """The tasks that are left are cancelled once more, and the child has ended, not been given up."""
+    """The tasks that are left are cancelled once more, and the child has ended: it is
+    not given up.
+    """
     monkeypatch.setattr("otpy.children.coroutine.child.CLEAN_UP", HANG)
     app = launch(
         supervisor(
@@ -117,7 +121,7 @@ def test_a_kill_shortens_the_sweeping(launch, recorder, stages, monkeypatch):
 
 
 class Nasty(Exception):
-    """Does not want to be looked at."""
+    """Raises when its traceback is read."""
 
     @property
     def __traceback__(self):
@@ -126,7 +130,7 @@ class Nasty(Exception):
 
 @pytest.mark.parametrize("error", [RuntimeError(), Nasty()])
 def test_the_traceback_begins_with_the_code_of_the_child(launch, recorder, error):
-    """And not with ours, whose frame would keep the child as long as the crash is remembered."""
+    """A frame of otpy would keep the child as long as the crash is remembered."""
 
     async def fails(ctx):
         raise error
@@ -140,7 +144,7 @@ def test_the_traceback_begins_with_the_code_of_the_child(launch, recorder, error
 
 
 def test_the_stop_may_come_while_it_begins_to_wait_elsewhere(launch):
-    """In a loop in another thread, between its look and its waiting."""
+    """It comes between the look and the wait, in a loop on another thread."""
     up, seen = threading.Event(), queue.SimpleQueue()
 
     async def inner(ctx):
@@ -167,7 +171,7 @@ def test_the_stop_may_come_while_it_begins_to_wait_elsewhere(launch):
 
 
 def test_it_may_wait_for_the_stop_in_a_loop_of_its_own_making(launch, recorder):
-    """In another thread: it is woken there."""
+    """It is woken there, on another thread."""
     up, seen = threading.Event(), queue.SimpleQueue()
 
     async def inner(ctx):
@@ -185,8 +189,10 @@ def test_it_may_wait_for_the_stop_in_a_loop_of_its_own_making(launch, recorder):
     assert seen.get(timeout=HANG) is True
 
 
-def test_a_flood_of_orders_keeps_its_order_and_starves_nobody(launch, stages):
-    """What comes while the loop obeys waits for its next turn, so the tasks have theirs."""
+def test_a_flood_of_orders_keeps_its_order_and_starves_no_task(launch, stages):
+    """Orders that come while the loop obeys wait for its next turn, so the tasks have
+    theirs.
+    """
     app = launch(supervisor("app", children=[coroutine(stages[0], id="a")]))
     life, [child] = stages[0].next(), members(app)
     seen, over = [], threading.Event()
@@ -219,7 +225,9 @@ def test_a_flood_of_orders_keeps_its_order_and_starves_nobody(launch, stages):
 
 
 def test_a_flood_of_mail_keeps_its_order(launch):
-    """Many callers start and stop children: each child begins and ends in the order of its caller's calls."""
+    """Many callers start and stop children; each child begins and ends in the order of
+    its caller's calls.
+    """
     seen = [[] for _ in range(8)]
 
     async def note(ctx, number, turn):
@@ -247,8 +255,8 @@ def test_a_flood_of_mail_keeps_its_order(launch):
 
 @pytest.mark.parametrize("loop", ["shared", "own"])
 @pytest.mark.parametrize("uvloop", [False, True])
-def test_a_callback_that_raises_harms_nobody(launch, recorder, stages, capsys, loop, uvloop):  # noqa: PLR0917
-    """Neither what asyncio logs nor what it lets out of the loop."""
+def test_a_callback_that_raises_harms_no_child(launch, recorder, stages, capsys, loop, uvloop):  # noqa: PLR0917
+    """asyncio logs some exceptions of callbacks, and lets others out of the loop."""
     first, second, _ = stages
     options = {"loop": loop, "uvloop": uvloop}
     app = launch(
@@ -290,7 +298,9 @@ def test_a_callback_that_raises_harms_nobody(launch, recorder, stages, capsys, l
 def test_what_stops_asyncio_comes_from_a_task_that_was_left(
     launch, recorder, stages, error, uvloop
 ):
-    """A task that answers its cancellation with that; its child is replaced all the same, and its sibling runs on."""
+    """A task answers its cancellation with such an exception. Its child is replaced,
+    and its sibling runs on.
+    """
     first, second, _ = stages
     launch(
         supervisor(
@@ -322,7 +332,9 @@ def test_what_stops_asyncio_comes_from_a_task_that_was_left(
 
 
 def test_it_cancels_itself(launch, recorder):
-    """Nobody asked for that: a crash, also where it does not get to an await any more."""
+    """No stop was asked for, so that is a crash, also where the target comes to no
+    further await.
+    """
 
     async def awaits(ctx):
         asyncio.current_task().cancel()
@@ -340,7 +352,9 @@ def test_it_cancels_itself(launch, recorder):
 
 
 def test_a_storm_of_cancellations(launch, recorder):
-    """Each cancels the next one in every turn, and then all are stopped: each start has one end."""
+    """Each child cancels the next one in every turn, and then all are stopped: each
+    start has one end.
+    """
 
     async def storm(ctx, number):
         while ctx.running:
@@ -362,7 +376,7 @@ def test_a_storm_of_cancellations(launch, recorder):
 
 
 def test_nothing_is_left_of_many_trees(launch):
-    """No task, no async generator, no loop, no descriptor."""
+    """No task, no async generator, no loop and no descriptor is left."""
 
     async def numbers():
         while True:
@@ -412,7 +426,9 @@ def test_nothing_is_left_of_many_trees(launch):
 
 
 def test_a_generator_is_dropped_on_another_thread_at_the_end_of_the_loop(launch):
-    """As one goes that the frames of a crash have kept; asyncio only hears of it, and it is closed all the same."""
+    """The frames of a crash may keep one. asyncio only posts its closing, and it is
+    closed all the same.
+    """
     kept, closed = [], threading.Event()
 
     async def numbers():
@@ -444,6 +460,6 @@ def test_a_generator_is_dropped_on_another_thread_at_the_end_of_the_loop(launch)
 
 
 def open_descriptors():
-    """Return how many there are; where that cannot be seen, always as many."""
+    """Return how many descriptors are open; always 0 where that cannot be seen."""
     folder = pathlib.Path("/proc/self/fd")
     return len(list(folder.iterdir())) if folder.exists() else 0

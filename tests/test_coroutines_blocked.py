@@ -29,7 +29,7 @@ swallows, clock = coroutine_stage.swallows, coroutine_stage.clock
 
 
 def test_a_silent_child_is_replaced(launch, recorder, stages):
-    """A stall of the child, not of the loop: the report has the stack of the task."""
+    """The child has stalled, not the loop: the report has the stack of the task."""
     app = launch(
         supervisor(
             "app",
@@ -52,7 +52,9 @@ async def silent(ctx, stage):
 
 
 def test_a_blocked_loop_is_found_and_left(launch, recorder, stages, gate, clock):
-    """By all its children: reported with its stack, and marked; what they leave there never counts again."""
+    """It is reported with its stack, and marked; the children that are left there never
+    count again.
+    """
     first, second, third = stages
     children = [
         coroutine(first, id="a"),
@@ -88,7 +90,9 @@ def test_a_blocked_loop_is_found_and_left(launch, recorder, stages, gate, clock)
 
 @pytest.mark.parametrize("strategy", ["one_for_one", "one_for_all", "rest_for_one"])
 def test_a_blocked_loop_of_its_own_is_left_alone(launch, recorder, gate, clock, strategy):
-    """It is given up as a shared one is; who else is restarted, and what that costs, is the strategy's decision."""
+    """It is given up as a shared one is. The strategy decides which siblings are
+    restarted, and what that costs.
+    """
     stages = [Stage() for _ in range(3)]
     children = [
         coroutine(stages[0], id="a"),
@@ -119,7 +123,7 @@ def test_a_blocked_loop_of_its_own_is_left_alone(launch, recorder, gate, clock, 
 
 
 def test_it_does_not_hold_up_the_end(launch, stages, gate, clock):
-    """It is in the report of the stop, once."""
+    """The report of the stop has it once."""
     app = launch(supervisor("app", children=[coroutine(stages[0], id="a")]), clock=clock)
     block(stages[0].next(), gate)
     let_time_pass(app, clock, lambda: loop_threads(app)[0].state is ThreadState.UNSTOPPED)
@@ -132,7 +136,9 @@ def test_it_does_not_hold_up_the_end(launch, stages, gate, clock):
 
 
 def test_it_counts_for_max_unstopped(launch, recorder, stages, gate, clock):
-    """Or a child that blocks again and again would leave a thread behind each time, for ever."""
+    """Otherwise a child that blocks again and again would leave a thread behind each
+    time.
+    """
     app = launch(
         supervisor("app", children=[coroutine(stages[0], id="a")]), clock=clock, max_unstopped=0
     )
@@ -144,7 +150,7 @@ def test_it_counts_for_max_unstopped(launch, recorder, stages, gate, clock):
 
 
 def test_a_stop_of_a_child_on_a_blocked_loop_climbs_the_ladder(launch, recorder, stages, gate):
-    """Each is given up by its own; the next ones get another loop at once."""
+    """Each child is given up by its own ladder; the next ones get another loop at once."""
     first, second, _ = stages
     app = launch(
         supervisor(
@@ -171,8 +177,8 @@ def test_a_stop_of_a_child_on_a_blocked_loop_climbs_the_ladder(launch, recorder,
     assert [entry.state for entry in loop_threads(app)] == [ThreadState.UNSTOPPED]
 
 
-def test_who_was_told_to_stop_stays_on_the_ladder(launch, recorder, stages, gate, clock):
-    """The loop is given up, but not those who were asked before: they are given up by their own, and once."""
+def test_a_child_that_was_asked_to_stop_stays_on_the_ladder(launch, recorder, stages, gate, clock):
+    """The loop is given up; such a child is given up by its own ladder, and once."""
     first, second, _ = stages
     children = [coroutine(first, id="a"), coroutine(second, id="b", shutdown=7.0)]
     app = launch(supervisor("app", children=children), clock=clock)
@@ -190,7 +196,9 @@ def test_who_was_told_to_stop_stays_on_the_ladder(launch, recorder, stages, gate
 
 
 def test_a_child_that_comes_too_late_never_runs_there(launch, recorder, stages, gate, clock):
-    """Its loop was blocked already when it was started; it is moved before its first step."""
+    """Its loop was blocked when the child was started; the child is moved before its
+    first step.
+    """
     first, second, _ = stages
     app = launch(supervisor("app", children=[coroutine(first, id="a")]), clock=clock)
     life = first.next()
@@ -206,8 +214,10 @@ def test_a_child_that_comes_too_late_never_runs_there(launch, recorder, stages, 
     assert second.lives.empty()
 
 
-def test_who_outlives_its_loop_has_an_end(launch, stages, gate, swallows, monkeypatch):
-    """It swallows also the cancellation that comes when a blocked loop wakes up; then the loop is closed under it."""
+def test_a_child_that_outlives_its_loop_has_an_end(launch, stages, gate, swallows, monkeypatch):
+    """It swallows also the cancellation when the blocked loop wakes up; then the loop
+    is closed under it.
+    """
     monkeypatch.setattr(loop, "CLEAN_UP", 0.01)
     children = [
         coroutine(swallows, id="a", shutdown=0.0, unstopped="hold"),
@@ -252,16 +262,18 @@ def test_a_busy_loop_is_not_blocked(launch, recorder, stages, clock):
     assert recorder.of(Stalled) == []
 
 
-def test_a_busy_loop_wakes_its_supervisor_twice_in_its_patience(launch, stages, clock, monkeypatch):
-    """Once to be looked at, and once when that is due; however often the loop turns meanwhile."""
+def test_a_busy_loop_wakes_its_supervisor_twice_in_five_seconds(launch, stages, clock, monkeypatch):
+    """The first time the look is set, the second time it is due, however often the loop
+    turns meanwhile.
+    """
     app = launch(supervisor("app", children=[coroutine(stages[0], id="a")]), clock=clock)
     life = stages[0].next()
     core = app._tree.directory["app"]
-    told, put = [], Mailbox.put
+    mail, put = [], Mailbox.put
 
     def note(self, item):
         if self is core.mailbox:
-            told.append(item)
+            mail.append(item)
         put(self, item)
 
     def turn_often():
@@ -281,26 +293,26 @@ def test_a_busy_loop_wakes_its_supervisor_twice_in_its_patience(launch, stages, 
     for _ in range(3):
         turn_often()
 
-    assert len(told) == 1
+    assert len(mail) == 1
     app.count_children()  # it has been read now
     assert len(core.timers) == 1
 
 
 def test_an_idle_loop_is_not_watched(launch, stages, clock):
-    """And an idle supervisor has no deadline."""
+    """An idle supervisor has no deadline."""
     app = launch(supervisor("app", children=[coroutine(stages[0], id="a")]), clock=clock)
     stages[0].next()
     let_time_pass(app, clock, lambda: not app._tree.directory["app"].timers, blocked=0)
 
 
 class Likeness:
-    """What otpy knows of uvloop: a module that makes loops, which do not tell when they work."""
+    """A stand-in for uvloop: a module that makes loops without our selector."""
 
     new_event_loop = staticmethod(asyncio.new_event_loop)
 
 
 def test_a_loop_that_cannot_tell_is_asked(launch, recorder, stages, monkeypatch, gate, clock):  # noqa: PLR0917
-    """It shares nothing with the usual one, and is found when it does not answer."""
+    """It shares no member with the usual loop, and is found when it does not answer."""
     monkeypatch.setattr("otpy.children.coroutine.child.find_uvloop", lambda: Likeness)
     first, second, _ = stages
     app = launch(

@@ -25,7 +25,7 @@ swallows, clock = coroutine_stage.swallows, coroutine_stage.clock
 
 
 def test_a_stop_cancels_the_task(launch):
-    """Wherever it waits; that is no error."""
+    """It is cancelled wherever it waits, and that is no error."""
     seen, up = [], threading.Event()
 
     async def work(ctx):
@@ -43,7 +43,7 @@ def test_a_stop_cancels_the_task(launch):
     assert seen == [False]
 
 
-def test_who_waits_for_a_stop_is_not_cancelled(launch, recorder):
+def test_a_child_that_waits_for_a_stop_is_not_cancelled(launch, recorder):
     """It may end as it likes, and await what it needs for that."""
     seen, up = queue.SimpleQueue(), threading.Barrier(3)
 
@@ -70,7 +70,7 @@ def test_who_waits_for_a_stop_is_not_cancelled(launch, recorder):
 
 
 def test_a_wait_may_time_out(launch):
-    """It says that nobody has asked; what is no time is refused."""
+    """It returns False; a timeout that is no time is refused."""
     seen = queue.SimpleQueue()
 
     async def work(ctx):
@@ -85,8 +85,8 @@ def test_a_wait_may_time_out(launch):
     assert [seen.get(timeout=HANG), seen.get(timeout=HANG)] == [False, "refused"]
 
 
-def test_who_does_not_end_is_cancelled_again(launch, recorder):
-    """The second rung: Killed, and that is reported."""
+def test_a_child_that_does_not_end_is_cancelled_again(launch, recorder):
+    """That is the second rung of the ladder: Killed, and reported."""
     up = threading.Event()
 
     async def deaf(ctx):
@@ -102,7 +102,9 @@ def test_who_does_not_end_is_cancelled_again(launch, recorder):
 
 
 def test_brutal_kill_is_one_cancellation(launch, recorder):
-    """Also while it waits for a stop, and also before its first step; it is what was wanted."""
+    """That holds while the child waits for a stop, and before its first step; no error
+    is reported.
+    """
     app = launch(
         supervisor(
             "app", children=[coroutine(wait, id=str(n), shutdown="brutal_kill") for n in range(50)]
@@ -113,8 +115,10 @@ def test_brutal_kill_is_one_cancellation(launch, recorder):
     assert recorder.of(ShutdownError) == []
 
 
-def test_who_swallows_it_is_given_up(launch, recorder, swallows):
-    """With the stack of the task; its siblings do not notice, and what it does later does not count."""
+def test_a_child_that_swallows_its_cancellations_is_given_up(launch, recorder, swallows):
+    """The report has the stack of the task. Its siblings do not notice; what it does
+    later does not count.
+    """
     app = launch(
         supervisor(
             "app", children=[coroutine(swallows, id="a", shutdown=0.0), coroutine(wait, id="b")]
@@ -137,7 +141,7 @@ def test_who_swallows_it_is_given_up(launch, recorder, swallows):
 
 
 def test_a_loop_that_strays_share_with_others_is_no_stray(launch, swallows, stages):
-    """The thread is what all that is left on it are."""
+    """The thread is a stray only if all children on it are."""
     app = launch(supervisor("app", children=[coroutine(swallows, id="a", shutdown=0.0)]))
     swallows.wait()
     app.terminate_child("a")
@@ -150,7 +154,7 @@ def test_a_loop_that_strays_share_with_others_is_no_stray(launch, swallows, stag
 
 
 def test_its_replacement_can_be_held_back(launch, recorder, swallows):
-    """Until it has really ended."""
+    """It starts when the unstopped child has really ended."""
     stage = Stage()
 
     async def first_swallows(ctx):
@@ -186,7 +190,9 @@ def test_whatever_it_raises_is_a_crash_of_its_own(launch, recorder, stages, erro
 
 
 def test_what_a_task_of_its_own_raises_does_not_stop_the_loop(launch, recorder, stages, capsys):
-    """asyncio lets SystemExit out of the loop; the loop goes on, and the task has it as its end, too."""
+    """asyncio lets SystemExit out of the loop; the loop goes on, and the task has it as
+    its end, too.
+    """
     first, second, _ = stages
     launch(supervisor("app", children=[coroutine(first, id="a"), coroutine(second, id="b")]))
     life, sibling = first.next(), second.next()
@@ -204,8 +210,8 @@ def test_what_a_task_of_its_own_raises_does_not_stop_the_loop(launch, recorder, 
     wait_until(lambda: "raised_in_loop" in capsys.readouterr().out)
 
 
-def test_somebody_else_cancels_it(launch, recorder, stages):
-    """Nobody asked for that: a crash."""
+def test_a_sibling_cancels_it(launch, recorder, stages):
+    """No stop was asked for, so that is a crash."""
     first, second, _ = stages
     launch(supervisor("app", children=[coroutine(first, id="a"), coroutine(second, id="b")]))
     first.next()
@@ -221,7 +227,7 @@ def test_somebody_else_cancels_it(launch, recorder, stages):
 
 
 def test_it_is_cancelled_before_its_first_step(launch, recorder, stages):
-    """Its end is told all the same."""
+    """Its end is reported all the same."""
     second = stages[1]
 
     async def cancels(ctx):
@@ -254,8 +260,8 @@ def start_child(id):
     )
 
 
-def test_somebody_stops_the_loop(launch, stages):
-    """It goes on."""
+def test_a_child_stops_the_loop(launch, stages):
+    """The loop goes on."""
     launch(supervisor("app", children=[coroutine(stages[0], id="a")]))
     life, done = stages[0].next(), threading.Event()
 
@@ -271,7 +277,7 @@ def test_somebody_stops_the_loop(launch, stages):
 
 
 def test_a_loop_that_is_broken_is_the_end_of_its_children(launch, recorder, stages, capsys):
-    """Each is told once, and the replacements get another loop."""
+    """Each end is reported once, and the replacements get another loop."""
     first, second, _ = stages
     launch(supervisor("app", children=[coroutine(first, id="a"), coroutine(second, id="b")]))
     life = first.next()
@@ -296,7 +302,7 @@ def test_a_loop_that_is_broken_is_the_end_of_its_children(launch, recorder, stag
 
 @pytest.mark.parametrize("strategy", ["one_for_one", "one_for_all", "rest_for_one"])
 def test_strategies_mean_the_same(launch, strategy):
-    """Threads and coroutines side by side."""
+    """They do for children on a shared loop and on a loop of their own."""
     stages = [Stage() for _ in range(3)]
     children = [
         coroutine(stages[0], id="a"),
@@ -321,7 +327,7 @@ def test_strategies_mean_the_same(launch, strategy):
 
 
 def test_a_start_that_fails(launch, recorder):
-    """A child with ready=True."""
+    """A child with ``ready=True`` raises before it is ready."""
 
     async def fails(ctx):
         raise ValueError("no")

@@ -27,7 +27,7 @@ swallows, clock = coroutine_stage.swallows, coroutine_stage.clock
 
 
 def test_the_tasks_of_a_child_end_with_it(launch, recorder, stages):
-    """Before its end is told."""
+    """They end before its end is reported."""
     launch(supervisor("app", children=[coroutine(stages[0], id="a"), coroutine(wait)]))
     life, seen = stages[0].next(), []
 
@@ -50,7 +50,7 @@ def test_the_tasks_of_a_child_end_with_it(launch, recorder, stages):
 
 
 def test_a_task_that_does_not_end_is_named(launch, stages, monkeypatch, capsys):
-    """And left behind; it is cancelled once more when the loop is closed."""
+    """It is left behind, and cancelled once more when the loop is closed."""
     monkeypatch.setattr("otpy.children.coroutine.child.CLEAN_UP", 0.01)
     app = launch(supervisor("app", children=[coroutine(stages[0], id="a")]))
     life, seen = stages[0].next(), []
@@ -77,7 +77,7 @@ def test_a_task_that_does_not_end_is_named(launch, stages, monkeypatch, capsys):
 
 
 def test_an_async_generator_left_open_is_closed(launch):
-    """At the latest with the loop."""
+    """It is closed at the latest with the loop."""
     seen, up, kept = [], threading.Event(), []
 
     async def numbers():
@@ -127,7 +127,9 @@ def test_an_async_generator_that_does_not_end_is_left(launch, monkeypatch, capsy
 
 
 def test_a_second_order_to_end_does_not_interrupt_the_clean_up(launch, monkeypatch, capsys):
-    """A loop may be told twice that nobody comes back; its clean-up, which follows the first time, goes to its end."""
+    """A loop may get that order twice; its clean-up, which follows the first one, is
+    completed.
+    """
     homes, steps, up = [], [], threading.Event()
     begin = Home.begin
     monkeypatch.setattr(
@@ -158,7 +160,7 @@ def test_a_second_order_to_end_does_not_interrupt_the_clean_up(launch, monkeypat
 
 
 def test_crashes_leave_no_cycles(launch, stages):
-    """What has ended goes at once, without the garbage collector."""
+    """An incarnation that has ended is freed at once, without the garbage collector."""
     launch(
         supervisor("app", intensity=99, children=[coroutine(crashes, stages[0]), coroutine(wait)])
     )
@@ -203,7 +205,9 @@ def test_detached_children_run_on(launch, stages):
 def test_a_loop_whose_last_stray_leaves_when_the_next_child_comes_is_no_stray(
     launch, swallows, stages, gate, monkeypatch
 ):
-    """The child comes between the two steps of that: the stray leaves, the empty loop asks whether it shall end."""
+    """The child comes between two steps: the stray leaves, and the empty loop asks
+    whether it shall end.
+    """
     app = launch(supervisor("app", children=[coroutine(swallows, id="a", shutdown=0.0)]))
     swallows.wait()
     app.terminate_child("a")
@@ -256,8 +260,8 @@ def test_a_loop_whose_last_child_leaves_when_it_is_detached_is_no_stray(
     entry.thread.join(HANG)
 
 
-def test_a_loop_that_breaks_at_once_leaves_nobody_in_the_air(launch, monkeypatch):
-    """Not even the child for which it was made."""
+def test_a_loop_that_breaks_at_once_leaves_no_child_in_the_air(launch, monkeypatch):
+    """Even the child for which the loop was made has an end."""
     begin = Home.begin
 
     def begin_and_break(home, spawn):
@@ -274,7 +278,7 @@ def test_a_loop_that_breaks_at_once_leaves_nobody_in_the_air(launch, monkeypatch
 
 
 def test_on_stop_is_called(launch, stages):
-    """On a helper thread, as for threads."""
+    """It is called on a helper thread, as for threads."""
     app = launch(supervisor("app", children=[coroutine(stages[0], id="a")]))
     called = queue.SimpleQueue()
     stages[0].next().ctx.on_stop(lambda: called.put(threading.current_thread().name))
@@ -284,7 +288,7 @@ def test_on_stop_is_called(launch, stages):
 
 
 def test_threads_and_coroutines_side_by_side(launch, stages):
-    """One supervisor."""
+    """One supervisor may have children of both kinds."""
     app = launch(
         supervisor(
             "app",

@@ -1,5 +1,6 @@
-"""What tests/seams/test_wire.py runs in processes: honest callables, and some that want
-to harm the program.
+"""Callables that tests of the wire run in processes.
+
+Some are honest, and some want to harm the parent process.
 """
 
 import contextlib
@@ -14,7 +15,7 @@ import threading
 from otpy import Fatal
 
 CALLS = []
-"""Who ran code of the classes below in this process: what, and on which thread."""
+"""The calls of code of the classes below: which, and on which thread of this process."""
 
 
 def note(what):
@@ -26,7 +27,7 @@ class Colour(enum.Enum):
 
 
 class Plain(Exception):
-    """Has attributes, and a constructor that takes something else than its args."""
+    """Has attributes, and a constructor whose parameters are not its args."""
 
     def __init__(self, one, two):
         note("init")
@@ -39,7 +40,7 @@ class Slotted(Exception):
 
 
 class Watchful(Exception):
-    """Would tell if any of its code ran."""
+    """Notes each call of its code."""
 
     def __new__(cls, *args):
         note("new")
@@ -71,7 +72,7 @@ class Watchful(Exception):
 
 
 class Hashed(Exception):
-    """Would tell if it were hashed or compared."""
+    """Notes when it is hashed or compared."""
 
     def __hash__(self):
         note("hash")
@@ -83,7 +84,7 @@ class Hashed(Exception):
 
 
 class Number(enum.IntEnum):
-    """Would tell if it were converted or multiplied."""
+    """Notes when it is converted or multiplied."""
 
     ONE = 1
 
@@ -142,9 +143,9 @@ def leave_oddly(ctx):
 
 
 def leave_a_flood(ctx, kind, content):
-    """Leave a process that holds the wire, and sends these messages for ever; then end.
+    """Leave a process that holds the wire and sends these messages for ever; then end.
 
-    It is forked by C code: Python would close the wire.
+    C code makes the fork: Python would close the wire.
     """
     if ctypes.PyDLL(None).fork() == 0:
         while True:
@@ -154,7 +155,7 @@ def leave_a_flood(ctx, kind, content):
 
 
 def sockets():
-    """Yield the descriptors of all sockets that there are."""
+    """Yield the descriptors of all sockets of this process."""
     for descriptor in range(3, 100):
         with contextlib.suppress(OSError):
             if stat.S_ISSOCK(os.fstat(descriptor).st_mode):
@@ -162,9 +163,7 @@ def sockets():
 
 
 def send_raw(ctx, kind, size):
-    """Write the head of a message to each socket that there is, and wait to be
-    killed.
-    """
+    """Write the head of a message to each socket of this process; wait to be killed."""
     for descriptor in sockets():
         with contextlib.suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as end:
             end.sendall(struct.pack("!cQ", kind, size))

@@ -1,8 +1,7 @@
-"""A callable in a process of its own runs whatever this process has inherited, or a
-library has changed in it.
+"""A callable runs, whatever its parent process has inherited.
 
-Each test is a fresh interpreter, ``main.py``, which imports ``jobs.py`` from the same
-directory.
+It runs also if a library has changed the parent process. Each test starts a fresh
+interpreter, ``main.py``, which imports ``jobs.py`` from the same directory.
 """
 
 import _thread
@@ -109,12 +108,12 @@ def test_standard_descriptors_that_are_closed(program, tmp_path):
     text = """
     app = launch(jobs.crash_twice)
     wait_for(Progress, 3)
-    told = [app.which_children()[0].last_exit, app.which_children()[0].incarnation]
+    ends = [app.which_children()[0].last_exit, app.which_children()[0].incarnation]
     app.stop()
     launch(jobs.look, "looked")
     looked = wait_for_file("looked")
     with open("result", "w") as file:
-        file.write(f"{told} {looked}")
+        file.write(f"{ends} {looked}")
     os._exit(0)
     """
     (tmp_path / "main.py").write_text(f"{PRELUDE}\nif __name__ == '__main__':\n{text}")
@@ -127,8 +126,7 @@ def test_standard_descriptors_that_are_closed(program, tmp_path):
 
 
 def test_signals_and_the_defaults_of_sockets(program):
-    """The callable blocks no signal, and ignores none but those that a shell or nohup
-    ignores.
+    """The callable blocks no signal, and ignores only those that a shell or nohup ignores.
 
     Neither a patched socketpair, as gevent has it, nor a default timeout makes its
     wires non-blocking.
@@ -159,7 +157,9 @@ def test_signals_and_the_defaults_of_sockets(program):
 
 
 def test_the_interpreter_ends_with_the_callable(program, monkeypatch):
-    """Where PYTHONINSPECT is set, one that is run with ``-c`` reads more from stdin, and ends with 1."""
+    """With PYTHONINSPECT an interpreter that runs ``-c`` would read more from stdin,
+    and end with 1.
+    """
     monkeypatch.setenv("PYTHONINSPECT", "1")
     ran = program(
         """
@@ -175,7 +175,7 @@ def test_the_interpreter_ends_with_the_callable(program, monkeypatch):
 
 
 class Asked:
-    """A context: on which thread it was asked to stop."""
+    """A context that notes on which thread it was asked to stop."""
 
     def __init__(self):
         self.by = queue.SimpleQueue()
@@ -188,7 +188,9 @@ class Asked:
 
 @pytest.mark.parametrize("module", ["_thread", "eventlet.green.thread"])
 def test_green_threads_are_asked_by_one_of_them(monkeypatch, module):
-    """No thread of the system can wake a thread of eventlet; all others are asked by the watch, which polls nothing."""
+    """The order thread cannot wake a green thread of eventlet. It asks all others, and
+    polls nothing.
+    """
     orders = queue.SimpleQueue()
     wire = SimpleNamespace(orders=lambda: orders.get(timeout=HANG))
     monkeypatch.setattr(
@@ -197,20 +199,20 @@ def test_green_threads_are_asked_by_one_of_them(monkeypatch, module):
     monkeypatch.setattr(far_side.os, "getpgrp", lambda: 0)
     monkeypatch.setattr(far_side.os, "_exit", lambda status: None)
     waiting, asked = far_side.Orders(wire, -1), Asked()
-    watch = threading.Thread(target=waiting.listen)
-    watch.start()
+    order_thread = threading.Thread(target=waiting.listen)
+    order_thread.start()
     waiting.obey(asked)
     orders.put(protocol.ASK)
-    by_watch = asked.by.get(timeout=HANG) is watch
+    by_order_thread = asked.by.get(timeout=HANG) is order_thread
     orders.put(protocol.FENCE)
     orders.put(b"")
-    watch.join(HANG)
+    order_thread.join(HANG)
 
-    assert by_watch == (module == "_thread")
+    assert by_order_thread == (module == "_thread")
 
 
 class Named:
-    """A function that says it is of another module."""
+    """A function that claims to be of another module."""
 
     def __init__(self, function, module):
         self.function, self.__module__ = function, module
@@ -220,8 +222,8 @@ class Named:
 
 
 def test_nothing_is_imported_from_the_working_directory(program, tmp_path):
-    """Neither by the callable's interpreter nor by the resource tracker; and the
-    callable has the program's path.
+    """That holds for the callable's interpreter and the resource tracker. The callable
+    has the path of its parent process.
     """
     strange = tmp_path / "strange"
     strange.mkdir()
@@ -242,7 +244,7 @@ def test_nothing_is_imported_from_the_working_directory(program, tmp_path):
 
 
 def test_the_working_directory_is_removed(program, tmp_path):
-    """A callable can be started, and started again, in one that is no more."""
+    """A callable can be started, and restarted, in a directory that was removed."""
     (tmp_path / "gone").mkdir()
     ran = program("""
     os.chdir("gone")
@@ -256,7 +258,7 @@ def test_the_working_directory_is_removed(program, tmp_path):
 
 
 def test_otpy_in_a_zip_file(tmp_path):
-    """As zipapp, pex and shiv have it: the new interpreter loads its side from the
+    """As zipapp, pex and shiv have it: the new interpreter loads the far side from the
     archive.
     """
     package, archive = pathlib.Path(otpy.__file__).parent, tmp_path / "app.zip"
@@ -278,7 +280,7 @@ def test_otpy_in_a_zip_file(tmp_path):
     [
         ("import sys; sys.executable = None", ["sys.executable is None"]),
         (
-            "import sys, otpy.children.callable.far_side as remote; sys.frozen = True",
+            "import sys, otpy.children.callable.far_side as far_side; sys.frozen = True",
             ["the program is frozen", "neither in a directory nor in a zip file"],
         ),
     ],
@@ -295,7 +297,7 @@ def test_where_no_python_can_be_started_a_callable_is_refused_with_the_reason(
     except StartError as error:
         print(error.path, repr(error.__cause__))
     """
-    another = "\n    del sys.frozen, remote.__file__" + text if len(reasons) > 1 else ""
+    another = "\n    del sys.frozen, far_side.__file__" + text if len(reasons) > 1 else ""
     ran = program(text + another, before=before)
 
     assert len(ran.out.splitlines()) == len(reasons)
@@ -305,7 +307,7 @@ def test_where_no_python_can_be_started_a_callable_is_refused_with_the_reason(
 
 
 def test_a_python_without_waitid_and_without_pidfd(program):
-    """macOS has neither in 3.11 and 3.12: each end is told as it was all the same."""
+    """macOS has neither in 3.11 and 3.12; each end has its reason all the same."""
     ran = program(
         """
     app = launch(jobs.crash_twice, restart="permanent")
@@ -322,9 +324,11 @@ def test_a_python_without_waitid_and_without_pidfd(program):
     assert "end: shutdown" in ran.out
 
 
-def test_what_a_killed_callable_has_shared_is_removed_when_the_program_ends(program, tmp_path):
-    """The resource tracker is the program's, as with multiprocessing: one of the
-    callable would die with it.
+def test_what_a_killed_callable_has_shared_is_removed_when_the_parent_process_ends(
+    program, tmp_path
+):
+    """The resource tracker is that of the parent process: one of the callable would die
+    with it.
     """
     ran = program("""
     app = launch(jobs.share, "shared", restart="temporary")

@@ -1,4 +1,4 @@
-"""What a fork does, made by the user's code on a thread of otpy's: it is another process, with nothing of the tree."""
+"""A fork that the user's code makes on a thread of otpy has nothing of the tree."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def fork(who, *told):
 
 def signal_after(seconds):
     import signal
-    signal.alarm(int(seconds))  # a fork that goes on is ended by that, and its status says so
+    signal.alarm(int(seconds))  # ends a fork that goes on, and its status shows it
 """
 
 RETURNS = (
@@ -92,7 +92,9 @@ print(made)
 
 
 def test_a_fork_that_a_handler_lets_return_ends_there():
-    """It calls no other handler, waits for no other report, and runs nothing periodically."""
+    """It calls no other handler, waits for no other report, and runs nothing
+    periodically.
+    """
     ran = python(RETURNS)
 
     assert ran.out == "esc line on_stop periodic reports to_thread {0}\n"
@@ -106,7 +108,9 @@ def test_a_fork_of_a_coroutine_that_goes_on_ends_at_its_next_wait():
 
 
 def test_no_supervisor_waits_for_a_fork(launch, recorder):
-    """Hooks of the program run before it, for as long as they like; a callable that starts or ends then has to wait."""
+    """Hooks of the user run before a fork, for as long as they like. Only callables
+    that start or end wait for it.
+    """
     app = launch(supervisor("app", children=[process(obedient, id="a")]))
     recorder.wait_for(Progress, "app/a")
     calls = [

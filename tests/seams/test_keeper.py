@@ -23,7 +23,7 @@ stage, where = callable_stage.stage, callable_stage.where
 
 
 class Alarm(Exception):
-    """What a signal handler raises."""
+    """The exception that a signal handler raises."""
 
 
 QUICK, SLOW = ("head", "-c", "16"), ("sleep", "1000")
@@ -37,11 +37,10 @@ KEPT = {module.__file__ for module in (keeper, parcel, processes, reading, wires
 
 
 def raise_at_line(number):
-    """Return a trace function that raises Alarm once, at the line *number* of callee.py
-    that a thread comes to.
+    """Return a trace function that raises Alarm once, at the line *number* of KEPT.
 
-    The interpreter comes to a ``with`` twice, and the second time nothing but a trace
-    function can raise there: that would leave the lock locked.
+    The interpreter comes to a ``with`` twice. The second time only a trace function can
+    raise there, and that would leave the lock locked.
     """
     left = [number]
 
@@ -61,8 +60,10 @@ def has_a_process_or_ended(child):
 
 
 @pytest.mark.parametrize("command", [QUICK, SLOW], ids=lambda command: command[0])
-def test_an_exception_at_any_line_of_its_thread_ends_it_and_is_told(command, stage, monkeypatch):
-    """As another thread may raise one there. No process is left, no descriptor, and no
+def test_an_exception_at_any_line_of_its_thread_ends_it_and_is_reported(
+    command, stage, monkeypatch
+):
+    """Another thread may raise one there. No process is left, no descriptor, and no
     thread.
     """
     pids, start = [], posix.start_process
@@ -96,8 +97,10 @@ def test_an_exception_at_any_line_of_its_thread_ends_it_and_is_told(command, sta
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_the_end_of_a_callable_whose_thread_was_lost_is_told(stage, monkeypatch):
-    """What comes when its thread is about to tell the end ends that thread; a witness tells then."""
+def test_the_end_of_a_callable_whose_thread_was_lost_is_reported(stage, monkeypatch):
+    """An exception ends the keeper's thread just before its report; another thread
+    reports then.
+    """
     end, calls = keeper.Keeper.end, []
 
     def interrupted_twice(child, error):

@@ -1,4 +1,4 @@
-"""Root: not every Python can start another; one function says how, or why not."""
+"""Not every Python can start another one; one function says how, or why not."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from tests.seams.kit import python
 
 
 @pytest.fixture
-def told(monkeypatch):
-    """What the interpreter says of itself, for a test: ``told(executable=…, …)``."""
+def facts_of_sys(monkeypatch):
+    """Return a function that sets facts of ``sys`` for a test: ``facts_of_sys(executable=…)``."""
     monkeypatch.setattr(multiprocessing.spawn, "_python_exe", None)
 
-    def tell(**facts: object) -> None:
+    def set_facts(**facts: object) -> None:
         for name, value in facts.items():
             monkeypatch.setattr(sys, name, value, raising=False)
 
-    return tell
+    return set_facts
 
 
 WITHOUT = {
@@ -45,21 +45,21 @@ WITHOUT = {
 
 
 @pytest.mark.parametrize(("facts", "reason"), WITHOUT.values(), ids=WITHOUT)
-def test_the_reason_is_given_where_no_python_can_be_started(told, facts, reason):
-    """A frozen program would start itself again, and so on for ever."""
-    told(**facts)
+def test_the_reason_is_given_where_no_python_can_be_started(facts_of_sys, facts, reason):
+    """A frozen application would start itself again, and so on for ever."""
+    facts_of_sys(**facts)
     with pytest.raises(posix.NoPython, match=reason):
         posix.python_command("-c", "")
 
 
-def test_the_command_has_the_arguments(told):
-    """As a rule it is ``sys.executable``."""
+def test_the_command_has_the_arguments(facts_of_sys):
+    """As a rule its first part is ``sys.executable``."""
     assert posix.python_command("-I", "x.py") == [sys.executable, "-I", "x.py"]
 
 
-def test_what_multiprocessing_was_told_is_believed(told, monkeypatch):
-    """A program that is frozen, or embeds Python, may have a Python at hand."""
-    told(frozen=True, executable="/opt/application")
+def test_what_multiprocessing_was_told_is_believed(facts_of_sys, monkeypatch):
+    """An application that is frozen, or embeds Python, may have a Python at hand."""
+    facts_of_sys(frozen=True, executable="/opt/application")
     monkeypatch.setattr(multiprocessing.spawn, "_python_exe", "/opt/python")
 
     assert posix.python_command("-c", "") == ["/opt/python", "-c", ""]
@@ -77,7 +77,7 @@ app.stop()
 
 
 def test_a_frozen_program_runs_programs_and_starts_itself_never(tmp_path):
-    """There is no guard then, and signals are inherited as they are.
+    """It has no guard then, and signals are inherited as they are.
 
     Both are reported, the first once.
     """
@@ -105,7 +105,9 @@ sys.stdin.read()
 
 
 def test_in_a_zip_file_the_guard_is_run_by_its_text(tmp_path):
-    """It has no file there, and must end what a killed program leaves all the same."""
+    """It has no file there, and must end the programs of a parent process that was
+    killed.
+    """
     archive, package, number = tmp_path / "app.zip", Path(otpy.__file__).parent, mark()
     with zipfile.ZipFile(archive, "w") as file:
         for path in package.rglob("*.py"):
@@ -122,7 +124,7 @@ def test_in_a_zip_file_the_guard_is_run_by_its_text(tmp_path):
 
 
 def test_a_guard_without_file_and_source_is_none(monkeypatch):
-    """So it is reported, and programs run without."""
+    """That is reported, and programs run without a guard."""
 
     class Loader:
         def get_source(self, name: str) -> None:
@@ -144,13 +146,15 @@ def importlib_spec(loader: object):
 
 
 def guards() -> set[int]:
-    """Those of this process; other processes that run tests have their own."""
+    """Return the guards of this process; other processes that run tests have their own."""
     return guards_of(os.getpid())
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_guard_is_replaced_whenever_it_ends_or_is_suspended(launch, number):
-    """Killed in its first moment, and again: what guards it has must not give up."""
+    """It is killed in its first moment, twice: the thread that guards it must not give
+    up.
+    """
     launch(otpy.supervisor("app", children=[otpy.process("sleep", "1000")]))
     for _ in range(2):
         (one,) = wait_until(lambda: len(found := guards()) == 1 and found)
@@ -161,21 +165,21 @@ def test_a_guard_is_replaced_whenever_it_ends_or_is_suspended(launch, number):
 def test_a_guard_that_cannot_run_is_tried_less_and_less_often(monkeypatch):
     """It is reported once."""
     waits: list[float] = []
-    told: list[str] = []
+    complaints: list[str] = []
     keeper = guard.Keeper(
         SimpleNamespace(closed=Closing(waits), settled=guard.Once()),  # type: ignore[arg-type]
-        lambda event, error: told.append(f"{event}: {error}"),
+        lambda event, error: complaints.append(f"{event}: {error}"),
     )
     monkeypatch.setattr(keeper, "be_guarded", lambda: 1)
     keeper.keep_one_after_the_other()
 
-    assert told == ["programs_unguarded: the guard ended with 1"]
+    assert complaints == ["programs_unguarded: the guard ended with 1"]
     assert waits == sorted(waits)
     assert (waits[0], waits[-1]) == (0.0, 60.0)
 
 
 class Closing:
-    """Ends the keeper's work after some pauses."""
+    """Ends the work of the thread after some pauses."""
 
     def __init__(self, waits: list[float]) -> None:
         self.waits = waits

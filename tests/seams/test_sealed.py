@@ -38,9 +38,9 @@ from tests.seams import callables
 stage, where = callable_stage.stage, callable_stage.where
 
 
-def told(error, **facts):
-    """Return what a process that has raised *error* sends of it, as the program reads
-    it.
+def sealed_by(error, **facts):
+    """Return the exception that the parent process reads, if a process has raised
+    *error*.
     """
     common = {
         "word": epitaph.word_of(error),
@@ -96,11 +96,11 @@ def facts_of(error):
 
 @pytest.mark.parametrize("error", HONEST, ids=lambda error: type(error).__name__)
 def test_an_exception_arrives_as_it_was_raised(error):
-    """Its class, its arguments, its attributes and its notes; and no text is made of it
-    before.
+    """It has its class, arguments, attributes and notes; before it is opened, no text
+    is made of it.
     """
     error.add_note("a note")
-    sealed = told(error)
+    sealed = sealed_by(error)
     assert is_sealed(sealed)
     opened = sealed.open()
 
@@ -112,24 +112,25 @@ def test_an_exception_arrives_as_it_was_raised(error):
 
 
 def test_attributes_that_are_no_part_of_the_dict_arrive():
+    """They are in slots, or in the builtin part of the object."""
     slotted = callables.Slotted()
     slotted.place = 3
-    os_error = told(PermissionError(13, "no", "here")).open()
+    os_error = sealed_by(PermissionError(13, "no", "here")).open()
 
-    assert told(slotted).open().place == 3
+    assert sealed_by(slotted).open().place == 3
     assert (os_error.errno, os_error.filename) == (13, "here")
-    assert told(SystemExit(4)).open().code == 4
-    assert told(ImportError("x", name="n")).open().name == "n"
+    assert sealed_by(SystemExit(4)).open().code == 4
+    assert sealed_by(ImportError("x", name="n")).open().name == "n"
 
 
 def test_no_code_of_its_class_runs_when_it_is_opened():
-    """Neither constructor nor __setstate__ nor a property; what the class says of
-    pickling is not asked.
+    """No constructor runs, no ``__setstate__``, no property, and no code about its
+    pickling.
     """
     error = callables.Watchful("one", 2)
     packed = epitaph.pack(error, False)
     del callables.CALLS[:]
-    opened = told(ValueError(), packed=packed).open()
+    opened = sealed_by(ValueError(), packed=packed).open()
 
     assert callables.CALLS == []
     assert type(opened) is callables.Watchful
@@ -197,12 +198,14 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("said", HOSTILE.values(), ids=HOSTILE)
-def test_what_is_no_exception_of_this_program_is_told_as_text(said, tmp_path, monkeypatch):
+def test_what_is_no_exception_of_the_parent_process_is_reported_as_text(
+    said, tmp_path, monkeypatch
+):
     """Nothing is called, and no module imported, because of a name that a child has
     sent.
     """
     monkeypatch.chdir(tmp_path)
-    opened = told(ValueError("bad luck"), packed=json.dumps(said).encode()).open()
+    opened = sealed_by(ValueError("bad luck"), packed=json.dumps(said).encode()).open()
 
     assert type(opened) is RemoteError
     assert (opened.type_name, opened.message, opened.traceback) == (
@@ -233,14 +236,16 @@ def test_nothing_is_hashed_or_converted_by_its_own_code(value):
     """A key, a member of a set, and a part of a number are of Python's own classes."""
     del callables.CALLS[:]
     said = ["exception", "builtins", "ValueError", ["builtins.tuple", value], ["builtins.dict"]]
-    opened = told(ValueError("bad luck"), packed=json.dumps(said).encode()).open()
+    opened = sealed_by(ValueError("bad luck"), packed=json.dumps(said).encode()).open()
 
     assert callables.CALLS == []
     assert type(opened) is RemoteError
 
 
 def test_plain_keys_arrive():
-    """Members of enums among them, and what the standard library hashes in Python."""
+    """Members of enums are among them, and values that the standard library hashes in
+    Python.
+    """
     keys = [
         1,
         "a",
@@ -259,18 +264,19 @@ def test_plain_keys_arrive():
     ]
     error = ValueError(dict.fromkeys(keys, 1), set(keys))
 
-    assert told(error).open().args == error.args
+    assert sealed_by(error).open().args == error.args
 
 
 @pytest.mark.parametrize(
     "packed", [b"{", b"\xff", b"[" * 100_000, b'"' + b"x" * protocol.LARGEST + b'"'], ids=len
 )
-def test_what_cannot_be_read_is_told_as_text(packed):
-    assert type(told(ValueError("bad luck"), packed=packed).open()) is RemoteError
+def test_what_cannot_be_read_is_reported_as_text(packed):
+    """Broken JSON, deep nesting and too much of it are no crash of the reader."""
+    assert type(sealed_by(ValueError("bad luck"), packed=packed).open()) is RemoteError
 
 
-def test_what_is_not_plain_is_told_as_text():
-    """So are too many values, and what refers to itself."""
+def test_what_is_not_plain_is_reported_as_text():
+    """So are too many values, and an exception that refers to itself."""
     error = ValueError()
     error.args = (error,)
     for bad in (
@@ -280,11 +286,12 @@ def test_what_is_not_plain_is_told_as_text():
         error,
     ):
         assert epitaph.pack(bad, False) == b""
-        assert type(told(ValueError("x"), packed=b"").open()) is RemoteError
+        assert type(sealed_by(ValueError("x"), packed=b"").open()) is RemoteError
 
 
 def test_a_pickle_is_not_opened_unless_that_is_allowed():
-    sealed = told(ValueError("x"), packed=pickle.dumps(callables.Made()))
+    """Without ``allow_pickle`` no bytes are unpickled."""
+    sealed = sealed_by(ValueError("x"), packed=pickle.dumps(callables.Made()))
     del callables.CALLS[:]
 
     assert type(sealed.open()) is RemoteError
@@ -298,7 +305,7 @@ def test_an_exception_means_what_its_word_says(word, error):
     """The supervisor has decided by the word, so a reader finds an exception that
     agrees with it.
     """
-    opened = told(error, word=word).open()
+    opened = sealed_by(error, word=word).open()
 
     assert type(opened) is {"": RemoteError, "Fatal": Fatal, "Ignore": Ignore}[word]
 
@@ -307,10 +314,10 @@ def test_an_exception_is_opened_once():
     """Readers on several threads get the same object; two reasons that share it are
     equal while it is sealed.
     """
-    sealed = told(callables.Plain(1, 2))
+    sealed = sealed_by(callables.Plain(1, 2))
     reason, other = ExitReason(CRASHED, sealed), ExitReason(CRASHED, sealed)
     assert reason == other
-    assert reason != ExitReason(CRASHED, told(callables.Plain(1, 2)))
+    assert reason != ExitReason(CRASHED, sealed_by(callables.Plain(1, 2)))
     assert hash(reason) == hash(other)
     found = []
     readers = [threading.Thread(target=lambda: found.append(reason.exception)) for _ in range(8)]
@@ -325,10 +332,11 @@ def test_an_exception_is_opened_once():
 
 
 def test_a_reason_can_be_pickled_and_stays_sealed(monkeypatch):
+    """To pickle it opens nothing."""
     monkeypatch.setattr(
         reading.SealedException, "_rebuilt", lambda sealed: pytest.fail("it was opened")
     )
-    reason = ExitReason(CRASHED, told(ValueError("bad luck")), "detail")
+    reason = ExitReason(CRASHED, sealed_by(ValueError("bad luck")), "detail")
     copy = pickle.loads(pickle.dumps(reason))
     assert is_sealed(copy.raised)
     assert (str(copy), copy.traceback, copy.detail) == (
@@ -343,7 +351,7 @@ def test_a_reason_can_be_pickled_and_stays_sealed(monkeypatch):
 
 @pytest.fixture
 def opened_on(monkeypatch):
-    """The names of the threads on which exceptions have been opened."""
+    """Return the names of the threads on which exceptions were opened."""
     names, rebuilt = [], reading.SealedException._rebuilt
 
     def note(sealed):
@@ -355,8 +363,8 @@ def opened_on(monkeypatch):
 
 
 def test_neither_a_supervisor_nor_the_log_opens_an_exception(launch, recorder, opened_on, capfd):
-    """A crash, the restart, the escalation through two levels, and what the log writes
-    of them use the words.
+    """A crash, the restart, an escalation through two levels, and the log use the
+    texts.
     """
     inner = supervisor(
         "inner", intensity=1, children=[process(callables.raise_it, "Burning", "fire")]
@@ -386,9 +394,7 @@ def test_neither_a_supervisor_nor_the_log_opens_an_exception(launch, recorder, o
     ids=lambda one: one.__name__,
 )
 def test_what_a_supervisor_runs_does_not_ask_for_the_exception_of_a_reason(module):
-    """It uses ``raised``: to ask for ``exception`` would open what a process has
-    sent.
-    """
+    """It uses ``raised``: ``exception`` would open what a process has sent."""
     asks = [
         one.lineno
         for one in ast.walk(ast.parse(inspect.getsource(module)))
@@ -399,8 +405,8 @@ def test_what_a_supervisor_runs_does_not_ask_for_the_exception_of_a_reason(modul
 
 
 def test_the_cause_of_a_failed_start_is_opened_by_its_caller(launch, opened_on):
-    """So it is for start, and for start_child; what a report shows before are the
-    words.
+    """That holds for ``start`` and ``start_child``; a report shows the texts before
+    that.
     """
     bad = process(callables.raise_it, "Plain", 1, 2, ready=True)
     with pytest.raises(otpy.StartError) as failure:
@@ -416,8 +422,9 @@ def test_the_cause_of_a_failed_start_is_opened_by_its_caller(launch, opened_on):
     assert failure.value.path == "app/inner/raise_it"
 
 
-def test_a_failed_start_in_a_report_has_the_words_as_its_cause():
-    reason = ExitReason(CRASHED, told(callables.Plain(1, 2)))
+def test_a_failed_start_in_a_report_has_the_texts_as_its_cause():
+    """A report must not open the exception."""
+    reason = ExitReason(CRASHED, sealed_by(callables.Plain(1, 2)))
     error = otpy.reports.start_error("app/x", reason)
 
     assert type(error.__cause__) is RemoteError
@@ -425,8 +432,8 @@ def test_a_failed_start_in_a_report_has_the_words_as_its_cause():
 
 
 def test_the_next_incarnation_gets_the_last_exit_sealed(stage):
-    """It opens it by the same rules."""
-    reason = ExitReason(CRASHED, told(ValueError("bad luck")))
+    """It opens the exception by the same rules."""
+    reason = ExitReason(CRASHED, sealed_by(ValueError("bad luck")))
     last = pickle.loads(parcel.pickled_exit(reason))
 
     assert is_sealed(last.raised)
@@ -436,7 +443,8 @@ def test_the_next_incarnation_gets_the_last_exit_sealed(stage):
     )
 
 
-def test_what_does_not_travel_to_the_next_incarnation_is_told_as_text():
+def test_what_does_not_travel_to_the_next_incarnation_is_reported_as_text():
+    """A RemoteError stands in for it."""
     error = ValueError(threading.Lock())
     last = pickle.loads(parcel.pickled_exit(ExitReason(CRASHED, error, threading.Lock())))
 
@@ -447,6 +455,7 @@ def test_what_does_not_travel_to_the_next_incarnation_is_told_as_text():
 
 
 def test_allow_pickle_unpickles_on_the_thread_of_the_reader(stage):
+    """No other thread runs the code of the exception."""
     reason = end_of(stage(process(callables.raise_it, "Made", allow_pickle=True)))
     del callables.CALLS[:]
     assert "Made" in f"{reason} {reason.traceback}"
@@ -457,8 +466,8 @@ def test_allow_pickle_unpickles_on_the_thread_of_the_reader(stage):
     assert call == ("make", threading.current_thread().name)
 
 
-def test_an_exception_cannot_end_the_program():
+def test_an_exception_cannot_end_the_parent_process():
     """Its pickling would, where it is unpickled; here it is not."""
-    opened = told(callables.Deadly("bad luck")).open()
+    opened = sealed_by(callables.Deadly("bad luck")).open()
 
     assert (type(opened), opened.args) == (callables.Deadly, ("bad luck",))

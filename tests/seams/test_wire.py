@@ -50,12 +50,13 @@ def heard(*pieces, limit=LIMIT):
     ],
 )
 def test_the_head_of_a_message_is_enough_to_refuse_it(head, said):
-    """Nothing is read, or kept, of a message that is too large or none."""
+    """Nothing is read, or kept, of a wrong message."""
     with pytest.raises(ProtocolError, match=said):
         heard(head)
 
 
 def test_a_message_as_large_as_the_limit_is_heard():
+    """The limit itself is allowed."""
     content = bytes(LIMIT)
 
     assert heard(protocol.HEAD.pack(protocol.STATE, LIMIT), content) == [(protocol.STATE, content)]
@@ -69,9 +70,7 @@ def test_a_check_in_that_allows_no_number_of_seconds_is_refused(seconds):
 
 
 def test_rubbish_is_a_protocol_error_or_nothing_and_is_never_opened():
-    """Whatever comes, and wherever it is cut: no other exception, and at most an
-    exception that is still sealed.
-    """
+    """No bytes, cut anywhere, cause another exception, or more than a sealed one."""
     chance = random.Random(1)
     for _ in range(2000):
         content = chance.randbytes(chance.randrange(200))
@@ -88,8 +87,8 @@ def test_rubbish_is_a_protocol_error_or_nothing_and_is_never_opened():
         assert sealed is None or type(sealed.open()) in (RemoteError, *otpy.exceptions.CONTROL)
 
 
-def test_a_callable_that_sends_something_too_large_is_killed_and_the_reason_is_told(stage):
-    """A header of 4 GiB alone is enough."""
+def test_a_callable_that_sends_something_too_large_is_killed_and_the_reason_is_reported(stage):
+    """A head that announces 4 GiB is enough."""
     reason = end_of(stage(process(callables.send_raw, protocol.STATE, (1 << 32) - 1)))
 
     assert reason.kind is ExitKind.CRASHED
@@ -98,7 +97,9 @@ def test_a_callable_that_sends_something_too_large_is_killed_and_the_reason_is_t
 
 
 def test_a_process_that_holds_the_wire_and_sends_for_ever_holds_up_no_end(stage):
-    """The end of the callable is told, and what goes on sending is killed."""
+    """The end of the callable is reported, and the process that goes on sending is
+    killed.
+    """
     reason = end_of(
         stage(process(callables.leave_a_flood, protocol.BEAT, protocol.ALLOWED.pack(0.0)))
     )
@@ -108,7 +109,7 @@ def test_a_process_that_holds_the_wire_and_sends_for_ever_holds_up_no_end(stage)
 
 
 def test_a_state_that_is_too_large_is_refused_where_it_is_saved():
-    """The error names its size and the limit, and what was saved before stays."""
+    """The error names its size and the limit; the state before stays."""
     ctx = context(max_message_size=50_000)
     ctx.check_in("before")
     with pytest.raises(
@@ -120,8 +121,8 @@ def test_a_state_that_is_too_large_is_refused_where_it_is_saved():
     assert len(ctx._wire.frames) == 1
 
 
-def test_an_exception_that_is_too_large_is_told_in_short():
-    """Its name always, and of its text and its traceback what there is room for."""
+def test_an_exception_that_is_too_large_is_reported_in_short():
+    """Its name is always there; its text and its traceback are cut."""
     for limit in (protocol.LEAST, 20_000):
         content = epitaph.epitaph_of(ValueError("x" * 100_000), limit, allow_pickle=False)
         opened = reading.raised_by(content, allow_pickle=False).open()
@@ -142,6 +143,7 @@ def test_an_exception_that_is_too_large_is_told_in_short():
     ],
 )
 def test_wrong_limits_are_refused_when_the_spec_is_made(option, value):
+    """The error names the option."""
     with pytest.raises(SpecError) as refusal:
         process(callees.obedient, **{option: value})
 
@@ -149,7 +151,7 @@ def test_wrong_limits_are_refused_when_the_spec_is_made(option, value):
 
 
 class Alarm(Exception):
-    """What a signal handler raises."""
+    """The exception that a signal handler raises."""
 
 
 class Pipe:
@@ -169,7 +171,7 @@ class Pipe:
         return min(take, len(data))
 
     def states(self):
-        """Return the states that have arrived; what is incomplete must not be there."""
+        """Return the states that have arrived; each message must be complete."""
         messages = reading.Messages(LIMIT)
         found = [
             content for kind, content in messages.cut(bytes(self.bytes)) if kind == protocol.STATE
@@ -179,8 +181,10 @@ class Pipe:
 
 
 def at_step(number, act, function, *args):
-    """Call *function*, and *act* before the bytecode instruction *number* of remote.py;
-    return whether there is one.
+    """Call *function*, and *act* before the bytecode instruction *number* of far_side.py.
+
+    Returns:
+        Whether it has so many instructions.
     """
     left = [number]
 
@@ -209,12 +213,12 @@ def at_step(number, act, function, *args):
 
 
 def interrupted(handler):
-    """Yield a wire after a call of ``send`` that *handler* has interrupted, for each
-    instruction and some sockets.
+    """Yield a wire and its socket after a ``send`` that *handler* has interrupted.
+
+    That is done for each instruction of it, and for some sockets.
     """
-    at_step(
-        1 << 30, None, far_side.Wire(Pipe()).send, protocol.STATE, b""
-    )  # 3.12 sees no instruction of a first call
+    # Python 3.12 traces no instruction of the first call.
+    at_step(1 << 30, None, far_side.Wire(Pipe()).send, protocol.STATE, b"")
     for takes in ((), (3,), (20, 5), (HEAD_ONLY,)):
         number = 1
         while True:
@@ -241,9 +245,7 @@ def ring(sender):
 
 
 def test_an_interrupted_send_loses_no_later_message():
-    """Whatever instruction of it a signal handler interrupts, and whatever the socket
-    had taken by then.
-    """
+    """A handler may raise at any instruction, whatever the socket has taken by then."""
     for sender, end in interrupted(ring):
         sender.send(protocol.STATE, b"later")
 
@@ -251,14 +253,14 @@ def test_an_interrupted_send_loses_no_later_message():
 
 
 def test_a_signal_handler_may_send():
-    """In the middle of a send as well; what it has sent is out when that one
-    returns.
-    """
+    """Its message is out when the ``send`` that it has interrupted returns."""
     for _, end in interrupted(lambda sender: sender.send(protocol.STATE, b"handler")):
         assert sorted(end.states()) == [b"handler", b"interrupted"]
 
 
 def test_a_signal_handler_may_send_and_raise():
+    """The message of the handler goes out before later ones."""
+
     def send_and_raise(sender):
         sender.send(protocol.STATE, b"handler")
         raise Alarm
@@ -272,7 +274,7 @@ def test_a_signal_handler_may_send_and_raise():
 
 
 def test_only_the_last_state_of_a_handler_waits():
-    """So a handler that is called again and again does not fill the memory."""
+    """A handler that is called again and again does not fill the memory."""
 
     def send_twice(sender):
         sender.send(protocol.STATE, b"handler 1")
@@ -283,7 +285,7 @@ def test_only_the_last_state_of_a_handler_waits():
 
 
 def test_a_socket_that_does_not_block_is_not_the_end():
-    """Something in the process has changed the mode of the descriptor."""
+    """Other code of the process has changed the mode of the descriptor."""
     near, far = socket.socketpair()
     arrived = bytearray()
 
@@ -304,7 +306,8 @@ def test_a_socket_that_does_not_block_is_not_the_end():
         reader.join(HANG)
 
 
-def test_what_is_sent_when_the_program_is_gone_is_lost():
+def test_what_is_sent_when_the_parent_process_is_gone_is_lost():
+    """The call returns, and later messages are whole."""
     sender = far_side.Wire(Pipe(BrokenPipeError(), ConnectionResetError()))
     sender.send(protocol.STATE, b"one")
     sender.send(protocol.STATE, b"two")
@@ -314,8 +317,8 @@ def test_what_is_sent_when_the_program_is_gone_is_lost():
 
 
 def test_when_memory_is_short_in_the_middle_every_later_check_in_is_refused():
-    """How much has gone is not known then, so nothing more can be said; and that is
-    told, each time.
+    """An unknown part of the message has gone, so no other message can follow; each
+    call says so.
     """
     ctx = context()
     ctx._wire = far_side.Wire(Pipe(3, MemoryError()))
@@ -330,6 +333,7 @@ def test_when_memory_is_short_in_the_middle_every_later_check_in_is_refused():
 
 
 def test_memory_that_is_short_before_a_message_is_begun_changes_nothing(monkeypatch):
+    """The next message goes out as usual."""
     ctx = context()
     ctx._wire = far_side.Wire(Pipe())
     monkeypatch.setattr(far_side, "HEAD", None)
@@ -341,7 +345,8 @@ def test_memory_that_is_short_before_a_message_is_begun_changes_nothing(monkeypa
     assert [pickle.loads(state) for state in ctx._wire._end.states()] == ["two"]
 
 
-def test_the_last_word_is_said_whatever_handlers_raise():
+def test_the_exit_is_sent_whatever_handlers_raise():
+    """It may come twice, but it comes whole."""
     end = Pipe(Alarm(), 3, Alarm(), KeyboardInterrupt())
     sender = far_side.Wire(end)
     far_side._report_end(sender, -1, ValueError("bad luck"))
@@ -352,8 +357,8 @@ def test_the_last_word_is_said_whatever_handlers_raise():
     assert repr(reading.raised_by(content, allow_pickle=False)) == "ValueError('bad luck')"
 
 
-def test_when_nothing_can_be_said_the_traceback_is_left_where_stacks_are():
-    """The near side looks there when it has heard of no exit."""
+def test_when_no_exit_can_be_sent_the_traceback_is_left_where_stacks_are():
+    """The parent process looks there when it has got no EXIT."""
     read, write = os.pipe()
     with os.fdopen(read, "rb") as dump:
         sender = far_side.Wire(Pipe(MemoryError()))
@@ -369,9 +374,7 @@ SAVES_UNDER_ALARMS = 20
 
 
 def save_under_alarms(ctx):
-    """Save large states; an alarm rings in the middle of many. Then save a small
-    one.
-    """
+    """Save large states while alarms ring in the middle of many; then save a small one."""
 
     def on_alarm(number, frame):
         raise Alarm
@@ -397,7 +400,7 @@ def test_alarms_lose_no_state(stage):
 
 
 def test_news_after_the_first_of_being_up_is_one_message(stage):
-    """However often a child says so, its supervisor hears it once."""
+    """A child may say so often; its supervisor hears it once."""
     scene = stage(process(say_up_often))
     news = [scene.hear()]
     while not isinstance(news[-1], ChildExited):

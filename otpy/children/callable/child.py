@@ -53,7 +53,7 @@ def describe(
     allow_pickle: bool = False,
     **common: Unpack[Common],
 ) -> ChildSpec:
-    """Describe a child that is a Python callable in a process of its own; see ``process``.
+    """Describe a Python callable in a process of its own; see ``process``.
 
     Raises:
         SpecError: A field is wrong, *function* cannot be called with these arguments,

@@ -1,4 +1,4 @@
-"""How a callable in a process of its own has ended: its exception, taken apart into bytes.
+"""How a callable has ended: its exception, taken apart into bytes.
 
 This runs in the callable's process, which loads the file by its path before anything
 else: an import that fails there, because of its ``sys.path``, has to be reported as
@@ -55,7 +55,7 @@ def epitaph_of(error: BaseException, limit: int, allow_pickle: bool) -> bytes:
     """Return the content of an EXIT about *error*; texts that are too long are cut.
 
     Args:
-        error: What the callable has raised.
+        error: The exception of the callable.
         limit: The most bytes that the content may have, at least ``LEAST``.
         allow_pickle: Whether the exception may be pickled.
     """

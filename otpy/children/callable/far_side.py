@@ -1,4 +1,4 @@
-"""The far side of a callable in a process of its own: the code that runs in that process.
+"""The far side of a callable: the code that runs in its process.
 
 Laws:
 1. The process imports nothing of otpy but this file, ``protocol`` and ``epitaph``, and
@@ -59,7 +59,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 TURN = 0.05
-"""Seconds between two looks for orders, where the order thread can wake no other one."""
+"""Seconds between two looks for orders, where the order thread can wake no other."""
 
 DUMPED = 1 << 15
 """The most bytes of a traceback that are written to the pipe for stacks, which has room
@@ -81,7 +81,7 @@ class Facts:
         allow_pickle: Whether the parent process unpickles the exceptions that it gets.
         last_exit: The ``ExitReason`` of the incarnation before, pickled; None: there
             was none.
-        state: What was saved last, pickled; None: nothing.
+        state: The state that was saved last, pickled; None: no state was saved.
     """
 
     def __init__(
@@ -126,8 +126,8 @@ class Wire:
     def send(self, kind: bytes, content: bytes = b"") -> None:
         """Send a message; wait while the parent process does not read.
 
-        If the parent process is gone, the message is lost. What a signal handler raises
-        meanwhile is raised here; the rest of the message goes with the next one.
+        If the parent process is gone, the message is lost. An exception of a signal
+        handler is raised here; the rest of the message goes with the next one.
 
         Raises:
             BrokenPipeError: A message had to be given up, so nothing can be sent any
@@ -269,7 +269,7 @@ class RemoteContext:
 
     @property
     def last_exit(self) -> Any:
-        """The ``ExitReason`` of the incarnation before this one; None: there was none."""
+        """The ``ExitReason`` of the incarnation before; None: this is the first one."""
         last = self._use().last_exit
         return None if last is None else pickle.loads(last)  # noqa: S301 from our parent process
 
@@ -301,7 +301,7 @@ class RemoteContext:
         return None if self._saved is None else pickle.loads(self._saved)  # noqa: S301 it is ours
 
     def check_in(self, state: Any = UNCHANGED, *, allow: float | None = None) -> None:
-        """Report that all is well; a child with a ``heartbeat`` must do so at least that often.
+        """Report that all is well; with a ``heartbeat`` at least that often.
 
         Without *state* a check-in costs next to nothing: of many only some are sent.
 
@@ -352,7 +352,7 @@ class RemoteContext:
         return asked
 
     def on_stop(self, callback: Callable[[], object]) -> None:
-        """Have *callback* called once, on a helper thread, when the child is asked to stop.
+        """Have *callback* called once, on a helper thread, at the order to stop.
 
         If the child was asked before, *callback* is called at once. An exception that
         it raises is logged.
@@ -400,7 +400,7 @@ class RemoteContext:
             self.running = False
             self._stop.set()
             if self._callbacks:
-                # RuntimeError: the callable has ended meanwhile, and leave() calls them.
+                # RuntimeError: the callable has ended, and leave() calls them.
                 with contextlib.suppress(RuntimeError):
                     _spawn(self._drain, daemon=False)
 
@@ -576,7 +576,7 @@ def _unpack(
 
 
 def _check_result(function: Callable[..., object], result: object, *instead: str) -> None:
-    """Raise if *function* has returned a coroutine or the like: none of that has run."""
+    """Raise if *function* has returned a coroutine or the like: it has not run."""
     if result is not None:
         _of_otpy("arguments", "check_result")(function, result, *instead)
 
@@ -614,7 +614,7 @@ class Orders:
         self._ctx: RemoteContext | None = None
 
     def listen(self) -> None:
-        """Wait for orders, and for the end of the parent process; on the order thread."""
+        """Take orders until the parent process is gone; on the order thread."""
         while got := self._wire.orders():
             if LOOK in got:
                 faulthandler.dump_traceback(self._dump)
@@ -648,5 +648,5 @@ class Orders:
 
 
 def _are_deaf() -> bool:
-    """Return whether threads are green ones that the order thread cannot wake (eventlet)."""
+    """Return whether the order thread cannot wake threads: eventlet's are green."""
     return str(_thread.start_new_thread.__module__).startswith("eventlet.")

@@ -2,8 +2,8 @@
 
 Laws:
 1. A ChildExited says: the process is dead and reaped, all that it has said was heard,
-   and nothing that it has started runs. What could not be ended is reported as
-   Unstopped, by name, and the end is reported all the same.
+   and nothing that it has started runs. Processes that could not be ended are reported
+   as Unstopped, by name, and the end is reported all the same.
 2. An exception may be raised at any line here, by another thread. The end is reported
    all the same, perhaps twice: the second report carries a number that is no longer
    current, so it changes nothing.
@@ -293,7 +293,7 @@ class Keeper:
         self._epitaph = content
 
     def _next_doubt_in(self) -> float | None:
-        """Return after how many seconds of silence to ask for the stacks; None: never."""
+        """Return in how many seconds to ask for the stacks; None: never."""
         beat, silence = self.beat
         if not self._heartbeat or not silence or self._is_doubted:
             return None

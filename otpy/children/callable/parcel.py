@@ -1,7 +1,7 @@
 """The parcel for the process of a callable: what is pickled for its start.
 
-The process unpickles two things: what multiprocessing wants it to know about its
-parent process (``preparation_of``), and the job with its facts. All of this runs on the
+The process unpickles two things: the facts about its parent process that
+multiprocessing wants (``preparation_of``), and the job with its own facts. All of this runs on the
 keeper's thread; ``check_pickling`` runs where the spec is made.
 
 Exit reasons and states travel through the parent process. A state stays as it came. An
@@ -50,7 +50,7 @@ class Saved(Value):
 
 
 class Parcel:
-    """Packs what is sent to a new process, and collects the descriptors that it inherits.
+    """Packs values for a new process, and collects the descriptors that it inherits.
 
     While ``pack`` runs, the parcel stands in for the Popen of multiprocessing: queues
     and locks give their descriptors to that object.

@@ -1,4 +1,4 @@
-"""The process of a callable: its start, its end, and the end of all that it has started.
+"""The process of a callable: its start, its end, and the end of its descendants.
 
 Laws:
 1. The number of a process is used only while it is certainly ours: until it is reaped.
@@ -164,7 +164,7 @@ class Process:
         Args:
             path: Of the child; for people who read a list of processes.
             wires: They must be laid.
-            descriptors: What its parcel wants it to inherit.
+            descriptors: The descriptors that its parcel wants it to inherit.
 
         Raises:
             OSError: The system refuses it, or no Python can be started here.
@@ -174,7 +174,7 @@ class Process:
         # Other threads may change the environment just now, and a walk through it would
         # fail then. To copy the dict below it is one step.
         environment = vars(os.environb)["_data"].copy()
-        # With it the interpreter would not end with the callable, or it would end with 1.
+        # With it the interpreter would go on after the callable, or end with 1.
         environment.pop(b"PYTHONINSPECT", None)
         self._family.mark(environment)
         self._popen = posix.start_process(

@@ -15,7 +15,7 @@ from __future__ import annotations
 import struct
 
 ASK, FENCE, LOOK = b"a", b"f", b"l"
-"""Orders: stop; your messages do not count any more; write the stacks of all threads."""
+"""Orders: stop; your messages count no more; write the stacks of all threads."""
 
 UP, BEAT, STATE, EXIT = b"u", b"b", b"s", b"x"
 """Messages: it is up; it has checked in; it has saved a state; how it has ended."""
@@ -27,7 +27,7 @@ SIZES = struct.Struct("!QQ")
 """The head of a parcel: how long its two parts are."""
 
 ALLOWED = struct.Struct("!d")
-"""What a check-in allows, in seconds; 0: what the heartbeat allows."""
+"""How long the next check-in may take, in seconds; 0: as the heartbeat says."""
 
 BEATS = 8
 """How many plain check-ins are sent per heartbeat, at most.

@@ -85,7 +85,7 @@ def allowed(content: bytes) -> float:
 
 
 def raised_by(content: bytes, allow_pickle: bool) -> Sealed | None:
-    """Return the exception of a child, by the content of its EXIT; None: it has returned.
+    """Return the exception in the content of an EXIT; None: the child has returned.
 
     Raises:
         ProtocolError: The content is not that of an EXIT.

@@ -9,7 +9,7 @@ Laws:
 3. An order never blocks. One that comes before the wires are laid is kept; later ones
    wait in the socket until the process reads them.
 
-Who calls what: ``order`` and ``last_stacks`` are called under the lock of the child
+Threads: ``order`` and ``last_stacks`` are called under the lock of the child
 (keeper.py) by the supervisor's thread and the keeper's; all else by the keeper's.
 """
 

@@ -1,1 +1,1 @@
-"""Children that are coroutines: the child, its event loop, and the threads to which the loop gives work."""
+"""Children that are coroutines, their event loops, and threads for blocking calls."""

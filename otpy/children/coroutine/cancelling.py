@@ -11,10 +11,10 @@ import sys
 from typing import Any
 
 CLEAN_UP = 0.5
-"""How long tasks that were left behind may take to end when they are cancelled, in seconds."""
+"""How many seconds tasks that were left behind have when they are cancelled."""
 
 WAIT_FOR = asyncio.wait_for.__code__ if sys.version_info < (3, 12) else None
-"""``wait_for`` of CPython 3.11. It loses a cancellation that arrives when its future is done."""
+"""``wait_for`` of CPython 3.11, which loses cancellations; None: a newer Python."""
 
 TRIES = 1000
 """How often a task that loses its cancellations there is cancelled.
@@ -42,7 +42,7 @@ def _cancel_again(task: asyncio.Task[Any], awaited: asyncio.Future[Any], tries: 
 
 
 def _awaited_by_wait_for(task: asyncio.Task[Any]) -> asyncio.Future[Any] | None:
-    """Return the future that ``wait_for`` awaits, if *task* is inside of ``wait_for``."""
+    """Return the future that *task* awaits in ``wait_for``; None: it is elsewhere."""
     waiting: Any = task.get_coro()
     while inspect.iscoroutine(inner := getattr(waiting, "cr_await", None)):
         waiting = inner

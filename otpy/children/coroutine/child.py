@@ -1,4 +1,4 @@
-"""Children that are coroutines. Those of one supervisor share an event loop on one thread.
+"""Children that are coroutines. Those of one supervisor share an event loop.
 
 Laws:
 1. To the coroutine a stop is one event: ``ctx.running`` turns false, and at the same
@@ -160,7 +160,7 @@ class CoroutineStart(Value):
 
 @running
 class CoroutineChild:
-    """One incarnation: a task that runs the target. Meets ``Child``, and ``Member`` of a loop.
+    """One incarnation: a task that runs the target. Meets ``Child`` and ``Member``.
 
     The supervisor's thread writes ``_ctx``, ``_home`` and ``_is_asked``; the loop's
     thread writes ``_is_killed`` and the two tasks. ``_deliver`` is deleted when the end
@@ -238,7 +238,9 @@ class CoroutineChild:
         is_over = task is None or task.done()
         if is_over and (works := list(self._ctx.works or ())):
             return "".join(work.stack() for work in works)
-        if task is None or is_over or home.blockage.is_busy or _is_running(task):
+        if task is None or is_over or home.blockage.is_busy:
+            return home.stack()
+        if getattr(task.get_coro(), "cr_running", False):
             return home.stack()
         return stack_of(task)
 
@@ -285,7 +287,7 @@ class CoroutineChild:
             host.leave(self, for_good=True)
 
     async def _live(self) -> BaseException | None:
-        """Run the target; return what it raised: some exceptions would stop the loop."""
+        """Run the target; return its exception: some would stop the loop."""
         try:
             self._ctx.enter()
             await self.recipe.target(self._ctx, *self.recipe.args)
@@ -306,7 +308,7 @@ class CoroutineChild:
             self._cancel()
         elif self._home is not None:
             # The stop may have cancelled the task in this turn of the loop. Two
-            # cancellations in one turn are one to the task. So this one waits for a turn.
+            # cancellations in one turn are one to the task. So this one waits.
             self._home.host.loop.call_soon(self._cancel)
 
     def _cancel(self) -> None:
@@ -333,7 +335,7 @@ class CoroutineChild:
             await asyncio.wait(left, timeout=seconds)
 
     def _has_swept(self, sweeper: asyncio.Task[None]) -> None:
-        """Go on with the end; a kill may have cancelled the sweeper before its first step."""
+        """Go on with the end. A kill may have cancelled the sweeper at any step."""
         left = list(self._ctx.tasks)
         if sweeper.cancelled():
             for task in left:
@@ -427,7 +429,7 @@ class CoroutineChild:
 
 
 def _seconds(shutdown: float | Budget) -> float | None:
-    """Return how many seconds works may go on after the end of the task; None: no limit."""
+    """Return for how many seconds works may outlive the task; None: for ever."""
     if isinstance(shutdown, Budget):
         return 0.0 if shutdown is Budget.BRUTAL_KILL else None
     return shutdown
@@ -456,10 +458,6 @@ def _raised_in(task: asyncio.Task[BaseException | None]) -> BaseException | None
         return asyncio.CancelledError()
     raised = task.exception()
     return task.result() if raised is None else raised
-
-
-def _is_running(task: asyncio.Task[Any]) -> bool:
-    return bool(getattr(task.get_coro(), "cr_running", False))
 
 
 def stack_of(task: asyncio.Task[Any]) -> str:

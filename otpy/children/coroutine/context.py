@@ -29,7 +29,7 @@ from otpy.runtime.waiting import Once
 T = TypeVar("T")
 
 NO_EVENT = Once()
-"""The event that a thread would wait for; a coroutine is woken by ``AsyncContext.wake``."""
+"""The event that a thread would wait for; ``AsyncContext.wake`` wakes a coroutine."""
 
 
 class AsyncContext(Context):
@@ -37,8 +37,8 @@ class AsyncContext(Context):
 
     Attributes:
         tasks: The tasks that the child has started on its loop, and that still run.
-        works: What these tasks have given to threads, as long as it is not done; None:
-            nothing yet.
+        works: The work that these tasks have given to threads, until it is done; None:
+            no work yet.
         when_idle: Called when the last work ends; None: the end of the child does not
             wait for works.
     """
@@ -112,7 +112,7 @@ class AsyncContext(Context):
         return task in sleepers
 
     def starts_in(self, task: asyncio.Task[Any] | None) -> bool:
-        """Return whether the child cannot become ready while *task*, which runs here, waits."""
+        """Return whether the child cannot become ready while *task* waits here."""
         return (
             not self._is_ready and self._thread == threading.get_ident() and task not in self.tasks
         )
@@ -149,7 +149,7 @@ def _rouse(nap: asyncio.Future[None]) -> None:
 
 
 def _child_of_this_code() -> AsyncContext | None:
-    """Return the context of the coroutine child whose code runs here; None: of no child."""
+    """Return the context of the coroutine child whose code this is, if it is."""
     with contextlib.suppress(NotFound):
         ctx = current()
         if isinstance(ctx, AsyncContext):

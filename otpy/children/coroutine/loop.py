@@ -1,4 +1,4 @@
-"""Event loops, each on a thread of its own: what coroutine children run on.
+"""The event loops of coroutine children, each on a thread of its own.
 
 Laws:
 1. A loop decides nothing about its members. It obeys, and ends when it is told to.
@@ -122,7 +122,8 @@ class LoopThread:
         Orders that come meanwhile ring again: a flood of them must not starve the tasks.
         """
         # The supervisor's thread may give an order just now. If the orders were counted
-        # before this line, it would find is_rung True, and its order would wait for ever.
+        # before this line, it would find is_rung True, and its order would wait for
+        # ever.
         self.is_rung = False
         for _ in range(len(self.orders)):
             # An exception of another thread may hit any of these lines. So the order
@@ -179,8 +180,8 @@ class LoopThread:
         await _end_of(left)
         async with asyncio.timeout(CLEAN_UP):
             await self.loop.shutdown_asyncgens()
-        # If another thread drops a generator, as with the frames of a crash, its closing
-        # is only posted to this loop. This lets it begin.
+        # If another thread drops a generator, as with the frames of a crash, its
+        # closing is only posted to this loop. This lets it begin.
         await asyncio.sleep(0)
         await _end_of(_others() - left)
 

@@ -73,7 +73,7 @@ class Members:
         self.awaited: dict[str, None] = {}
 
     def __iter__(self) -> Iterator[Member]:
-        """Yield the members of this moment; the other thread may change them meanwhile."""
+        """Yield the members of this moment: the other thread may change them."""
         return iter(list(self._all))
 
     def __len__(self) -> int:

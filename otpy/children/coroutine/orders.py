@@ -37,7 +37,9 @@ BATCH = 256
 
 
 class Home:
-    """An event loop, its thread and its members. All methods run on the supervisor's thread.
+    """An event loop, its thread and its members, for the supervisor's thread.
+
+    Methods run on that thread, unless their docstrings name another one.
 
     Args:
         name: Of the thread.
@@ -90,7 +92,7 @@ class Home:
         self.blockage.begin()
 
     def order(self, act: Callable[[], object]) -> None:
-        """Have *act* called on the loop, with the other orders of this supervisor's turn.
+        """Have *act* called on the loop, with the other orders of this turn.
 
         If *act* is a method of a member and raises, the member has crashed.
         """
@@ -161,7 +163,7 @@ class Home:
         self.members.end_all(LOST)
 
     def _give_up(self) -> None:
-        """Give the blocked loop up: its members leave it, and are replaced elsewhere."""
+        """Give the blocked loop up: its members leave, and are replaced elsewhere."""
         self.members.is_shut = self.members.is_given_up = True
         members, name = list(self.members), self.host.name
         self.members.mark()

@@ -1,6 +1,6 @@
-"""The threads to which coroutine children give what blocks.
+"""The threads to which coroutine children give calls that block.
 
-They do what ``asyncio.to_thread`` and ``loop.run_in_executor(None, …)`` are given.
+They make the calls of ``asyncio.to_thread`` and ``loop.run_in_executor(None, …)``.
 
 Laws:
 1. A piece of work belongs to the child that has given it. The child's end is not
@@ -11,11 +11,11 @@ Laws:
 3. A loop has at most MOST threads, as in asyncio; further work waits. An idle thread
    sleeps until the loop is closed.
 
-To look up the name of a host is no work of a child. It may take long, it holds nothing,
+A look-up of a host's name is no work of a child. It may take long, it holds nothing,
 and it ends by itself.
 
-Who runs what: work is given on the loop's thread, and done on one of these. Any thread
-may cancel its future.
+``Workers`` runs on the loop's thread, except ``_run``, which is the threads' own code.
+``Work.do`` runs on one of them; any thread may cancel the future of a work.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ LOOK_UPS = (socket.getaddrinfo, socket.getnameinfo)
 
 @running
 class Work:
-    """Something that was given to a thread. As a stray it is what could not be stopped.
+    """A call that was given to a thread. If it does not end, it is a stray of the tree.
 
     Attributes:
-        call: What is to be done.
+        call: The call.
         future: Its outcome.
-        thread: The thread that does it; None: it still waits for one.
+        thread: The thread that makes the call; None: it waits for one, or is done.
     """
 
     call: Callable[[], object]
@@ -65,19 +65,19 @@ class Work:
         return stacks.stack_of(self.thread.ident) if self.alive and self.thread is not None else ""
 
     def leave(self) -> None:
-        """Note that its thread was given up."""
+        """Mark its thread as given up; on the thread that gives it up."""
         if self.alive and self.thread is not None:
             threads.mark(self.thread, ThreadState.UNSTOPPED)
 
     def do(self) -> None:
-        """Do it; on its thread."""
+        """Make the call; on its thread."""
         if not self.future.set_running_or_notify_cancel():
             return
         self.thread, forks = threading.current_thread(), threads.forks
         result, error = _outcome(self.call)
         self.thread = None
         if threads.forks != forks:
-            return  # the work has forked, and ended in the fork: that has no loop to be told
+            return  # the work has forked, and has ended in the fork, which has no loop
         if error is None:
             self.future.set_result(result)
         else:
@@ -85,9 +85,10 @@ class Work:
 
 
 def _outcome(call: Callable[[], object]) -> tuple[object, BaseException | None]:
-    """Return what *call* returns, and what it raises.
+    """Return the result of *call*, and the exception that it raises.
 
-    A frame of the traceback must not know the future: the two would be a cycle.
+    The frame that catches the exception must not know the future: the future holds the
+    exception, which holds the frame, and they would be a cycle.
     """
     try:
         return call(), None
@@ -96,24 +97,23 @@ def _outcome(call: Callable[[], object]) -> tuple[object, BaseException | None]:
 
 
 class Workers:
-    """The threads of one loop. An executor, as far as ``loop.run_in_executor`` needs one.
+    """The threads of one loop: an executor, as ``loop.run_in_executor`` needs it.
 
     Args:
-        name: What each of them is called.
-        note: Called with each piece of work that is somebody's own, where it is given.
+        name: The name of each of them.
+        note: Called with each piece of work that belongs to a child, where it is given.
     """
 
     def __init__(self, name: str, note: Callable[[Work], object]) -> None:
         self._name, self._note = name, note
         self._queue: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
-        self._idle: collections.deque[None] = (
-            collections.deque()
-        )  # one for each thread that nothing is meant for
+        # one item for each thread that no piece of work in the queue is meant for
+        self._idle: collections.deque[None] = collections.deque()
         self._count = 0
         self._is_closed = False
 
     def serve(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Be the default executor of *loop*, unless its children set another one."""
+        """Become the default executor of *loop*, until a child sets another one."""
         usual: Any = loop.run_in_executor
         use = loop.set_default_executor
         theirs: list[object] = []
@@ -125,34 +125,38 @@ class Workers:
             use(executor)
             theirs.append(executor)
 
-        given: Any = loop  # its class knows no better place
-        given.run_in_executor, given.set_default_executor = run_in_executor, set_default_executor
+        # asyncio accepts only a ThreadPoolExecutor as the default. So two methods of
+        # this loop are replaced.
+        patched: Any = loop
+        patched.run_in_executor = run_in_executor
+        patched.set_default_executor = set_default_executor
 
     def submit(self, func: Callable[..., object], /, *args: Any) -> concurrent.futures.Future[Any]:
         """Have *func* called on one of the threads.
 
         Raises:
-            RuntimeError: The loop is closed, or the system has no thread to give and there is none yet.
+            RuntimeError: The loop is closed; or the system has no more threads, and
+                the loop has none yet.
         """
         if self._is_closed:
             raise RuntimeError("cannot give work to a loop that is closed")
         work = Work(lambda: func(*args))
-        self._wake_one()
+        self._provide_thread()
         if not any(func is one for one in LOOK_UPS):
             self._note(work)
         self._queue.put(work)
         return work.future
 
     def close(self) -> None:
-        """End the threads, those at work when they have done it."""
+        """End the threads; a thread at work ends after its work."""
         self._is_closed = True
         for _ in range(self._count):
             self._queue.put(None)
 
-    def _wake_one(self) -> None:
-        """See to it that there is a thread for one more piece of work, if there may be."""
+    def _provide_thread(self) -> None:
+        """Start a thread for one more piece of work, if none is idle."""
         with contextlib.suppress(IndexError):
-            self._idle.pop()
+            self._idle.pop()  # this one will take the work from the queue
             return
         if self._count < MOST:
             try:
@@ -173,5 +177,5 @@ class Workers:
         forks = threads.forks
         while threads.forks == forks and (work := self._queue.get()) is not None:
             work.do()
-            del work  # an idle thread must not keep what was done last alive
+            del work  # an idle thread must not keep its last work alive
             self._idle.append(None)
