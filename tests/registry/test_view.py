@@ -9,6 +9,7 @@ import pytest
 
 from otpy import registry, supervisor, thread
 from otpy.registry import ThreadState, table
+from otpy.runtime import threads
 from tests.helpers import HANG, Puppet, wait_until
 from tests.registry.kit import by_name, names
 
