@@ -9,15 +9,14 @@ Laws:
    only what holds in every order is checked: one end for each life, and nothing is left.
 
 ``python -m tests.mixed COUNT [FIRST]`` lives many; OTPY_SEED=n replays one (tests/test_mixed.py).
+
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import functools
 import os
-import queue
 import random
 import signal
 import sys
@@ -25,19 +24,15 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-import attrs
 
 import otpy
 from otpy import (
     ChildState,
     NotAlive,
     Refusal,
-    Service,
-    Shutdown,
     adopt,
     coroutine,
     dynamic_supervisor,
@@ -47,7 +42,6 @@ from otpy import (
     thread,
 )
 from otpy.children.callable.process import tracker_descriptor
-from otpy.core.messages import ChildExited, ChildStarted
 from otpy.reports import (
     ChildTerminated,
     LimitReached,
@@ -59,375 +53,32 @@ from otpy.reports import (
 )
 from otpy.runtime import threads as account
 from tests import callees
-from tests.helpers import HANG, ManualClock, wait_until
+from tests.helpers import HANG, wait_until
+from tests.mixed_children import (
+    HEARTBEAT,
+    Broken,
+    Clock,
+    Ledger,
+    Life,
+    Served,
+    Stage,
+    Stranger,
+    in_loop,
+    in_thread,
+    now_and_then,
+)
+from tests.mixed_model import (
+    PATIENT,
+    Group,
+    Model,
+    Node,
+    Process,
+    descriptors,
+    members,
+    processes,
+    told,
+)
 from tests.programs import mark, sh
-
-HEARTBEAT = 1.0
-PATIENT = 100_000
-"""An intensity that is never spent."""
-
-
-class Broken(AssertionError):
-    """An invariant did not hold."""
-
-
-# The children: each does what it is told
-
-
-class Ordered(Exception):
-    """A crash that was ordered."""
-
-
-@attrs.define(eq=False)
-class Life:
-    """A child of this process that waits for orders. *over*: whether its code has run to the end; None: unknown."""
-
-    ctx: Any
-    orders: Any = attrs.field(factory=queue.SimpleQueue)
-    put: Callable[[str], object] = attrs.field(
-        default=attrs.Factory(lambda self: self.orders.put, takes_self=True)
-    )
-    over: bool | None = False
-    heard: queue.SimpleQueue[None] = attrs.field(factory=queue.SimpleQueue)
-
-    def obey(self, word: str) -> bool:
-        """Do what *word* says; False: leave."""
-        if word == "crash":
-            raise Ordered(self.ctx.path)
-        if word == "beat":
-            self.ctx.check_in(allow=2 * HEARTBEAT)
-            self.heard.put(None)
-        return word == "beat"
-
-
-class Stage:
-    """Where the children of one tree meet the walk."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.lives: dict[tuple[str, int], Life] = {}
-        self.asides: list[asyncio.Task[None]] = []
-
-    def enter(self, ctx: Any, **more: Any) -> Life:
-        life = self.lives[ctx.path, ctx.incarnation] = Life(ctx, **more)
-        return life
-
-
-def in_thread(ctx: Any, stage: Stage) -> None:
-    life = stage.enter(ctx)
-    ctx.on_stop(lambda: life.put("leave"))
-    ctx.ready()
-    try:
-        while life.obey(life.orders.get()):
-            pass
-    finally:
-        life.over = True
-
-
-class Served(Service):
-    def init(self, stage: Stage) -> None:
-        self.life = stage.enter(self.ctx)
-
-    def run(self) -> None:
-        while self.life.obey(self.life.orders.get()):
-            pass
-
-    def stop(self) -> None:
-        self.life.put("leave")
-
-    def terminate(self, reason: Any) -> None:
-        self.life.over = True
-
-
-class Stranger:
-    """Knows nothing of otpy but for its place on the stage."""
-
-    def __init__(self, stage: Stage) -> None:
-        self.life = stage.enter(
-            otpy.current(), over=None
-        )  # a stop may overtake the start: then it is not run
-
-    def run(self) -> None:
-        self.life.over = False
-        try:
-            while self.life.obey(self.life.orders.get()):
-                pass
-        finally:
-            self.life.over = True
-
-    def stop(self) -> None:
-        self.life.put("leave")
-
-
-def now_and_then(stage: Stage) -> None:
-    ctx = otpy.current()
-    life = stage.lives.get((ctx.path, ctx.incarnation))
-    if life is None or life.ctx is not ctx:
-        life = stage.enter(ctx, over=None)
-    with contextlib.suppress(queue.Empty):
-        if not life.obey(life.orders.get_nowait()):
-            raise Shutdown("ordered to leave")
-
-
-async def in_loop(ctx: Any, stage: Stage) -> None:
-    orders: asyncio.Queue[str] = asyncio.Queue()
-    put = functools.partial(asyncio.get_running_loop().call_soon_threadsafe, orders.put_nowait)
-    life = stage.enter(ctx, orders=orders, put=put)
-    stage.asides.append(asyncio.create_task(asyncio.sleep(3600)))  # goes with the child
-    ctx.ready()
-    try:
-        while life.obey(await orders.get()):
-            pass
-    finally:
-        life.over = True
-
-
-# What is told of each end, by the kind itself
-
-
-@attrs.define(eq=False)
-class Entry:
-    """One birth, and what its child has told of it."""
-
-    path: str
-    incarnation: int
-    ups: int = 0
-    ends: int = 0
-
-
-class Ledger:
-    """Hears what every worker tells its supervisor."""
-
-    def __init__(self) -> None:
-        self.entries: list[Entry] = []
-        self.ends: list[tuple[str, int]] = []
-        self.heard = 0  # so many of these the supervisors have got
-        self.news = threading.Condition()
-
-    def watch(self, spec: otpy.ChildSpec) -> otpy.ChildSpec:
-        return attrs.evolve(spec, start=functools.partial(self._begin, spec.start))
-
-    def _begin(self, start: Callable[[Any], Any], birth: Any) -> Overheard:
-        entry = Entry(birth.path, birth.incarnation)
-        with self.news:
-            self.entries.append(entry)
-        return Overheard(start(birth), functools.partial(self._tell, entry))
-
-    def _tell(self, entry: Entry, deliver: Callable[[Any], None], message: Any) -> None:
-        """Write down what is told, before anybody can act on it, and that it has arrived."""
-        is_end = isinstance(message, ChildExited)
-        with self.news:
-            entry.ups += isinstance(message, ChildStarted)
-            entry.ends += is_end
-            if is_end:
-                self.ends.append((entry.path, entry.incarnation))
-        deliver(message)
-        with self.news:
-            self.heard += is_end
-            self.news.notify_all()
-
-
-class Overheard:
-    """A child whose news is overheard."""
-
-    def __init__(self, child: Any, tell: Callable[[Callable[[Any], None], Any], None]) -> None:
-        self._child, self._tell = child, tell
-
-    def start(self, deliver: Callable[[Any], None]) -> None:
-        self._child.start(functools.partial(self._tell, deliver))
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._child, name)
-
-
-class Clock(ManualClock):
-    """Stands still until something is broken; then it runs, and the budgets end what does not obey."""
-
-    runs_since: float | None = None
-
-    def monotonic(self) -> float:
-        return self.now + (0.0 if self.runs_since is None else time.monotonic() - self.runs_since)
-
-
-# The model
-
-
-@attrs.define(eq=False)
-class Node:
-    """A child as it should be."""
-
-    id: str
-    kind: str
-    restart: str
-    spec: otpy.ChildSpec
-    parent: Group | None = None
-    mark: str = ""
-    beats: bool = False
-    is_up: bool = False
-    incarnation: int = 0
-
-    @property
-    def path(self) -> str:
-        return f"{self.parent.path}/{self.id}" if self.parent else self.id
-
-    def fresh(self, parent: Group) -> Node:
-        return attrs.evolve(self, parent=parent, is_up=False, incarnation=0)
-
-
-@attrs.define(eq=False)
-class Group(Node):
-    """A supervisor as it should be; *plan* is what its spec says, *members* what is there."""
-
-    strategy: str = "one_for_one"
-    intensity: int = PATIENT
-    dynamic: bool = False
-    plan: tuple[Node, ...] = ()
-    members: list[Node] = attrs.field(factory=list)
-    spent: int = 0
-
-    def fresh(self, parent: Group) -> Node:
-        return attrs.evolve(self, parent=parent, is_up=False, incarnation=0, members=[], spent=0)
-
-    def everybody(self) -> Iterator[Node]:
-        for member in self.members:
-            yield member
-            if isinstance(member, Group):
-                yield from member.everybody()
-
-
-class Model:
-    """What must come of an order: reports and ends, in order."""
-
-    def __init__(self, root: Group) -> None:
-        self.root = root
-        self.reports: list[tuple[Any, ...]] = []
-        self.ends: list[tuple[str, int]] = []
-        self.is_ordered = True
-
-    def start(self, node: Node, cause: str) -> None:
-        node.is_up, node.incarnation = True, node.incarnation + 1
-        if isinstance(node, Group):
-            node.members, node.spent = [child.fresh(node) for child in node.plan], 0
-            for member in node.members:
-                self.start(member, "init")
-        if node is not self.root:
-            self.reports.append(("Progress", node.path, node.incarnation, cause))
-
-    def stop(self, node: Node) -> None:
-        node.is_up = False
-        if isinstance(node, Group):
-            running = [member for member in reversed(node.members) if member.is_up]
-            self.is_ordered &= not node.dynamic or len(running) < 2
-            for member in running:
-                self.stop(member)
-        else:
-            self.ends.append((node.path, node.incarnation))
-
-    def end(self, node: Node, *, normal: bool) -> None:
-        """A child has ended by itself."""
-        if not isinstance(node, Group):
-            self.ends.append((node.path, node.incarnation))
-        node.is_up = False
-        if node.restart == "permanent" or not normal:
-            self.reports.append(("ChildTerminated", node.path, node.incarnation))
-        if node.restart == "permanent" or (node.restart == "transient" and not normal):
-            self.restart(node)
-        else:
-            self.forget(node)
-
-    def forget(self, node: Node) -> None:
-        assert node.parent
-        if node.restart == "temporary" or node.parent.dynamic:
-            node.parent.members.remove(node)
-
-    def restart(self, node: Node) -> None:
-        parent = node.parent
-        assert parent
-        parent.spent += 1
-        if parent.spent > parent.intensity:
-            self.give_up(parent)
-            return
-        together = self.together(node)
-        for member in reversed(together):
-            if member.is_up:
-                self.stop(member)
-        for member in together:
-            if member.restart == "temporary":
-                parent.members.remove(member)
-            else:
-                self.start(member, "restart")
-
-    def together(self, node: Node) -> list[Node]:
-        assert node.parent
-        members = node.parent.members
-        first, last = {
-            "one_for_one": (members.index(node), members.index(node) + 1),
-            "one_for_all": (0, len(members)),
-            "rest_for_one": (members.index(node), len(members)),
-        }[node.parent.strategy]
-        return members[first:last]
-
-    def give_up(self, group: Group) -> None:
-        self.reports.append(("LimitReached", group.path, 0))
-        self.stop(group)
-        self.end(group, normal=True)
-
-    def touched_by(self, node: Node) -> set[str]:
-        """The paths that the end of *node* may change, at most: with all that are above, if those may give up."""
-        paths = {node.path}
-        while node.parent is not None:
-            together = self.together(node)
-            for one in together:
-                paths |= (
-                    {one.path, *(below.path for below in one.everybody())}
-                    if isinstance(one, Group)
-                    else {one.path}
-                )
-            if node.parent.intensity == PATIENT:
-                break
-            node = node.parent
-        return paths
-
-
-def told(report: Report) -> tuple[Any, ...]:
-    """Return *report* as the model writes it."""
-    line = (type(report).__name__, report.path, report.incarnation)
-    return (*line, report.cause.value) if isinstance(report, Progress) else line
-
-
-# What the system says
-
-
-@attrs.frozen
-class Process:
-    pid: int
-    parent: int
-    words: list[bytes]
-
-
-def processes() -> list[Process]:
-    """All that run; zombies only if they are ours."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            state, parent, *_ = (path / "stat").read_bytes().rpartition(b")")[2].split()
-            if state not in b"ZX" or int(parent) == os.getpid():
-                found.append(
-                    Process(
-                        int(path.name), int(parent), (path / "cmdline").read_bytes().split(b"\0")
-                    )
-                )
-    return found
-
-
-def members(node: Node, there: list[Process] | None = None) -> list[Process]:
-    """The processes of a program."""
-    return [one for one in there or processes() if node.mark.encode() in one.words]
-
-
-def descriptors() -> set[str]:
-    return {path.name for path in Path("/proc/self/fd").iterdir()}
-
 
 # The walk
 
