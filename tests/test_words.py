@@ -22,9 +22,9 @@ FILES = [
 
 RARE = {
     # words, in any case: how many of them there may be
-    r"nobody|somebody|whoever": 117,
-    r"patience": 35,
-    r"there are more": 2,
+    r"nobody|somebody|whoever": 37,
+    r"patience": 3,
+    r"there are more": 0,
 }
 """Words that hide the subject of a sentence, or have two meanings. No limit may grow."""
 

@@ -1,7 +1,8 @@
-"""What a machine is told and what it answers: two closed sets of values.
+"""The messages that a machine takes and the actions that it orders: two closed sets.
 
-``ref`` numbers one incarnation of one child, unique within its supervisor. A message whose ref is no longer
-current is about an incarnation that is no longer ours, and is dropped.
+1. ``ref`` is the number of one incarnation of one child, unique within its supervisor.
+2. A message whose ref is not current is dropped: it is about an incarnation that the
+   supervisor has given up.
 """
 
 from __future__ import annotations
@@ -18,35 +19,35 @@ from otpy.values import Value, message, running
 
 @running
 class Handover:
-    """What the incarnations of a child leave to each other. It lives as long as the child's spec.
+    """The state that the incarnations of a child leave to each other.
 
-    Only the thread of the supervisor writes it, when an incarnation has ended or been given up; to the machine it
-    means nothing.
+    It lives as long as the child's spec. Only the thread of the supervisor writes it, when
+    an incarnation has ended or been given up. The machine never reads it.
 
     Attributes:
-        state: What was saved last.
+        state: The state that was saved last.
     """
 
     state: object = None
 
 
 SUPERVISOR = 0
-"""The ref of the supervisor itself: its one timer is the total budget of its stop."""
+"""The ref of the supervisor itself. Its one timer is the total budget of its stop."""
 
 
 class Message(Value):
-    """Base of everything that a machine may be told."""
+    """The base of all messages."""
 
     __slots__ = ()
 
 
 class Action(Value):
-    """Base of everything that a machine may order."""
+    """The base of all actions."""
 
     __slots__ = ()
 
 
-# Told by the runtime.
+# From the runtime.
 
 
 @message
@@ -59,10 +60,12 @@ class StopSupervisor(Message):
     """End in order.
 
     Attributes:
-        within: Seconds for the whole subtree; None: as long as the specs allow; 0: interrupt at once.
-        grace: How many of them are for what has been interrupted; None: INTERRUPT_GRACE, or half of a short *within*.
+        within: Seconds for the whole subtree; None: as long as the specs allow; 0: interrupt
+            all children at once.
+        grace: How many of these seconds are for interrupted children; None: INTERRUPT_GRACE,
+            or half of a short *within*.
         detach: Stop no worker: let them run on.
-        signal: The name of the signal that asks for it; "": none does.
+        signal: The name of the signal that asks for the stop; "": no signal.
     """
 
     within: float | None = None
@@ -73,18 +76,29 @@ class StopSupervisor(Message):
 
 @message
 class TooManyUnstopped(Message):
-    """The tree has left more threads behind than it may; *path* was the last. Told to the root."""
+    """The tree has left more threads behind than it may. The root gets this message.
+
+    Attributes:
+        path: The last child that was left behind.
+        count: How many there are.
+    """
 
     path: str
     count: int
 
 
-# Told by children and timers. Kinds of children come from outside, so theirs are checked where they are made.
+# From children and timers. Kinds of children may come from outside otpy, so their messages
+# are checked where they are made. The two classes have an ``__init__`` of their own for that:
+# a validator of attrs would cost two more calls for each restart.
 
 
 @message(init=False)
 class ChildStarted(Message):
-    """The child is up. *thread* is the name of its thread."""
+    """The child is up.
+
+    Attributes:
+        thread: The name of its thread.
+    """
 
     ref: int
     thread: str
@@ -97,7 +111,7 @@ class ChildStarted(Message):
 
 @message(init=False)
 class ChildExited(Message):
-    """The child has ended. Exactly one for each Start, whatever happened."""
+    """The child has ended. Each Start leads to exactly one of these."""
 
     ref: int
     reason: ExitReason
@@ -112,14 +126,17 @@ class ChildExited(Message):
 
 @message
 class Due(Message):
-    """The timer of *ref* ran out. What that means depends on the state the child is in.
+    """The timer of *ref* ran out. Its meaning depends on the state of the child.
 
     Attributes:
-        silent_until: Until when a child with a heartbeat may be silent, as of its last check-in.
-        hint: What a child that is not ready waits for, if that can be seen; for people.
-        silent_since: When that was; None: one heartbeat before.
-        at: For when the timer was set; None: there was none, what is due is due now.
-        is_debugged: Whether a debugger is attached; looked at when the child is silent.
+        silent_until: The time until which a child with a heartbeat may be silent, after its
+            last check-in.
+        silent_since: The time of that check-in; None: one heartbeat before *silent_until*.
+        at: The time for which the timer was set; None: there was no timer, and the limit has
+            run out now.
+        is_debugged: Whether a debugger is attached. It matters for a silent child.
+        hint: The condition that a child which is not ready waits for, if it can be seen; a
+            text for people.
     """
 
     ref: int
@@ -132,21 +149,25 @@ class Due(Message):
 
 @message
 class Retry(Message):
-    """The machine's word to itself: everything that was queued before it has been served, try again."""
+    """The machine's message to itself: try again.
+
+    It comes after all messages that were queued before it.
+    """
 
     ref: int
 
 
-# Told by callers. *reply* is the caller's and means nothing to the machine.
+# From callers. The machine hands *reply* back, and never reads it.
 
 
 @message(kw_only=True)
 class Call(Message):
-    """Base of all calls. Each is one of its own, whatever it asks for.
+    """The base of all calls. A call is equal to itself only: two callers may ask for the same.
 
     Attributes:
-        reply: Where the answer goes; None: the caller has gone.
-        inside: The child through whose subtree the call comes, if its caller cannot end or start before the answer.
+        reply: The object that gets the answer; None: the caller has gone.
+        inside: The child in whose subtree the caller runs, if the caller can neither end nor
+            become ready before the answer.
     """
 
     reply: Any
@@ -169,10 +190,10 @@ class StartChild(Call):
 
 @message(kw_only=True)
 class TerminateChild(Call):
-    """Stop a child; its spec stays, unless it is temporary or the supervisor dynamic.
+    """Stop a child. Its spec stays, unless it is temporary or the supervisor is dynamic.
 
     Attributes:
-        detach: If it is a supervisor, it lets its workers run on.
+        detach: Whether a supervisor lets its workers run on.
     """
 
     id: str
@@ -181,7 +202,7 @@ class TerminateChild(Call):
 
 @message(kw_only=True)
 class RestartChild(Call):
-    """Start a child that is specified and not running."""
+    """Start a child whose spec is there and which is not running."""
 
     id: str
 
@@ -215,18 +236,18 @@ class TakeSnapshot(Call):
     """Ask for the supervisor and its children.
 
     Attributes:
-        beats: When those with a heartbeat checked in last, by ref.
+        beats: The time of the last check-in of each child with a heartbeat, by ref.
     """
 
     beats: Mapping[int, float] = attrs.field(factory=dict)
 
 
-# Orders. The runtime performs them in order and reports what comes of them as messages.
+# Actions. The runtime performs them in their order, and reports the results as messages.
 
 
 @message
 class Start(Action):
-    """Start an incarnation: a ChildStarted may follow, one ChildExited must."""
+    """Start an incarnation. One ChildStarted may follow, one ChildExited must follow."""
 
     ref: int
     spec: ChildSpec
@@ -244,7 +265,7 @@ class Stop(Action):
 
 @message
 class Kill(Action):
-    """Interrupt the child, or kill it where that can be done; after *grace* seconds it is given up."""
+    """Interrupt a thread, or kill a process. After *grace* seconds the child is given up."""
 
     ref: int
     grace: float
@@ -252,7 +273,7 @@ class Kill(Action):
 
 @message
 class Abandon(Action):
-    """Fence the child, count it as unstopped, and tell *report* with its stack."""
+    """Fence the child, count it as unstopped, and send *report* with its stack."""
 
     ref: int
     report: Unstopped
@@ -260,14 +281,14 @@ class Abandon(Action):
 
 @message
 class Detach(Action):
-    """Let the child go: a worker runs on unsupervised, a supervisor lets its children go and ends."""
+    """Let a worker run on without a supervisor; a supervisor does so with its own, and ends."""
 
     ref: int
 
 
 @message
 class Expose(Action):
-    """Tell *report* with the current stack of the child."""
+    """Send *report* with the current stack of the child."""
 
     ref: int
     report: Stalled
@@ -275,7 +296,7 @@ class Expose(Action):
 
 @message
 class Arm(Action):
-    """Set the one timer of *ref* to *at*, monotonic."""
+    """Set the one timer of *ref* to *at*, a monotonic time."""
 
     ref: int
     at: float
@@ -313,7 +334,7 @@ class Refuse(Action):
 
 @message
 class Tell(Action):
-    """Send a report to the world."""
+    """Send a report to the handlers and the log."""
 
     report: Report
 
@@ -327,15 +348,16 @@ class Escalate(Action):
 
 @message
 class Up(Action):
-    """All children are up: tell the parent."""
+    """Report to the parent that all children are up."""
 
 
 @message
 class End(Action):
-    """Nothing runs any more: tell the parent, and end the thread.
+    """Report to the parent that no child runs any more, and end the thread.
 
     Attributes:
-        ended: The ids of the children that ended on the way, in that order, each with whether it had to be interrupted.
+        ended: The ids of the children that ended meanwhile, in that order, each with whether
+            it had to be interrupted.
         duration: Seconds since the end was decided.
         detached: The ids of the children that run on.
     """
