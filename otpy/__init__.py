@@ -1,10 +1,11 @@
 """otpy: Erlang/OTP's supervision trees for programs made of threads.
 
-Reports are in ``otpy.reports``, the account of all threads in ``otpy.registry``, and the ports for new kinds of
-children, clocks and handlers in ``otpy.abc``.
+Reports are in ``otpy.reports``, the account of all threads in ``otpy.registry``, and
+the ports for new kinds of children, clocks and handlers in ``otpy.abc``.
 
-The names are those of ``otpy.api``. That is loaded when the first one is asked for, so that ``otpy --help`` and the
-guard, which need none of them, do not wait for the whole library. A module is loaded without the others.
+The names are those of ``otpy.api``. That is loaded when the first one is asked for, so
+that ``otpy --help`` and the guard, which need none of them, do not wait for the whole
+library. A module is loaded without the others.
 """
 
 import importlib as _importlib

@@ -203,9 +203,10 @@ def most_restarts(backoff: Backoff | None, period: float) -> float:
     if backoff is None:
         return math.inf
     waits = _waits(backoff)
-    # A child that has failed has two ways on. It fails again at once, and waits one step longer;
-    # or it stays up for ``reset_after``, and its waits begin anew. For each step, *spent* holds
-    # the least time in which *count* restarts lead to it, as far as that is within the period.
+    # A child that has failed has two ways on. It fails again at once, and waits one
+    # step longer; or it stays up for ``reset_after``, and its waits begin anew. For
+    # each step, *spent* holds the least time in which *count* restarts lead to it, as
+    # far as that is within the period.
     spent, count = {0: 0.0}, 0
     while spent and count < FAR:
         count += 1
@@ -248,7 +249,8 @@ def unreachable_by_stops(place: Place) -> Iterator[str]:
 def stop_time(spec: ChildSpec) -> float:
     """Return how many seconds a child may take to stop.
 
-    A supervisor takes the sum of the times of its children, which stop one after the other.
+    A supervisor takes the sum of the times of its children, which stop one after the
+    other.
     """
     if not isinstance(spec.shutdown, Budget):
         return spec.shutdown
@@ -302,9 +304,9 @@ def out_of_reach(place: Place) -> Iterator[str]:
 def _too_slow(place: Place) -> Iterator[tuple[float, str]]:
     """Yield the supervisors below that can give up without *place* ever giving up.
 
-    The number with each is how long its child may live, in seconds, to reach the limit of
-    *place*. A level with the limit 0 restarts nothing, so its parent sees every failure.
-    Hence at least one level in between must restart a child.
+    The number with each is how long its child may live, in seconds, to reach the limit
+    of *place*. A level with the limit 0 restarts nothing, so its parent sees every
+    failure. Hence at least one level in between must restart a child.
     """
     for below in descend(place):
         levels = _levels(below) if below is not place else []
@@ -328,12 +330,13 @@ def slowest(chain: list[SupervisorSpec], wait: float = 0.0) -> list[float]:
     ``intensity * c <= period``.
 
     Args:
-        chain: The supervisor of the child and those above it. Each is restarted by the next
-            when it has given up.
+        chain: The supervisor of the child and those above it. Each is restarted by the
+            next when it has given up.
         wait: The shortest wait before a restart of the child, in seconds.
     """
     longest: list[float] = []
-    # What one failure of the level in hand costs the child: so many starts, so long a wait.
+    # What one failure of the level in hand costs the child: so many starts, so long a
+    # wait.
     starts, waits = 1.0, 0.0
     for spec in chain:
         cost = waits + wait
@@ -356,7 +359,8 @@ def _shortest_wait(place: Place) -> float:
 def _levels(place: Place | None) -> list[tuple[str, SupervisorSpec]]:
     """Return the supervisor at *place* and those above it, with their paths.
 
-    The list ends with the first one that never gives up, or is not restarted by the next.
+    The list ends with the first one that never gives up, or is not restarted by the
+    next.
     """
     chain = []
     while (
@@ -372,7 +376,8 @@ def _levels(place: Place | None) -> list[tuple[str, SupervisorSpec]]:
 def default_budget(place: Place) -> Iterator[str]:
     """Find a root with the default limit and many children.
 
-    A cause that hits all children at once, such as a network that is down, would end it.
+    A cause that hits all children at once, such as a network that is down, would end
+    it.
     """
     spec = place.spec
     if (
@@ -405,7 +410,8 @@ def _most_children(spec: SupervisorSpec) -> float:
 def unnoticed(place: Place) -> Iterator[str]:
     """Find a supervisor that can give up without a trace for its parent.
 
-    To give up is an end of the normal class, so only a permanent supervisor is restarted.
+    To give up is an end of the normal class, so only a permanent supervisor is
+    restarted.
     """
     spec, above = place.spec, place.above
     if not isinstance(spec, SupervisorSpec) or above is None or not _spends(spec):

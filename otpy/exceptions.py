@@ -9,9 +9,11 @@
   own has ended, as its exit reason tells it; no call raises them.
 * ``InternalError``: ours; please report it.
 
-``means_success`` and ``meaning_of`` say what an exception means to a supervisor, for every kind of child.
+``means_success`` and ``meaning_of`` say what an exception means to a supervisor, for
+every kind of child.
 
-A child's crash is none of these: it is data, an ``ExitReason``, and never an exception in a supervisor.
+A child's crash is none of these: it is data, an ``ExitReason``, and never an exception
+in a supervisor.
 """
 
 from __future__ import annotations
@@ -39,8 +41,9 @@ def type_name(value: object) -> str:
     return name
 
 
-# What is read of an exception that a user has raised. Its class may define a property over each of the attributes that
-# all exceptions have, and that property may raise anything. The slots of BaseException run no code of the class.
+# What is read of an exception that a user has raised. Its class may define a property
+# over each of the attributes that all exceptions have, and that property may raise
+# anything. The slots of BaseException run no code of the class.
 
 _SLOTS: Any = vars(BaseException)
 _GROUP: Any = vars(BaseExceptionGroup)
@@ -104,9 +107,10 @@ def _plain_traceback(error: BaseException, worse: BaseException) -> str:
 def printable(text: str) -> str:
     """Return *text* as every stream can print it, and with nothing in it that a terminal would obey.
 
-    Escaped, as in Python's literals, are lone surrogates, control characters but for newline and tab, and what changes
-    the direction of the text around it. The one place for this: text from children and strangers passes here before it
-    is logged or printed.
+    Escaped, as in Python's literals, are lone surrogates, control characters but for
+    newline and tab, and what changes the direction of the text around it. The one place
+    for this: text from children and strangers passes here before it is logged or
+    printed.
     """
     clean = text.replace("\r\n", "\n").translate(_OBEYED)
     return clean.encode("utf-8", "backslashreplace").decode("utf-8")
@@ -173,9 +177,9 @@ class Sealed:
 
         Its cause is its traceback as a ``RemoteTraceback``.
 
-        What cannot be made here is a ``RemoteError``, or of ``kind``. Two threads may do
-        this at once, and the first one decides which object it is: ``setdefault`` is one
-        step.
+        What cannot be made here is a ``RemoteError``, or of ``kind``. Two threads may
+        do this at once, and the first one decides which object it is: ``setdefault`` is
+        one step.
         """
         if not self._opened:
             error = self._rebuilt()
@@ -332,7 +336,8 @@ class TreeFailed(Exception):
 
     Attributes:
         path: The root.
-        reason: Its ``ExitReason``; ``reason.detail`` is the ``Escalation``, with its chain from leaf to root.
+        reason: Its ``ExitReason``; ``reason.detail`` is the ``Escalation``, with its
+            chain from leaf to root.
         report: The ``StopReport`` of the tree.
     """
 
@@ -375,9 +380,9 @@ _MEMBERS = vars(BaseExceptionGroup)["exceptions"]
 def meaning_of(error: BaseException | Sealed | None) -> type[BaseException] | None:
     """Return which of CONTROL *error* means; None: it says nothing to a supervisor.
 
-    A group that holds nothing else, in whatever depth, means the strongest that it holds.
-    So ``Fatal`` means the same when it comes out of an ``asyncio.TaskGroup``. Runs no code
-    of the exception's, and opens no sealed one.
+    A group that holds nothing else, in whatever depth, means the strongest that it
+    holds. So ``Fatal`` means the same when it comes out of an ``asyncio.TaskGroup``.
+    Runs no code of the exception's, and opens no sealed one.
     """
     own: type = type(error)
     if issubclass(own, Sealed):
@@ -407,8 +412,8 @@ def means_success(error: BaseException | Sealed | None) -> bool:
     """Whether *error* is a SystemExit that says that all is well: its code is None, or
     an int that equals 0.
 
-    This is how the interpreter makes an exit status: False is 0, and 0.0 is not. Runs no
-    code of the exception's or of its code's.
+    This is how the interpreter makes an exit status: False is 0, and 0.0 is not. Runs
+    no code of the exception's or of its code's.
     """
     if not issubclass(type(error), SystemExit):
         return False
@@ -419,15 +424,16 @@ def means_success(error: BaseException | Sealed | None) -> bool:
 class ProcessDied(Exception):
     """The exception of a process that ended without an exception of its own.
 
-    It stands in an ``ExitReason``, and is never raised. Every program that fails ends with
-    it; the last output of the program is a note on it.
+    It stands in an ``ExitReason``, and is never raised. Every program that fails ends
+    with it; the last output of the program is a note on it.
 
     Attributes:
-        returncode: The exit code, or minus the number of the signal that killed the process;
-            None: unknown, because other code in the parent process has reaped it.
+        returncode: The exit code, or minus the number of the signal that killed the
+            process; None: unknown, because other code in the parent process has reaped
+            it.
         signal: The name of that signal, such as "SIGSEGV"; None: no signal killed it.
-        stack: The stacks of the threads of a callable that died of a signal such as SIGSEGV,
-            as faulthandler shows them; or "".
+        stack: The stacks of the threads of a callable that died of a signal such as
+            SIGSEGV, as faulthandler shows them; or "".
     """
 
     def __init__(self, returncode: int | None, signal: str | None = None, stack: str = "") -> None:

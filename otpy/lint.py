@@ -2,18 +2,22 @@
 
 What users must know is in docs/how-to/lint.md.
 
-Theory of operation: one walk lists every node with its scope and its statement, and notes which dotted paths each scope
-binds to each name: by imports, aliases and base classes. Then each check asks of an expression where it comes from. A
-pool is followed from variable to variable until something shuts it down. Comments are found by tokenizing.
+Theory of operation: one walk lists every node with its scope and its statement, and
+notes which dotted paths each scope binds to each name: by imports, aliases and base
+classes. Then each check asks of an expression where it comes from. A pool is followed
+from variable to variable until something shuts it down. Comments are found by
+tokenizing.
 
 Laws:
-1. What is checked is never imported or run, and nothing in it crashes the check: what cannot be read is a finding.
-   Only regular files are read, and no more than LARGEST bytes of one.
+1. What is checked is never imported or run, and nothing in it crashes the check: what
+   cannot be read is a finding. Only regular files are read, and no more than LARGEST
+   bytes of one.
 2. One cause, one finding: a subclass is found where it is defined, not at every call.
 3. Nothing recurses into the source, however deep it is.
 
-The author is not proud of this: names are followed within one module only and in the order of its lines; any binding of
-a name in its scope may be meant; and an attribute is known by its own name, whatever it is an attribute of.
+The author is not proud of this: names are followed within one module only and in the
+order of its lines; any binding of a name in its scope may be meant; and an attribute is
+known by its own name, whatever it is an attribute of.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """What the tree tells the world: exit reasons, reports, and answers to questions. Frozen values, nothing else.
 
-Times called ``time`` are wall-clock seconds since the epoch, for people; ages and delays are monotonic seconds.
+Times called ``time`` are wall-clock seconds since the epoch, for people; ages and
+delays are monotonic seconds.
 """
 
 from __future__ import annotations
@@ -63,8 +64,8 @@ class ExitReason(Value):
         exception: The exception object. One that comes from another process is made
             when this is asked for the first time, on the thread that asks
             (docs/how-to/processes.md, "What is trusted").
-        detail: What there is besides: the ``Escalation`` of a supervisor that gave up, how a program has ended, or a
-            line for people.
+        detail: What there is besides: the ``Escalation`` of a supervisor that gave up,
+            how a program has ended, or a line for people.
     """
 
     __match_args__ = ("kind", "exception", "detail")
@@ -158,7 +159,8 @@ class ChildInfo(Value):
         age: Seconds since it came up, None if it is not up.
         last_exit: Why the incarnation before ended, None if none did.
         due: Seconds until the next restart, None if none is due.
-        heartbeat_age: In a snapshot, seconds since it checked in, None if it has no heartbeat or is not up.
+        heartbeat_age: In a snapshot, seconds since it checked in, None if it has no
+            heartbeat or is not up.
         snapshot: In a snapshot, the subtree of a running supervisor.
     """
 
@@ -196,7 +198,8 @@ class Snapshot(Value):
     """A supervisor and what is below it, at about one moment: each supervisor answers for itself.
 
     Attributes:
-        path, strategy, auto_shutdown, intensity, period: Which supervisor, and its flags.
+        path, strategy, auto_shutdown, intensity, period: Which supervisor, and its
+            flags.
         budget_left: How many restarts it would still allow now; None: any number.
         children: In start order; ``ChildInfo.snapshot`` goes on downwards.
     """
@@ -218,13 +221,14 @@ class Escalation(Value):
         path: The supervisor that gave up.
         child: The path of the child that spent the last unit.
         reason: That child's exit reason.
-        restarts: How many restarts were counted in the window, the refused one included.
+        restarts: How many restarts were counted in the window, the refused one
+            included.
         intensity, period: The limit.
         parent: The path of the supervisor that it goes to, None at the root.
 
-    If that child is a supervisor that gave up, its escalation is ``reason.detail``. It is
-    kept there only, and ``chain`` is read from there. So to print, compare, hash or pickle
-    an escalation is linear in its levels.
+    If that child is a supervisor that gave up, its escalation is ``reason.detail``. It
+    is kept there only, and ``chain`` is read from there. So to print, compare, hash or
+    pickle an escalation is linear in its levels.
     """
 
     path: str
@@ -316,8 +320,8 @@ class Progress(Report):
 class ChildTerminated(Report):
     """A child ended by itself (OTP: child_terminated). ``reason`` has the exception and its traceback.
 
-    Unpacks to what the consumer of a shared error queue expects: the name of the thread, the exception (None if there
-    was none) and the formatted traceback.
+    Unpacks to what the consumer of a shared error queue expects: the name of the
+    thread, the exception (None if there was none) and the formatted traceback.
     """
 
     reason: ExitReason
@@ -446,13 +450,16 @@ class StopReport(Value):
         stopped: The paths that ended after they were asked, in the order of their ends.
         interrupted: The paths that ended after they were interrupted.
         detached: The paths of the children that run on, because it was detached.
-        unstopped: What is left: an ``Unstopped`` for every thread of the tree that still runs, with its stack.
-        handlers: The names of the helper threads that had not finished a report handler or an on_stop callback.
+        unstopped: What is left: an ``Unstopped`` for every thread of the tree that
+            still runs, with its stack.
+        handlers: The names of the helper threads that had not finished a report handler
+            or an on_stop callback.
         unanswered: The paths of the supervisors that did not answer in time. Then
             ``reason`` is KILLED, nothing is known of what was stopped, and
             ``unstopped`` has the threads that run at and below them.
         duration: Seconds from the order to the end of the last child.
-        undelivered: How many escalations, reports and log lines had not been handled, all handlers together.
+        undelivered: How many escalations, reports and log lines had not been handled,
+            all handlers together.
     """
 
     path: str

@@ -1,9 +1,11 @@
 """What a tree is declared with: frozen values, validated field by field when they are made.
 
 Laws:
-1. A spec that exists is valid, and is never checked again. Its texts and numbers are plain.
+1. A spec that exists is valid, and is never checked again. Its texts and numbers are
+   plain.
 2. One validator per field; each names path, field, value and what would be right.
-3. Specs know no kind of child: ``start`` is the callable that makes a running one, and the kind's own file provides it.
+3. Specs know no kind of child: ``start`` is the callable that makes a running one, and
+   the kind's own file provides it.
 """
 
 from __future__ import annotations
@@ -80,8 +82,8 @@ class ChildType(Word):
 def plain(value: Any) -> Any:
     """Return *value*; or, if its class is derived from str, int or float, an equal object of that class itself.
 
-    A derived class may have a ``__hash__``, an ``__eq__`` or a ``__radd__`` that blocks or raises, and the values of a
-    spec are used on supervisors' threads.
+    A derived class may have a ``__hash__``, an ``__eq__`` or a ``__radd__`` that blocks
+    or raises, and the values of a spec are used on supervisors' threads.
     """
     kind = next((kind for kind in PLAIN if isinstance(value, kind)), None)
     return value if kind is None or type(value) in (kind, bool) else PLAIN[kind](value)
@@ -95,7 +97,8 @@ PLAIN: dict[type, Callable[[Any], Any]] = {
 """How to get a plain object from one of a derived class, without running code of that."""
 
 
-# Converters turn the spelling of a choice into the choice, and leave what is no spelling to the validator.
+# Converters turn the spelling of a choice into the choice, and leave what is no
+# spelling to the validator.
 
 
 def _choice(choices: type[enum.Enum], value: Any) -> Any:
@@ -275,18 +278,21 @@ def _maximum(spec: Any, field: Any, value: Any) -> None:
 class Backoff(Value):
     """How long a child waits before it is restarted: longer after each failure in a row.
 
-    The first restart of a calm child waits *initial*. Each further failure multiplies that by *factor*, up to
-    *maximum*; once the child has been up for *reset_after* it is calm again. Only time spent up counts for that, not
-    waiting, nor starting. The intensity window knows nothing of all this, so choose the two together: with the default
-    limit, 3 restarts in 5 seconds, a child that fails at once with ``Backoff(0.1, 30)`` makes its supervisor give up
-    after 1.5 seconds (docs/how-to/health.md has the rule).
+    The first restart of a calm child waits *initial*. Each further failure multiplies
+    that by *factor*, up to *maximum*; once the child has been up for *reset_after* it
+    is calm again. Only time spent up counts for that, not waiting, nor starting. The
+    intensity window knows nothing of all this, so choose the two together: with the
+    default limit, 3 restarts in 5 seconds, a child that fails at once with
+    ``Backoff(0.1, 30)`` makes its supervisor give up after 1.5 seconds
+    (docs/how-to/health.md has the rule).
 
     Attributes:
         initial: Seconds, > 0.
         maximum: Seconds; no wait is longer, jitter included.
         factor: From one failure in a row to the next, >= 1.
-        jitter: By what part of itself a wait may be longer or shorter, at random, so that children that failed together
-            do not come back together: 0.1 means up to a tenth. see the option ``seed`` of ``start``.
+        jitter: By what part of itself a wait may be longer or shorter, at random, so
+            that children that failed together do not come back together: 0.1 means up
+            to a tenth. see the option ``seed`` of ``start``.
         reset_after: Seconds.
     """
 
@@ -316,16 +322,20 @@ class ChildSpec(Value):
         id: Its name among its siblings: a non-empty str without "/".
         start: Makes the running child: ``start(birth) -> Child``.
         restart: Which exits lead to a restart.
-        shutdown: How long it may take to stop when asked, before it is interrupted; "infinity"; or
-            "brutal_kill": interrupted at once. Default 5.0 for workers, "infinity" for supervisors (OTP: shutdown).
-        interrupt: Whether ``Killed`` may be raised inside it when it does not stop in time.
+        shutdown: How long it may take to stop when asked, before it is interrupted;
+            "infinity"; or "brutal_kill": interrupted at once. Default 5.0 for workers,
+            "infinity" for supervisors (OTP: shutdown).
+        interrupt: Whether ``Killed`` may be raised inside it when it does not stop in
+            time.
         significant: Whether its own end may end the supervisor, see ``auto_shutdown``.
         ready: Whether it counts as started only when it says so with ``ctx.ready()``.
         start_timeout: How long it may take to become ready; None: no limit.
-        heartbeat: How long it may run without ``ctx.check_in()`` before it counts as stalled; None: for ever.
+        heartbeat: How long it may run without ``ctx.check_in()`` before it counts as
+            stalled; None: for ever.
         backoff: How long it waits before a restart; None: not at all.
-        snapshot: Makes the copy of what ``ctx.check_in(state)`` saves; None: it is saved as it is. The default copies
-            deeply, and ``ctx.state`` hands out copies as well.
+        snapshot: Makes the copy of what ``ctx.check_in(state)`` saves; None: it is
+            saved as it is. The default copies deeply, and ``ctx.state`` hands out
+            copies as well.
         unstopped: What to do if it cannot be stopped.
         purpose: A line for people.
     """
@@ -399,8 +409,9 @@ def check_member(supervisor: SupervisorSpec, child: ChildSpec, path: str) -> Non
     """Refuse a *child* that cannot belong to *supervisor*, which stands at *path*, as far as that is known.
 
     Raises:
-        SpecError: It is significant, where that could never have an effect (OTP: bad_combination); it would be
-            restarted without limit and without a wait; or supervisors would be nested too deep.
+        SpecError: It is significant, where that could never have an effect (OTP:
+            bad_combination); it would be restarted without limit and without a wait; or
+            supervisors would be nested too deep.
     """
     levels = path.count("/") + 1 + child.depth
     if levels > MAX_DEPTH:
@@ -428,12 +439,14 @@ class SupervisorSpec(ChildSpec):
     Attributes:
         children: The child specs in start order.
         strategy: Who is restarted together with a child that failed.
-        intensity: How many restarts are allowed within *period*; one more, and the supervisor gives up. "infinity": it
-            never gives up because of restarts; each child that may be restarted then has a ``backoff``.
+        intensity: How many restarts are allowed within *period*; one more, and the
+            supervisor gives up. "infinity": it never gives up because of restarts; each
+            child that may be restarted then has a ``backoff``.
         period: The length of the window in seconds.
         auto_shutdown: Whether the end of significant children ends the supervisor.
         on_escalation: Called with an ``Escalation`` when this supervisor gives up.
-        dynamic: Whether children come by ``start_child``, stop in parallel and leave no spec behind.
+        dynamic: Whether children come by ``start_child``, stop in parallel and leave no
+            spec behind.
         max_children: How many children a dynamic supervisor may have; None: no limit.
     """
 

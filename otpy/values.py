@@ -7,8 +7,8 @@
 
 Law: classes of otpy are made by these decorators, and by no other spelling of attrs.
 
-attrs would compile a ``__repr__`` and an ``__eq__`` for each class, which was a third of
-the time that ``import otpy`` takes. ``Value`` reads the list of fields instead.
+attrs would compile a ``__repr__`` and an ``__eq__`` for each class, which was a third
+of the time that ``import otpy`` takes. ``Value`` reads the list of fields instead.
 """
 
 from __future__ import annotations
@@ -31,9 +31,10 @@ class Word(enum.Enum):
 
 
 if TYPE_CHECKING:
-    # *value*: The type checkers see ``attrs.frozen`` itself. With a ``dataclass_transform``,
-    # mypy would demand of a caller what a converter returns, not what it takes.
-    # *_known*: mypy lets ``attrs.evolve`` change a value only if attrs made a base of its class.
+    # *value*: The type checkers see ``attrs.frozen`` itself. With a
+    # ``dataclass_transform``, mypy would demand of a caller what a converter returns,
+    # not what it takes. *_known*: mypy lets ``attrs.evolve`` change a value only if
+    # attrs made a base of its class.
     from attrs import frozen as _known
     from attrs import frozen as value
 else:

@@ -22,10 +22,12 @@ Examples:
 def check(target: str, *, as_json: bool, verbose: bool) -> int:
     """Look at the tree TARGET without starting it, and print what will surprise its author.
 
-    Such as a limit on restarts that can never be reached, or a heartbeat that is shorter than a sleep. Each finding has
-    a code, which docs/how-to/check.md explains, and a level: error, warning or note.
+    Such as a limit on restarts that can never be reached, or a heartbeat that is
+    shorter than a sleep. Each finding has a code, which docs/how-to/check.md explains,
+    and a level: error, warning or note.
 
-    Exit status: 0, there is no error; 1, there are errors; 2, the target, its tree or an option is wrong.
+    Exit status: 0, there is no error; 1, there are errors; 2, the target, its tree or
+    an option is wrong.
     """
     import collections
 

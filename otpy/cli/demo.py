@@ -1,7 +1,7 @@
 """``otpy demo``: a small tree that crashes, recovers and gives up in the end. Watch it, or read its lines.
 
-The main thread waits for the reports of the tree, and prints and draws each of them. No other
-thread touches the picture.
+The main thread waits for the reports of the tree, and prints and draws each of them. No
+other thread touches the picture.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ Examples:
 def demo() -> None:
     """Show a small tree that crashes, recovers, and gives up in the end.
 
-    It is drawn live on a terminal; elsewhere, each event is a line. It takes about seven seconds.
+    It is drawn live on a terminal; elsewhere, each event is a line. It takes about
+    seven seconds.
     """
     from rich.console import Console
 

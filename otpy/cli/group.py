@@ -1,8 +1,9 @@
 """The group of all commands.
 
 Laws:
-1. A command is a module of its name here, with a click command of its name in it. It is imported when it is called or
-   listed; so at its top it imports click, and what it works with within its functions.
+1. A command is a module of its name here, with a click command of its name in it. It is
+   imported when it is called or listed; so at its top it imports click, and what it
+   works with within its functions.
 2. What a command returns is its exit status; None is 0.
 3. Whatever is wrong with a call is told in one line.
 """
@@ -78,7 +79,8 @@ def prepare_streams() -> None:
 def give_up_stdout(error: OSError) -> None:
     """Say why stdout cannot be written to, unless its reader has gone; what it still holds is dropped.
 
-    Else the interpreter would try to write that when it ends, and tell of the same error again.
+    Else the interpreter would try to write that when it ends, and tell of the same
+    error again.
     """
     with contextlib.suppress(OSError):
         if error.errno != errno.EPIPE:
@@ -103,8 +105,8 @@ def line_of(error: click.ClickException) -> str:
 def otpy(ctx: click.Context) -> None:
     """Erlang/OTP's supervision trees for Python programs made of threads.
 
-    TARGET is a tree: module:attribute or path.py:attribute. The attribute is a supervisor's spec, or a function that
-    returns one; without it, tree is meant.
+    TARGET is a tree: module:attribute or path.py:attribute. The attribute is a
+    supervisor's spec, or a function that returns one; without it, tree is meant.
     """
     if ctx.invoked_subcommand is None:
         say(ctx.get_help())

@@ -25,10 +25,11 @@ Examples:
 def lint(paths: tuple[str, ...], select: str, config: str | None) -> int:
     """Find threads that no supervisor watches.
 
-    PATH is a file, or a directory with *.py files in it. The source is read and never run.
-    docs/how-to/lint.md explains the codes.
+    PATH is a file, or a directory with *.py files in it. The source is read and never
+    run. docs/how-to/lint.md explains the codes.
 
-    Exit status: 0, nothing is found; 1, something is; 2, a path, an option or the configuration is wrong.
+    Exit status: 0, nothing is found; 1, something is; 2, a path, an option or the
+    configuration is wrong.
     """
     from otpy.lint import main
 

@@ -1,7 +1,8 @@
 """``otpy run``: run a tree until a signal.
 
-The main thread waits for the tree, and is where Python calls the handler of SIGUSR2. The reports are written on the
-thread of their handler; only that thread touches the file, once it has been opened.
+The main thread waits for the tree, and is where Python calls the handler of SIGUSR2.
+The reports are written on the thread of their handler; only that thread touches the
+file, once it has been opened.
 """
 
 from __future__ import annotations
@@ -62,12 +63,13 @@ def run(
 ) -> None:
     """Run the tree TARGET until a signal, or until it ends by itself.
 
-    SIGINT, SIGTERM, SIGHUP and SIGQUIT stop it in order; a second signal, more than a second later, shortens all time
-    limits to zero, a third one ends the process at once. SIGUSR2 has all log files of programs, and the file of
-    --reports, opened anew by their names. What happens in the tree is reported on stderr.
+    SIGINT, SIGTERM, SIGHUP and SIGQUIT stop it in order; a second signal, more than a
+    second later, shortens all time limits to zero, a third one ends the process at
+    once. SIGUSR2 has all log files of programs, and the file of --reports, opened anew
+    by their names. What happens in the tree is reported on stderr.
 
-    Exit status: 0, it was stopped or has ended; 70, it did not come up, or its root gave up; 2, the target, its tree or
-    an option is wrong.
+    Exit status: 0, it was stopped or has ended; 70, it did not come up, or its root
+    gave up; 2, the target, its tree or an option is wrong.
     """
     configure_log(log_format)
     listen_for_rotation()
@@ -173,8 +175,8 @@ def reports_to(path: str, file: LogFile) -> Callable[[object], None]:
 class ReportFile:
     """Writes reports to a file, one a line.
 
-    While that fails, reports are counted instead, and that is told in one line on stderr, once until it works again.
-    Then the file itself says how many are missing.
+    While that fails, reports are counted instead, and that is told in one line on
+    stderr, once until it works again. Then the file itself says how many are missing.
     """
 
     def __init__(self, path: str, file: LogFile) -> None:

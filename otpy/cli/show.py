@@ -35,8 +35,9 @@ Examples:
 def show(target: str, form: str, *, verbose: bool) -> None:
     """Draw the tree TARGET without starting it.
 
-    Of each supervisor it shows the strategy and the limit on restarts, of each child what runs it and which of its
-    exits lead to a restart, and whatever else is not as usual.
+    Of each supervisor it shows the strategy and the limit on restarts, of each child
+    what runs it and which of its exits lead to a restart, and whatever else is not as
+    usual.
 
     Exit status: 0; 2, the target, its tree or an option is wrong.
     """

@@ -171,7 +171,8 @@ def choose(module: ModuleType, order: Order) -> tuple[Task, ...]:
     """Return the tasks of *module* that are to be run, with those dependencies only that are among them.
 
     Raises:
-        Problem: There are none, or none of that name; or something depends on what does not exist.
+        Problem: There are none, or none of that name; or something depends on what does
+            not exist.
     """
     found = _found(module, order)
     _check_names(order, found)
@@ -402,7 +403,8 @@ def _type_of(value: object) -> str:
 def _sanitised(key: object, value: object, around: tuple[int, ...] = ()) -> str:
     """Return a text for a value of the state, without what looks like a secret; *around*: in what it is.
 
-    Of dicts and lists no code of a derived class is run, and a copy is shown: they may still be changed.
+    Of dicts and lists no code of a derived class is run, and a copy is shown: they may
+    still be changed.
     """
     if SECRET.search(str.__str__(key) if isinstance(key, str) else text(key)):
         return "***"

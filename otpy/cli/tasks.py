@@ -73,11 +73,11 @@ def tasks(
     begins with. --result-NAME=VALUE stands for the result of a task that is not run. What the state has in
     state["results"] stays there; a task that is run replaces its own.
 
-    For each task it prints a letter: . passed, f failed, s skipped, c cancelled. Then it prints what has failed, and
-    the summary.
+    For each task it prints a letter: . passed, f failed, s skipped, c cancelled. Then
+    it prints what has failed, and the summary.
 
-    Exit status: 0, all passed or were skipped; 1, some failed; 2, the file, its tasks or an option is wrong; 130, it
-    was interrupted.
+    Exit status: 0, all passed or were skipped; 1, some failed; 2, the file, its tasks
+    or an option is wrong; 130, it was interrupted.
     """
     from otpy.cli import taskfile
 

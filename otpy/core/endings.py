@@ -66,7 +66,8 @@ class Ending:
         since: The monotonic time at which that began.
         detaches: Whether its workers are let go.
         deadline: By when all must be over.
-        budget, limited_since: How many seconds remain for the polite part, and since when.
+        budget, limited_since: How many seconds remain for the polite part, and since
+            when.
         is_hurried: Whether that is over: from now on children are interrupted at once.
         ended: The children that have ended, and whether each was interrupted.
     """
@@ -124,8 +125,8 @@ class Endings(Roster):
     def release(self, slot: Slot, reason: ExitReason = ASKED_TO_STOP) -> None:
         """Refuse the start of a child that is down, and drop its spec if that goes with it.
 
-        The one place where specs are dropped: of temporary children, of dynamic ones, and
-        of new ones whose start is refused. While the supervisor ends, none is.
+        The one place where specs are dropped: of temporary children, of dynamic ones,
+        and of new ones whose start is refused. While the supervisor ends, none is.
         """
         goes = self.phase is not ENDING and (
             self.spec.dynamic or self.is_temporary(slot) or slot.is_new
@@ -166,8 +167,8 @@ class Endings(Roster):
         """End with the significant child that has ended, or go on, or leave it open.
 
         It is open while nothing is left of the significant children but starts. OTP is
-        blocked by these, and reads of the end when they are over (docs/explanation/otp.md,
-        "Significant children").
+        blocked by these, and reads of the end when they are over
+        (docs/explanation/otp.md, "Significant children").
         """
         if self._open_end is None:
             return

@@ -9,15 +9,16 @@ Where OTP blocks, this keeps what can be observed, and lets messages in:
 * During boot, deaths of children that are already up are judged when all are up, as
   OTP's mailbox would keep them. OTP answers no question meanwhile; this machine does,
   and says that they are down.
-* A failed start in a plan ends the plan; the child is RESTARTING, and a Retry goes to the
-  end of the queue, so that calls and a shutdown come first (docs/explanation/otp.md, "Failed
-  restarts"). A message that takes the child out of RESTARTING calls the retry off.
+* A failed start in a plan ends the plan; the child is RESTARTING, and a Retry goes to
+  the end of the queue, so that calls and a shutdown come first
+  (docs/explanation/otp.md, "Failed restarts"). A message that takes the child out of
+  RESTARTING calls the retry off.
 
 Where otpy goes beyond OTP:
 
-* A child that failed may have to wait (``backoff``). It is RESTARTING then as well, with
-  a time when it is due, and the rest of its group is stopped at once and waits with it,
-  down. The unit is spent when the wait is over.
+* A child that failed may have to wait (``backoff``). It is RESTARTING then as well,
+  with a time when it is due, and the rest of its group is stopped at once and waits
+  with it, down. The unit is spent when the wait is over.
 * A child that does not check in (``heartbeat``) is stopped, and its end is judged as a
   crash. Its one timer is set to the time by which it must check in; when that runs out,
   it is set anew, or the child is silent for too long. So a check-in costs nothing here.
@@ -27,8 +28,8 @@ Where otpy goes beyond OTP:
 
 Words: *let go* a worker: it runs on without a supervisor; *abandon* an incarnation that
 could not be stopped: nothing that it says counts; *hold* a start until an abandoned
-incarnation has ended; *drop* a plan whose start has failed: the next attempt makes a new
-one.
+incarnation has ended; *drop* a plan whose start has failed: the next attempt makes a
+new one.
 """
 
 from __future__ import annotations
@@ -500,7 +501,8 @@ class Lives(Endings):
 
     def _stall_is_over(self, slot: Slot, reason: ExitReason) -> None:
         """The silent child has ended, or was given up: now its failure counts as a crash."""
-        # first: its failure may end the supervisor, and then no call must be left to be served
+        # first: its failure may end the supervisor, and then no call must be left to be
+        # served
         self.settled(slot)
         slot.last_exit = reason
         if self.phase is BOOTING:

@@ -34,13 +34,14 @@ The words for an end of something, in all four files:
 
 Where OTP blocks, messages are let in:
 
-* When a group restart overtakes a start call, the plan makes that start, in its turn, and
-  what comes of it answers the call. OTP would serve the call before or after the restart.
+* When a group restart overtakes a start call, the plan makes that start, in its turn,
+  and what comes of it answers the call. OTP would serve the call before or after the
+  restart.
 * When a significant child ends while others are being started, it is open whether the
   supervisor ends with it. That is decided when it is known what has come of them.
 
-What this folder must not know: threads, queues, kinds of children, debuggers, wall-clock
-time.
+What this folder must not know: threads, queues, kinds of children, debuggers,
+wall-clock time.
 """
 
 from __future__ import annotations
@@ -226,7 +227,8 @@ class SupervisorMachine(Lives):
     def _release_bystanders(self, plan: Plan) -> None:
         """Release the temporary children that were stopped with the group (OTP: del_child).
 
-        Not those that were just being started for a call: that is served after the restart.
+        Not those that were just being started for a call: that is served after the
+        restart.
         """
         bystanders, plan.bystanders = plan.bystanders, ()
         for slot in [self.slots[id] for id in bystanders if id in self.slots]:

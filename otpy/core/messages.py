@@ -21,8 +21,8 @@ from otpy.values import Value, message, running
 class Handover:
     """The state that the incarnations of a child leave to each other.
 
-    It lives as long as the child's spec. Only the thread of the supervisor writes it, when
-    an incarnation has ended or been given up. The machine never reads it.
+    It lives as long as the child's spec. Only the thread of the supervisor writes it,
+    when an incarnation has ended or been given up. The machine never reads it.
 
     Attributes:
         state: The state that was saved last.
@@ -60,10 +60,10 @@ class StopSupervisor(Message):
     """End in order.
 
     Attributes:
-        within: Seconds for the whole subtree; None: as long as the specs allow; 0: interrupt
-            all children at once.
-        grace: How many of these seconds are for interrupted children; None: INTERRUPT_GRACE,
-            or half of a short *within*.
+        within: Seconds for the whole subtree; None: as long as the specs allow; 0:
+            interrupt all children at once.
+        grace: How many of these seconds are for interrupted children; None:
+            INTERRUPT_GRACE, or half of a short *within*.
         detach: Stop no worker: let them run on.
         signal: The name of the signal that asks for the stop; "": no signal.
     """
@@ -87,9 +87,9 @@ class TooManyUnstopped(Message):
     count: int
 
 
-# From children and timers. Kinds of children may come from outside otpy, so their messages
-# are checked where they are made. The two classes have an ``__init__`` of their own for that:
-# a validator of attrs would cost two more calls for each restart.
+# From children and timers. Kinds of children may come from outside otpy, so their
+# messages are checked where they are made. The two classes have an ``__init__`` of
+# their own for that: a validator of attrs would cost two more calls for each restart.
 
 
 @message(init=False)
@@ -129,14 +129,15 @@ class Due(Message):
     """The timer of *ref* ran out. Its meaning depends on the state of the child.
 
     Attributes:
-        silent_until: The time until which a child with a heartbeat may be silent, after its
-            last check-in.
-        silent_since: The time of that check-in; None: one heartbeat before *silent_until*.
-        at: The time for which the timer was set; None: there was no timer, and the limit has
-            run out now.
+        silent_until: The time until which a child with a heartbeat may be silent, after
+            its last check-in.
+        silent_since: The time of that check-in; None: one heartbeat before
+            *silent_until*.
+        at: The time for which the timer was set; None: there was no timer, and the
+            limit has run out now.
         is_debugged: Whether a debugger is attached. It matters for a silent child.
-        hint: The condition that a child which is not ready waits for, if it can be seen; a
-            text for people.
+        hint: The condition that a child which is not ready waits for, if it can be
+            seen; a text for people.
     """
 
     ref: int
@@ -166,8 +167,8 @@ class Call(Message):
 
     Attributes:
         reply: The object that gets the answer; None: the caller has gone.
-        inside: The child in whose subtree the caller runs, if the caller can neither end nor
-            become ready before the answer.
+        inside: The child in whose subtree the caller runs, if the caller can neither
+            end nor become ready before the answer.
     """
 
     reply: Any
@@ -242,7 +243,8 @@ class TakeSnapshot(Call):
     beats: Mapping[int, float] = attrs.field(factory=dict)
 
 
-# Actions. The runtime performs them in their order, and reports the results as messages.
+# Actions. The runtime performs them in their order, and reports the results as
+# messages.
 
 
 @message
@@ -356,8 +358,8 @@ class End(Action):
     """Report to the parent that no child runs any more, and end the thread.
 
     Attributes:
-        ended: The ids of the children that ended meanwhile, in that order, each with whether
-            it had to be interrupted.
+        ended: The ids of the children that ended meanwhile, in that order, each with
+            whether it had to be interrupted.
         duration: Seconds since the end was decided.
         detached: The ids of the children that run on.
     """

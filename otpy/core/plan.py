@@ -5,12 +5,13 @@ is a plan (stop all). A supervisor has at most one plan. A group restart that be
 while another plan is under way makes a plan of its own, and that does what the old one
 has still to do with other children (``take_along``).
 
-Lemma: with OTP's strategies a group restart that fails leaves nothing to be taken along.
-The child that fails while its group starts is a member, and its own group contains all
-members that have not been started yet: a group is a suffix of the start order, or all
-of it. So the new plan could overwrite the old one, as OTP's supervisor does by calling
-``restart`` once more. It is not so for a plan that starts what callers have asked for,
-and not for a strategy whose groups are no suffixes; for these ``take_along`` merges.
+Lemma: with OTP's strategies a group restart that fails leaves nothing to be taken
+along. The child that fails while its group starts is a member, and its own group
+contains all members that have not been started yet: a group is a suffix of the start
+order, or all of it. So the new plan could overwrite the old one, as OTP's supervisor
+does by calling ``restart`` once more. It is not so for a plan that starts what callers
+have asked for, and not for a strategy whose groups are no suffixes; for these
+``take_along`` merges.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The restart table, the table of acceptable ends, and the two ledgers: intensity window and back-off.
 
-Pure: time and chance arrive as arguments. The ledgers know nothing of each other: the window counts restarts by time
-and nothing else, the back-off grows with failures in a row and falls back after calm time.
+Pure: time and chance arrive as arguments. The ledgers know nothing of each other: the
+window counts restarts by time and nothing else, the back-off grows with failures in a
+row and falls back after calm time.
 """
 
 from __future__ import annotations
@@ -92,8 +93,8 @@ class Window:
     """The restarts of one supervisor within its period. One unit per restart, also per failed attempt.
 
     Laws (docs/explanation/otp.md, "The window"):
-    1. *intensity* restarts within *period* are allowed, one more is refused, before any start attempt. With the
-       intensity "infinity" none is refused, and none is kept.
+    1. *intensity* restarts within *period* are allowed, one more is refused, before any
+       start attempt. With the intensity "infinity" none is refused, and none is kept.
     2. A restart counts while ``now - then <= period``, the boundary included.
     3. Nothing but time takes a restart out of the window.
     """
@@ -132,8 +133,10 @@ class Delays:
     """How long one child waits before its next restart. Without a ``Backoff`` it does not wait.
 
     Laws:
-    1. The first wait is *initial*, each further one *factor* times the one before, none longer than *maximum*.
-    2. After *reset_after* seconds up, in one piece, the next wait is *initial* again. Nothing else resets it.
+    1. The first wait is *initial*, each further one *factor* times the one before, none
+       longer than *maximum*.
+    2. After *reset_after* seconds up, in one piece, the next wait is *initial* again.
+       Nothing else resets it.
     3. Jitter changes one wait and is not carried on to the next.
     """
 

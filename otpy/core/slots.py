@@ -109,8 +109,8 @@ class Rung:
 
     Attributes:
         act: The method of ``lives`` that is called when a child reaches this rung.
-        limit: How many seconds the child may stay on it, by its spec and the grace of its
-            supervisor; a Budget: there is no timer.
+        limit: How many seconds the child may stay on it, by its spec and the grace of
+            its supervisor; a Budget: there is no timer.
     """
 
     act: str

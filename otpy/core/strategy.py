@@ -1,8 +1,8 @@
 """Which children are restarted together with a child that failed, and in which order.
 
 Law: only this file says which children belong to a group. ``lives`` restarts a child of
-one_for_one without a plan, because its group has no other member. ``check.COSTS`` foresees
-what a group costs; a test compares it with this file.
+one_for_one without a plan, because its group has no other member. ``check.COSTS``
+foresees what a group costs; a test compares it with this file.
 
 The three rules, for children a b c d in start order and c crashed:
 
@@ -34,7 +34,8 @@ def restart_group(
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the children to stop and those to start, each list in its order.
 
-    The caller skips a child that is not running in the first list, and starts it all the same.
+    The caller skips a child that is not running in the first list, and starts it all
+    the same.
     """
     members = MEMBERS[strategy](order, crashed)
     return tuple(id for id in reversed(members) if id != crashed), members
