@@ -144,7 +144,7 @@ LATER = {
     "ProgramExit": "children.program.exit",
     "reopen_logs": "children.program.logfiles",
 }
-"""Where those names are that only programs with coroutines or processes need: these modules are slow to import."""
+"""Name -> module, for names that few programs need and whose modules load slowly."""
 
 
 def __getattr__(name: str) -> object:

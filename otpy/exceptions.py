@@ -31,12 +31,13 @@ def show(value: object) -> str:
     """Return a short text for *value*, whatever its ``__repr__`` does."""
     try:
         return printable(_SHORT.repr(value))
-    except BaseException:  # reprlib catches Exception only, and this runs where a SystemExit would end a handler's thread
+    except BaseException:
+        # reprlib catches Exception only. A SystemExit here would end the thread of a handler.
         return f"<{type_name(value)} without a repr>"
 
 
 def type_name(value: object) -> str:
-    """Return the name of the class of *value*; unlike ``__name__`` this runs no code of a metaclass."""
+    """Return the name of the class of *value*, without running code of a metaclass."""
     name: str = vars(type)["__name__"].__get__(type(value))
     return name
 
@@ -69,7 +70,7 @@ def set_traceback(error: BaseException, found: TracebackType | None) -> None:
 
 
 def lineage(error: BaseException | None) -> list[BaseException]:
-    """Return *error* and all that led to it, each once; this runs no code of the exceptions'."""
+    """Return *error* and all that led to it, each once, without running their code."""
     left: list[BaseException | None] = [error]
     found: list[BaseException] = []
     seen: set[int] = set()
@@ -86,7 +87,7 @@ def lineage(error: BaseException | None) -> list[BaseException]:
 
 
 def traceback_of(error: BaseException) -> str:
-    """Return the formatted traceback of *error*, always printable, whatever the exception does."""
+    """Return the formatted traceback of *error*, whatever the exception does."""
     try:
         return printable("".join(traceback.format_exception(error)))
     except BaseException as worse:
@@ -94,7 +95,7 @@ def traceback_of(error: BaseException) -> str:
 
 
 def _plain_traceback(error: BaseException, worse: BaseException) -> str:
-    """Return the traceback of an exception that cannot be formatted: its own lines, and why there is no more."""
+    """Return the lines of an exception that cannot be formatted, and why it cannot."""
     try:
         lines = traceback.format_tb(traceback_object(error))
     except BaseException:  # the lines come from wherever the modules were loaded from
@@ -105,7 +106,7 @@ def _plain_traceback(error: BaseException, worse: BaseException) -> str:
 
 
 def printable(text: str) -> str:
-    """Return *text* as every stream can print it, and with nothing in it that a terminal would obey.
+    """Return *text* as every stream can print it, without orders to a terminal.
 
     Escaped, as in Python's literals, are lone surrogates, control characters but for
     newline and tab, and what changes the direction of the text around it. The one place
@@ -233,7 +234,9 @@ class SpecError(ValueError):
 
 
 class Refusal(Exception):
-    """Base of all refusals: the call was not served. All but CallTimeout have changed nothing.
+    """The base of all refusals: the call was not served.
+
+    No refusal but CallTimeout has changed anything.
 
     Attributes:
         path: The child or the supervisor that the call was about.
@@ -262,7 +265,7 @@ class AlreadyStarted(Refusal):
 
 
 class AlreadyPresent(Refusal):
-    """Raised when a child of this id is specified but not running (OTP: already_present)."""
+    """Raised when a spec of this id is there, and not running (OTP: already_present)."""
 
     why = "a child of this id is present; restart_child or delete_child it"
 
@@ -274,37 +277,40 @@ class StillRunning(Refusal):
 
 
 class StillRestarting(Refusal):
-    """Raised when the child waits for its next restart; terminate_child cancels that (OTP: restarting)."""
+    """Raised when the child waits for its next restart (OTP: restarting).
+
+    ``terminate_child`` cancels that restart.
+    """
 
     why = "the child is being restarted; terminate_child cancels that"
 
 
 class MaxChildren(Refusal):
-    """Raised when a dynamic supervisor has ``max_children`` children (Elixir: max_children)."""
+    """Raised when a dynamic supervisor has ``max_children`` children (as in Elixir)."""
 
     why = "the supervisor has as many children as max_children allows"
 
 
 class NotAlive(Refusal):
-    """Raised when the supervisor has ended, is ending, or is just being restarted (OTP: noproc)."""
+    """Raised when the supervisor has ended, is ending or is restarted (OTP: noproc)."""
 
     why = "the supervisor is not alive"
 
 
 class CallTimeout(Refusal, TimeoutError):
-    """Raised when a call was not answered in time; it stays on the queue and may still be served."""
+    """Raised when a call was not answered in time. It may still be served later."""
 
     why = "no answer in time; the call may still be served"
 
 
 class WouldDeadlock(Refusal):
-    """Raised when a child calls for something that cannot happen before the child itself has ended or started."""
+    """Raised when a child calls for what cannot be before it has itself ended or started."""
 
     why = "a child cannot wait for this from its own thread"
 
 
 class StartError(Exception):
-    """Raised when a tree or a child did not come up; what had been started was stopped again.
+    """Raised when a tree or a child did not come up. It has been stopped again.
 
     The original exception, if there is one, is the ``__cause__``.
 
@@ -319,7 +325,8 @@ class StartError(Exception):
 
     def caused_by(self, raised: BaseException | Sealed | None) -> StartError:
         """Set the cause, and return this; the words of a sealed one stand in for it."""
-        self.__cause__ = raised.stand_in() if is_sealed(raised) else raised  # type: ignore[assignment]
+        cause = raised.stand_in() if is_sealed(raised) else raised
+        self.__cause__ = cause  # type: ignore[assignment]
         return self
 
     def open(self) -> None:
@@ -350,15 +357,18 @@ class TreeFailed(Exception):
 
 
 class Shutdown(Exception):
-    """Raise this in a child to end it in the normal class, with a reason (OTP: exit({shutdown, Reason}))."""
+    """Raise this in a child to end it in the normal class, with a reason.
+
+    OTP: ``exit({shutdown, Reason})``.
+    """
 
 
 class Ignore(Exception):
-    """Raise this in a child to decline the start: its spec stays, nothing runs (OTP: ignore)."""
+    """Raise this in a child to decline the start (OTP: ignore). Its spec stays."""
 
 
 class Fatal(Exception):
-    """Raise this in a child to make its supervisor give up now, whatever restarts are left."""
+    """Raise this in a child to make its supervisor give up at once."""
 
 
 class Killed(BaseException):
@@ -366,7 +376,7 @@ class Killed(BaseException):
 
 
 class Fenced(BaseException):
-    """Raised by every use of a context whose child was given up as unstopped; let it pass."""
+    """Raised by every use of a context whose child was given up. Let it pass."""
 
 
 CONTROL: tuple[type[BaseException], ...] = (Killed, Fenced, Fatal, Shutdown, Ignore)
@@ -479,7 +489,7 @@ class ProtocolError(Exception):
 
 
 class RemoteTraceback(Exception):
-    """The cause of an exception that comes from another process: the traceback that it had there, as text."""
+    """The cause of an exception from another process: its traceback there, as text."""
 
     def __str__(self) -> str:
         return f'\n"""\n{self.args[0]}"""'

@@ -43,7 +43,7 @@ from otpy.exceptions import in_one_line
 from otpy.values import Value, value
 
 RULES = {
-    # code: message                                           why, and what to write instead: lint.md
+    # code: message             docs/how-to/lint.md has the reasons, and what to write instead
     "OTP001": "raw thread, no supervisor sees it die: make it a child, otpy.thread(target)",
     "OTP002": "subclass of Thread, no supervisor sees it die: derive from otpy.Service",
     "OTP003": "low-level thread, no supervisor sees it die: make it a child, otpy.thread(target)",
@@ -59,7 +59,7 @@ RULES = {
 }
 TIMER, POOL = "OTP004", "OTP005"
 ALWAYS = "OTP9"
-"""Selected or not: a user who selects one rule must know that a file could not be checked."""
+"""Always selected: a user must know that a file could not be checked."""
 
 STARTS = {
     # where a called thing comes from: code
@@ -89,16 +89,19 @@ SUPER = "builtins.super().__init__"
 PROCESS = "multiprocessing"  # for all that comes from there: it may be a daemon
 KNOWN = {*STARTS, *BASES, *(f"{path}.__init__" for path in BASES), *CALLERS, SUPER, PROCESS}
 LEADING = {path[:end] for path in KNOWN for end in range(len(path) + 1)}
-"""Paths that lead somewhere. No others are kept: after a thousand times ``x = x.next()``, x may be very many things."""
+"""All paths that lead somewhere. No others are kept.
+
+After a thousand times ``x = x.next()``, x would have very many others.
+"""
 
 UNREADABLE = (OSError, SyntaxError, ValueError, LookupError, RecursionError, MemoryError)
 """What reading and parsing raise: no such encoding, NUL bytes, too many brackets."""
 
 LARGEST = 10_000_000
-"""How many bytes a file may have that is checked: the parser needs about a hundred times as much memory."""
+"""How many bytes a file may have. The parser needs about a hundred times as much memory."""
 
 SUSPECT = re.compile("thread|daemon|Daemon|futures|otpy:")
-"""Without one of these words there is nothing to find: nine in ten files need no survey."""
+"""Without one of these words a file has no finding: nine in ten need no survey."""
 
 ALLOW = re.compile(r"(?:^|\s)#\s*otpy:\s*allow\b[^\w#]*((?:[^#]|#\d)*)")
 """The reason ends where the next comment begins; in "#12" none does."""
@@ -109,7 +112,7 @@ class UsageError(Exception):
 
 
 class Finding(NamedTuple):
-    """What is wrong, and where; ``str`` is the line that is printed, with nothing in it that a terminal obeys.
+    """A finding and its place; ``str`` is the printed line, without orders to a terminal.
 
     Lines and columns count from 1.
     """
@@ -146,7 +149,7 @@ class Config(Value):
     allow_timer: bool = True
 
     def exempts(self, path: str) -> bool:
-        """Whether *path*, or a directory that it is in, is exempt. A link counts where it is, not where it leads."""
+        """Whether *path* or a directory above it is exempt. A link counts where it stands."""
         place = Path(path).parent.resolve() / Path(path).name
         inside = place.is_relative_to(self.root)
         return inside and any(
@@ -155,10 +158,8 @@ class Config(Value):
 
 
 def matches(path: str, glob: str) -> bool:
-    """Whether *path* or a parent of it matches *glob*. A ``*`` stays within a directory, ``**`` does not."""
-    ends = {
-        0
-    }  # where in the path what has been read of the glob may end: a regular expression would try each way
+    """Whether *path* or a parent of it matches *glob*; ``*`` stays within a directory."""
+    ends = {0}
     for part in re.split(r"(\*\*/|\*\*|\*|\?)", glob.rstrip("/")):
         ends = WILDCARDS[part](path, ends) if part in WILDCARDS else _after(path, ends, part)
     return any(path[end : end + 1] in ("", "/") for end in ends)
@@ -187,7 +188,7 @@ WILDCARDS: dict[str, Callable[[str, set[int]], set[int]]] = {
 
 
 def load(file: Path | None = None) -> Config:
-    """Read the configuration in *file*, or in the nearest pyproject.toml of this directory and its parents.
+    """Read the configuration in *file*, or in the nearest pyproject.toml.
 
     Raises:
         UsageError: It cannot be read, or says what it cannot say.
@@ -257,7 +258,7 @@ NOT_HELD = (ast.Attribute, ast.Lambda, ast.JoinedStr)  # their fields are someth
 
 
 class Scope:
-    """What a module, class, function or lambda binds to each name: the paths it may come from, as far as known."""
+    """The names that a module, class or function binds, with the paths they may come from."""
 
     def __init__(self, node: ast.AST, parent: Scope | None = None) -> None:
         self.node, self.parent = node, parent
@@ -284,7 +285,7 @@ class Scope:
 
 
 class Seen(NamedTuple):
-    """A node, the scope that its names are looked up in, and the statement that it is part of."""
+    """A node, the scope of its names, and the statement that it is part of."""
 
     node: Any
     scope: Scope
@@ -418,7 +419,7 @@ Found: TypeAlias = Iterator[tuple[Any, str]]
 
 
 def started(call: ast.Call, scope: Scope) -> Found:
-    """What is called, or given to a caller, starts a thread or a pool. A caller of a pool is not followed."""
+    """Find a call, or an argument, that starts a thread or a pool."""
     func = callee(call, scope)
     found = {STARTS[path] for path in origins(func, scope) if path in STARTS}
     yield from ((call, code) for code in found if code != POOL or func is call.func)
@@ -437,7 +438,7 @@ def derived(node: ast.ClassDef, scope: Scope) -> Found:
 
 
 def daemon_asked(call: ast.Call, scope: Scope) -> Found:
-    """A class, its ``__init__``, or that of ``super()`` gets ``daemon=True`` and is a thread's; or ``setDaemon``."""
+    """Find ``daemon=True`` in the making of a thread, and ``setDaemon``."""
     paths = origins(callee(call, scope), scope)
     if SUPER in paths:
         paths = bases(next(scope.up(ast.ClassDef), None))
@@ -454,7 +455,7 @@ def daemon_asked(call: ast.Call, scope: Scope) -> Found:
 
 
 def daemon_set(node: ast.AST, scope: Scope) -> Found:
-    """Something's ``daemon`` is set to true, unless it is known to be a process; or that of all threads of a class."""
+    """Find a ``daemon`` that is set to true, of an object or a class; not of a process."""
     for target, source in assigned(node):
         match target:
             case ast.Attribute(value=owner, attr="daemon") if is_true(source):
@@ -489,7 +490,7 @@ CHECKS: dict[type[ast.AST], tuple[Callable[[Any, Scope], Found], ...]] = {
 
 
 def ends(seen: list[Seen]) -> set[object]:
-    """Return the variables, and the calls, whose value is shut down somewhere or handed to the caller."""
+    """Return the variables and calls whose value is shut down or handed to the caller."""
     sources: dict[object, set[object]] = collections.defaultdict(set)
     todo: list[object] = []
     for node, scope, _ in seen:
@@ -508,7 +509,7 @@ def ends(seen: list[Seen]) -> set[object]:
 
 
 def ended(node: ast.AST) -> Iterator[ast.AST]:
-    """Yield what *node* shuts down or hands to the caller. A returned attribute stays its object's business."""
+    """Yield what *node* shuts down or hands to the caller, but for returned attributes."""
     match node:
         case ast.withitem(context_expr=expr) | ast.Attribute(value=expr, attr="shutdown"):
             yield from leaves(expr)
@@ -519,7 +520,7 @@ def ended(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def variable(leaf: ast.AST, scope: Scope) -> object:
-    """Return what all mentions of a variable have in common; of an attribute, that is its own name."""
+    """Return the key of a variable, for all its mentions; of an attribute, its own name."""
     if isinstance(leaf, ast.Name):
         home = scope.home(leaf.id)
         return leaf.id if home and isinstance(home.node, ast.ClassDef) else (home, leaf.id)
@@ -542,7 +543,10 @@ def allows(lines: Sequence[str]) -> dict[int, tuple[int, str]]:
 
 
 def lines_of(*nodes: Any) -> set[int]:
-    """Return the lines where a comment counts for *nodes*: the first and last of each, the first if it has a body."""
+    """Return the lines where a comment counts for *nodes*.
+
+    These are the first and the last line of each, and only the first if it has a body.
+    """
     ends = {
         one.end_lineno
         for one in nodes
@@ -572,7 +576,10 @@ def examine(path: str, tree: ast.AST, lines: Sequence[str], config: Config) -> l
 
 
 def columns(line: str, places: Iterable[tuple[int, str]]) -> Iterator[tuple[int, str]]:
-    """Yield the column, from 1, instead of the number of bytes before it, which ast counts; each byte is read once."""
+    """Yield each finding with its column, from 1, for the count of bytes that ast gives.
+
+    Each byte is read once.
+    """
     content, before, col = line.encode(), 0, 1
     for offset, code in sorted(places):
         col += len(content[before:offset].decode())
@@ -581,7 +588,7 @@ def columns(line: str, places: Iterable[tuple[int, str]]) -> Iterator[tuple[int,
 
 
 def hits(tree: ast.AST, config: Config) -> Iterator[tuple[Any, Any, Any, str]]:
-    """Yield what is wrong before comments are looked at: the place, the node and the statement around it, the code."""
+    """Yield the findings before comments count: place, node, statement, code."""
     seen = survey(tree)
     fine = ends(seen)
     for node, scope, statement in seen:
@@ -615,12 +622,13 @@ def source_of(path: str) -> io.TextIOWrapper:
 
 
 def read(path: str | Path) -> bytes:
-    """Return what is in a file, if that is a regular one and not too large. Never blocks.
+    """Return the content of a regular file that is not too large. Never block.
 
     Raises:
         OSError: It is not, or cannot be read.
     """
-    if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116  # first: to open a device may do something
+    # Look before opening: to open a device may have an effect.
+    if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116
         raise OSError("this is not a regular file")
     with open(path, "rb", opener=_open_at_once) as file:  # the other one takes no opener
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):  # it has been replaced meanwhile
@@ -638,7 +646,9 @@ def _open_at_once(path: str, flags: int) -> int:
 
 
 def files(paths: Iterable[Path]) -> Iterator[Path]:
-    """Yield the files among *paths*, and every ``*.py`` below a directory, but for what is hidden or a venv's.
+    """Yield the files among *paths*, and each ``*.py`` below a directory.
+
+    Hidden directories and virtual environments are passed by.
 
     FIFOs, sockets and devices below a directory are passed by.
 
@@ -680,7 +690,7 @@ def _is_file(path: str) -> bool:
 
 
 class Flake8:
-    """The same checks as a plugin of flake8, which reports syntax errors itself. Its ``noqa`` works as well."""
+    """The same checks as a plugin of flake8, whose ``noqa`` works as well."""
 
     name = "otpy"
     version = "1"  # of the rules; flake8 shows the version of the package
@@ -721,7 +731,11 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Check the paths in *arguments*, print the findings, and return the exit status: 0, 1: findings, 2: usage."""
+    """Check the paths in *arguments*, and print the findings.
+
+    Returns:
+        The exit status: 0: no finding; 1: findings; 2: a wrong call.
+    """
     parser = _Parser("python -m otpy.lint", description="Find threads that no supervisor watches.")
     parser.add_argument(
         "paths", nargs="+", type=Path, metavar="PATH", help="a file, or a directory with *.py in it"
@@ -751,5 +765,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 if __name__ == "__main__":
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # a path can be no text at all
+        # A path may be bytes that are no text.
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     sys.exit(main())

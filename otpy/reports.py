@@ -1,4 +1,4 @@
-"""What the tree tells the world: exit reasons, reports, and answers to questions. Frozen values, nothing else.
+"""Exit reasons, reports, and answers to questions about a tree: frozen values only.
 
 Times called ``time`` are wall-clock seconds since the epoch, for people; ages and
 delays are monotonic seconds.
@@ -43,7 +43,7 @@ class ExitKind(Word):
 NORMAL, SHUTDOWN, CRASHED, STALLED, KILLED, LIMIT_REACHED = ExitKind
 
 NORMAL_CLASS = frozenset({NORMAL, SHUTDOWN, LIMIT_REACHED})
-"""The kinds that OTP calls normal: ``normal``, ``shutdown``, ``{shutdown, _}``. Giving up is one of them."""
+"""What OTP calls normal: ``normal``, ``shutdown``, ``{shutdown, _}``; to give up is one."""
 
 
 def _identity(raised: object) -> int | None:
@@ -64,8 +64,8 @@ class ExitReason(Value):
         exception: The exception object. One that comes from another process is made
             when this is asked for the first time, on the thread that asks
             (docs/how-to/processes.md, "What is trusted").
-        detail: What there is besides: the ``Escalation`` of a supervisor that gave up,
-            how a program has ended, or a line for people.
+        detail: The ``Escalation`` of a supervisor that gave up, the ``ProgramExit`` of a
+            program, or a line for people.
     """
 
     __match_args__ = ("kind", "exception", "detail")
@@ -83,7 +83,7 @@ class ExitReason(Value):
 
     @property
     def is_normal(self) -> bool:
-        """Whether this is of OTP's normal class, which does not restart a transient child."""
+        """Whether this is of the normal class, which restarts no transient child."""
         return self.kind in NORMAL_CLASS
 
     @property
@@ -96,7 +96,7 @@ class ExitReason(Value):
 
     @property
     def is_plain_shutdown(self) -> bool:
-        """Whether this is OTP's bare ``shutdown``: asked to stop and stopped, without a word."""
+        """Whether this is OTP's bare ``shutdown``: asked to stop, and stopped."""
         return self.kind in (SHUTDOWN, LIMIT_REACHED) and (
             self.kind is LIMIT_REACHED or self.raised is None
         )
@@ -195,7 +195,7 @@ class Counts(Value):
 
 @report
 class Snapshot(Value):
-    """A supervisor and what is below it, at about one moment: each supervisor answers for itself.
+    """A supervisor and its subtree. Each supervisor answers for itself, in its turn.
 
     Attributes:
         path, strategy, auto_shutdown, intensity, period: Which supervisor, and its
@@ -257,7 +257,7 @@ class Escalation(Value):
         return f"{self.path} gave up: {self.child} spent the last restart ({why})"
 
     def __repr__(self) -> str:
-        """Print all levels one after the other, leaf first, not one inside the other."""
+        """Print all levels one after the other, leaf first, without nesting."""
         *below, last = map(_flat, (*self.chain, self))
         return f"{last[:-1]}, chain=({''.join(f'{one}, ' for one in below).rstrip()}))"
 
@@ -298,7 +298,7 @@ R = TypeVar("R", bound=Report)
 
 
 stamp: Callable[[Report, float], None] = vars(Report)["time"].__set__
-"""Writes the time into a report that no other part has seen yet: ``stamp(report, time)``."""
+"""``stamp(report, time)``: write the time into a report that is still private."""
 
 
 class Cause(Word):
@@ -318,7 +318,7 @@ class Progress(Report):
 
 @report
 class ChildTerminated(Report):
-    """A child ended by itself (OTP: child_terminated). ``reason`` has the exception and its traceback.
+    """A child ended by itself (OTP: child_terminated).
 
     Unpacks to what the consumer of a shared error queue expects: the name of the
     thread, the exception (None if there was none) and the formatted traceback.
@@ -332,7 +332,9 @@ class ChildTerminated(Report):
 
 @report
 class Stalled(Report):
-    """A child has not checked in for longer than its ``heartbeat``. It is stopped now, and its end will be told, too.
+    """A child has not checked in within its ``heartbeat``. It is stopped now.
+
+    Its end is reported, too.
 
     Attributes:
         stack: What its thread was doing, formatted like a traceback.
@@ -351,14 +353,14 @@ class StartFailed(Report):
 
 @report
 class ShutdownError(Report):
-    """A child that was told to stop ended otherwise than it should (OTP: shutdown_error)."""
+    """A child that was asked to stop did not end as it should (OTP: shutdown_error)."""
 
     reason: ExitReason
 
 
 @report
 class LimitReached(Report):
-    """A supervisor gave up (OTP: shutdown, reached_max_restart_intensity). ``path`` is the supervisor's.
+    """A supervisor gave up; ``path`` is its path (OTP: reached_max_restart_intensity).
 
     Attributes:
         escalation: What its parent and the escalation handlers get.
@@ -381,7 +383,7 @@ class Unstopped(Report):
 
 @report
 class AutoShutdownBegun(Report):
-    """A supervisor ends because significant children have ended. ``path`` is the supervisor's.
+    """A supervisor, at ``path``, ends because significant children have ended.
 
     Attributes:
         child: The path of the child whose end decided it.
@@ -393,7 +395,9 @@ class AutoShutdownBegun(Report):
 
 @report
 class StrayMessage(Report):
-    """Something was on a supervisor's queue that does not belong there; it was ignored (OTP: unexpected message).
+    """An item on a supervisor's queue was no message, and was ignored.
+
+    OTP: unexpected message.
 
     Attributes:
         item: What it was, as it was.
@@ -404,7 +408,9 @@ class StrayMessage(Report):
 
 @report
 class OutputLost(Report):
-    """What a program writes could not be written to a file. The program runs on; told once until it works again.
+    """The output of a program could not be written to its file. The program runs on.
+
+    Reported once, until writing works again.
 
     Attributes:
         file: Which.

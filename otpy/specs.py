@@ -1,4 +1,4 @@
-"""What a tree is declared with: frozen values, validated field by field when they are made.
+"""The specs of a tree: frozen values, validated field by field when they are made.
 
 Laws:
 1. A spec that exists is valid, and is never checked again. Its texts and numbers are
@@ -23,10 +23,10 @@ from otpy.exceptions import SpecError
 from otpy.values import Value, Word, value
 
 MAX_DEPTH = 100
-"""How many supervisors may be nested in each other; each costs a thread, and a tree this deep is a mistake."""
+"""How many supervisors may be nested. Each costs a thread; a deeper tree is a mistake."""
 
 MAX_INTENSITY = 10**9
-"""The highest limit on restarts: floats count so far, and no period has room for more."""
+"""The highest limit on restarts. Floats count no further, and no period needs more."""
 
 
 INFINITY: Literal["infinity"] = "infinity"
@@ -50,7 +50,7 @@ class Restart(Word):
 
 
 class AutoShutdown(Word):
-    """Whether a supervisor ends when its significant children have ended by themselves (OTP: auto_shutdown)."""
+    """Whether the end of significant children ends the supervisor (OTP: auto_shutdown)."""
 
     NEVER = "never"
     ANY_SIGNIFICANT = "any_significant"
@@ -65,7 +65,7 @@ class Budget(Word):
 
 
 class OnUnstopped(Word):
-    """What to do about a child that could not be stopped: go on, wait for its end, or give up."""
+    """What happens after a child could not be stopped: go on, wait, or give up."""
 
     REPLACE = "replace"
     HOLD = "hold"
@@ -80,7 +80,7 @@ class ChildType(Word):
 
 
 def plain(value: Any) -> Any:
-    """Return *value*; or, if its class is derived from str, int or float, an equal object of that class itself.
+    """Return *value*, or an equal str, int or float if its class derives from one.
 
     A derived class may have a ``__hash__``, an ``__eq__`` or a ``__radd__`` that blocks
     or raises, and the values of a spec are used on supervisors' threads.
@@ -94,7 +94,7 @@ PLAIN: dict[type, Callable[[Any], Any]] = {
     int: int.__int__,
     float: float.__float__,
 }
-"""How to get a plain object from one of a derived class, without running code of that."""
+"""Class -> how to make a plain object of one of a derived class, without its code."""
 
 
 # Converters turn the spelling of a choice into the choice, and leave what is no
@@ -137,7 +137,7 @@ def spelled(choices: type[enum.Enum]) -> str:
 
 
 def is_number(value: object) -> bool:
-    """Whether *value* is a number that a float can hold, and finite; True and False are none."""
+    """Whether *value* is a finite number that a float can hold, and no bool."""
     try:
         return (
             isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
@@ -164,7 +164,7 @@ def _refuse(spec: Any, field: Any, value: object, expected: str) -> None:
 
 
 def _id(spec: Any, field: Any, value: Any) -> None:
-    """Threads, log files and the marks of programs are named after it, so the system must take it."""
+    """Check an id: threads, log files and marks of programs are named after it."""
     if not isinstance(value, str) or not value or "/" in value:
         _refuse(spec, field, value, 'a non-empty str without "/"')
     if not _is_sayable(value):
@@ -276,7 +276,7 @@ def _maximum(spec: Any, field: Any, value: Any) -> None:
 
 @value
 class Backoff(Value):
-    """How long a child waits before it is restarted: longer after each failure in a row.
+    """The waits of a child before its restarts: longer after each failure in a row.
 
     The first restart of a calm child waits *initial*. Each further failure multiplies
     that by *factor*, up to *maximum*; once the child has been up for *reset_after* it
@@ -373,7 +373,7 @@ class ChildSpec(Value):
 
     @property
     def kind(self) -> str:
-        """What it is: "thread", "coroutine", "process", "program", …; else what its ``start`` is called."""
+        """The kind: "thread", "coroutine", "process", …; or the name of ``start``."""
         name: str = getattr(self.start, "__name__", type(self.start).__name__)
         return name.removesuffix("Start").lower() or name
 
@@ -384,7 +384,7 @@ class ChildSpec(Value):
 
 
 def _children(spec: SupervisorSpec) -> None:
-    """Check the list left to right; a duplicate is found where it is met (OTP: check_startspec)."""
+    """Check the list from left to right (OTP: check_startspec)."""
     if not isinstance(spec.children, tuple):
         raise SpecError(_where(spec), "children", spec.children, "an iterable of child specs")
     seen: set[str] = set()
@@ -406,7 +406,7 @@ def _member(spec: Any, field: str, child: object) -> None:
 
 
 def check_member(supervisor: SupervisorSpec, child: ChildSpec, path: str) -> None:
-    """Refuse a *child* that cannot belong to *supervisor*, which stands at *path*, as far as that is known.
+    """Refuse a *child* that cannot belong to the *supervisor* at *path*.
 
     Raises:
         SpecError: It is significant, where that could never have an effect (OTP:
@@ -434,7 +434,7 @@ def check_member(supervisor: SupervisorSpec, child: ChildSpec, path: str) -> Non
 
 @value(kw_only=True)
 class SupervisorSpec(ChildSpec):
-    """A supervisor and its children; itself a child spec, so that supervisors nest (OTP: supervisor flags).
+    """A supervisor and its children (OTP: supervisor flags). Supervisors nest.
 
     Attributes:
         children: The child specs in start order.
@@ -486,7 +486,7 @@ class SupervisorSpec(ChildSpec):
 
     @property
     def depth(self) -> int:
-        """How many supervisors are nested here, this one included; bounded by MAX_DEPTH."""
+        """How many supervisors are nested, this one included; at most MAX_DEPTH."""
         return 1 + max((child.depth for child in self.children), default=0)
 
 

@@ -1,4 +1,4 @@
-"""What the values of otpy have in common, and the four decorators that make classes of them.
+"""The base of otpy's values, and the four decorators that make its classes.
 
 1. ``@value``: frozen data, which derives from ``Value``. Its fields print and compare.
 2. ``@report``: the same with fields by name only, for what users are given to read.
@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 class Word(enum.Enum):
-    """A choice. It hashes by identity, as fast as can be: the rules are tables of these."""
+    """A choice. It hashes by identity, which is fast: the rules are tables of these."""
 
     __hash__ = object.__hash__
 
@@ -102,7 +102,7 @@ _define: Callable[..., Decorator] = attrs.define
     eq_default=False, frozen_default=True, kw_only_default=True, field_specifiers=(attrs.field,)
 )
 def report(cls: type | None = None, /, **options: Any) -> Decorator:
-    """Make frozen data whose fields have names only, of a class that derives from ``Value``.
+    """Make frozen data with fields by name only of a class that derives from ``Value``.
 
     Args:
         cls: The class.

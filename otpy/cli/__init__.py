@@ -1,4 +1,7 @@
-"""The command ``otpy``: a group in ``group.py``, and one module for each command. Needs the extra ``otpy[cli]``."""
+"""The command ``otpy``: a group in ``group.py``, and one module for each command.
+
+It needs the extra ``otpy[cli]``.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``otpy demo``: a small tree that crashes, recovers and gives up in the end. Watch it, or read its lines.
+"""``otpy demo``: a small tree that crashes, recovers and gives up in the end.
 
 The main thread waits for the reports of the tree, and prints and draws each of them. No
 other thread touches the picture.
@@ -107,7 +107,7 @@ def answer(ctx: Context, lives: Iterator[float]) -> None:
 
 
 def events(spec: SupervisorSpec, picture: Picture) -> Iterator[str]:
-    """Run the tree to its end, and yield a line for each report; *picture* has seen it then."""
+    """Run the tree to its end; yield a line for each report, after *picture* has it."""
     import queue
 
     import otpy

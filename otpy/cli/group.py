@@ -67,17 +67,20 @@ class Commands(click.Group):
 
 
 def prepare_streams() -> None:
-    """Make sure that whatever is written to stdout and stderr raises nothing by itself."""
+    """Have stdout and stderr take any text without an error."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # the shell has closed it: otpy … >&-
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123, SIM115  # open to the end
+            # It stays open until the process ends.
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123, SIM115
         stream = getattr(sys, name)
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a path can be no text at all
 
 
 def give_up_stdout(error: OSError) -> None:
-    """Say why stdout cannot be written to, unless its reader has gone; what it still holds is dropped.
+    """Report why stdout cannot be written to, unless its reader has gone.
+
+    The text that stdout still holds is dropped.
 
     Else the interpreter would try to write that when it ends, and tell of the same
     error again.
@@ -92,7 +95,7 @@ def give_up_stdout(error: OSError) -> None:
 
 
 def line_of(error: click.ClickException) -> str:
-    """Return what to tell about *error*: who refuses, what is wrong, and, if that is the call itself, where to look."""
+    """Return the line about *error*: the command, what is wrong, and where to look."""
     where = getattr(error, "ctx", None)
     name = where.command_path if where is not None else "otpy"
     hint = f" See {name} --help" if isinstance(error, click.UsageError) else ""

@@ -44,7 +44,8 @@ Examples:
     type=click.Choice(["console", "json"]),
     default="console",
     show_default=True,
-    help="How the reports on stderr are written; a target that configures structlog itself has the last word.",
+    help="How the reports on stderr are written; a target that configures structlog itself "
+    "has the last word.",
 )
 @click.option(
     "--reports",
@@ -56,7 +57,8 @@ Examples:
     "--stop-timeout",
     type=click.FloatRange(min=0),
     metavar="SECONDS",
-    help="How long the stop after a signal may take. Default: as long as the tree allows; in a container 25.",
+    help="How long the stop after a signal may take. Default: as long as the tree allows; "
+    "in a container 25.",
 )
 def run(
     target: str, log_format: str, reports: str | None, stop_timeout: float | None, *, verbose: bool
@@ -94,7 +96,7 @@ def run(
 
 
 BEFORE_THE_KILL = 25.0
-"""Seconds for a stop in a container: 30 after the signal its manager kills all of it."""
+"""Seconds for a stop in a container: its manager kills it 30 after the signal."""
 
 
 def in_container() -> float | None:
@@ -135,7 +137,7 @@ def configure_log(form: str) -> None:
 
 
 def clean(_logger: object, _name: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Return *event* with nothing in it that a terminal would obey; a processor of structlog."""
+    """Return *event* without orders to a terminal; a processor of structlog."""
     return {
         printable(key): value if key == "exc_info" else shown(value) for key, value in event.items()
     }
@@ -154,7 +156,7 @@ def write_traceback(stream: TextIO, error: BaseException | None) -> None:
 
 
 def listen_for_rotation() -> None:
-    """Have all log files opened anew at SIGUSR2, unless that is ignored; a target may have other plans for it."""
+    """Open all log files anew at SIGUSR2, unless it is ignored or the target handles it."""
     if hasattr(signal, "SIGUSR2") and signal.getsignal(signal.SIGUSR2) is signal.SIG_DFL:
         from otpy.children.program.logfiles import reopen_logs
 
@@ -162,7 +164,7 @@ def listen_for_rotation() -> None:
 
 
 def reports_to(path: str, file: LogFile) -> Callable[[object], None]:
-    """Open the file for ``--reports``, which was called *path*, and return the handler that writes there."""
+    """Open the file *path* of ``--reports``, and return the handler that writes there."""
     try:
         file.open()
     except OSError as error:
@@ -195,7 +197,10 @@ class ReportFile:
             self._file.close()
             self._lost += 1
             if self._lost == 1:
-                line = f"otpy run: --reports {self._path}: {error.strerror}; reports are lost until it can be written"
+                line = (
+                    f"otpy run: --reports {self._path}: {error.strerror}; "
+                    "reports are lost until it can be written"
+                )
                 say_line(line, err=True)
         else:
             self._lost = 0
@@ -209,7 +214,7 @@ def fields(value: Any) -> dict[str, object]:
 
 
 def plain(value: Any) -> object:
-    """Return *value* as JSON wants it: values of otpy as objects, what is the user's own as text."""
+    """Return *value* for JSON: values of otpy as objects, those of users as text."""
     import otpy
 
     if isinstance(value, otpy.ExitReason):
@@ -230,7 +235,7 @@ def plain(value: Any) -> object:
 
 
 def _flat(escalation: Any) -> dict[str, object]:
-    """Return the fields of *escalation* without what is below it: that is in the chain, once."""
+    """Return the fields of *escalation*; the levels below it are in the chain, once."""
     import attrs
 
     import otpy

@@ -1,4 +1,4 @@
-"""Finds the tree that a TARGET names. Its code runs here, and whatever that raises becomes one line."""
+"""Finds the tree that a TARGET names. An error of the target's code becomes one line."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 SHAPE = "expected module:attribute or path.py:attribute"
 
-NOT_THEIRS = (os.path.join(os.path.dirname(os.path.dirname(__file__)), ""), "<")  # noqa: PTH118, PTH120
+PACKAGE = os.path.dirname(os.path.dirname(__file__))  # noqa: PTH120
+NOT_THEIRS = (os.path.join(PACKAGE, ""), "<")  # noqa: PTH118
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -55,14 +56,14 @@ def load(target: str, *, verbose: bool) -> SupervisorSpec:
 
 
 def look_at(target: str, *, verbose: bool) -> SupervisorSpec:
-    """Return the tree that *target* names, as ``load`` does; what its code prints does not disturb our output."""
+    """Return the tree that *target* names. Output of its code does not go to stdout."""
     with contextlib.redirect_stdout(sys.stderr):
         return load(target, verbose=verbose)
 
 
 @contextlib.contextmanager
 def told_in_one_line(what: str, *, verbose: bool) -> Iterator[None]:
-    """Make a problem of whatever the user's code raises in the body; *what* was being done."""
+    """Make a problem of each exception of the user's code; *what* was being done."""
     try:
         yield
     except Problem:
@@ -80,7 +81,8 @@ def told(what: str, error: BaseException, *, verbose: bool) -> Problem:
     form.__notes__ = None  # or else the last line is a note
     *_, line = form.format_exception_only()
     return Problem(
-        f"{what}: {line.strip()}{place_of(error)}{'' if verbose else '; --verbose shows the traceback'}"
+        f"{what}: {line.strip()}{place_of(error)}"
+        f"{'' if verbose else '; --verbose shows the traceback'}"
     )
 
 
@@ -127,7 +129,7 @@ def is_dotted(text: str) -> bool:
 
 
 def module_at(where: str) -> ModuleType:
-    """Import a module by its name or its path, as ``python -m`` and ``python path.py`` would find it."""
+    """Import a module by name or path, as ``python -m`` and ``python path.py`` do."""
     if is_path(where):
         return load_file(where)
     look_in(os.getcwd())  # noqa: PTH109
@@ -142,7 +144,8 @@ def module_at(where: str) -> ModuleType:
         if error.name is None or not f"{where}.".startswith(f"{error.name}."):
             raise
         raise Problem(
-            f"there is no module {error.name!r} here, nor installed; go to the directory that has it, or give its path"
+            f"there is no module {error.name!r} here, nor installed; "
+            "go to the directory that has it, or give its path"
         ) from error
 
 
@@ -154,7 +157,7 @@ def look_in(directory: str) -> None:
 
 
 def load_file(path: str) -> ModuleType:
-    """Run a Python file as a module of its name, unless there is another one of this name already."""
+    """Run a Python file as a module of its name, unless that name is taken."""
     from pathlib import Path
 
     stem = Path(path).stem
@@ -196,11 +199,13 @@ def tree_of(target: str, value: Any) -> SupervisorSpec:
         return made
     if isinstance(made, otpy.ChildSpec):
         raise Problem(
-            f"{target}: this is a child without a supervisor; put it among the children of otpy.supervisor"
+            f"{target}: this is a child without a supervisor; "
+            "put it among the children of otpy.supervisor"
         )
     what = "is" if made is value else "returns something"
     raise Problem(
-        f"{target}: this {what} of type {type(made).__name__}; expected a tree, as otpy.supervisor makes"
+        f"{target}: this {what} of type {type(made).__name__}; "
+        "expected a tree, as otpy.supervisor makes"
     )
 
 

@@ -1,4 +1,4 @@
-"""What ``otpy tasks`` does: finds the functions of a file that ``@task`` marks, and runs them in their order."""
+"""``otpy tasks``: find the functions that ``@task`` marks, and run them in order."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ from otpy.values import Value, value
 LETTERS = {Outcome.PASSED: ".", Outcome.FAILED: "f", Outcome.SKIPPED: "s", Outcome.CANCELLED: "c"}
 
 SECRET = re.compile(
-    "passw|passphrase|(?:^|_)pass(?:$|_)|pwd|secret|token|auth(?!or)|api_?key|private_?key|access_?key|credential|cookie"
+    "passw|passphrase|(?:^|_)pass(?:$|_)|pwd|secret|token|auth(?!or)|"
+    "api_?key|private_?key|access_?key|credential|cookie"
     "|session|signature|dsn|(?:^|_)(?:salt|pin)$",
     re.IGNORECASE,
 )
@@ -73,7 +74,7 @@ class Order(Value):
 
 @contextlib.contextmanager
 def refused_in_one_line(*, verbose: bool) -> Iterator[None]:
-    """Tell what is wrong with the tasks, or that there is no thread for them, as a problem."""
+    """Make a problem of an error in the tasks, or of a lack of threads."""
     try:
         yield
     except (SpecError, StartError) as error:
@@ -129,7 +130,8 @@ def _pair(setting: str) -> tuple[str, str]:
         )
     if not separator:
         raise Problem(
-            f"no such option: {setting}; see --help, and write arguments of setup_state as {setting}=VALUE"
+            f"no such option: {setting}; see --help, "
+            f"and write arguments of setup_state as {setting}=VALUE"
         )
     return key[2:], value
 
@@ -168,7 +170,7 @@ def load(order: Order) -> ModuleType:
 
 
 def choose(module: ModuleType, order: Order) -> tuple[Task, ...]:
-    """Return the tasks of *module* that are to be run, with those dependencies only that are among them.
+    """Return the tasks of *module* to be run, with their dependencies among them.
 
     Raises:
         Problem: There are none, or none of that name; or something depends on what does
@@ -182,7 +184,8 @@ def choose(module: ModuleType, order: Order) -> tuple[Task, ...]:
     if not chosen:
         tags = sorted({tag for one in found.values() for tag in one.tags})
         raise Problem(
-            f"--tags: no task has one of {', '.join(sorted(order.tags))}; there are: {', '.join(tags)}"
+            f"--tags: no task has one of {', '.join(sorted(order.tags))}; "
+            f"there are: {', '.join(tags)}"
         )
     return tuple(_within(one, chosen) for one in chosen.values())
 
@@ -227,7 +230,7 @@ def _within(one: Task, chosen: Container[str]) -> Task:
 
 
 def build(module: ModuleType, order: Order, workers: int | None, *, skips: bool) -> TaskGraph:
-    """Return the graph, with its state set up. Unknown dependencies and cycles are refused here."""
+    """Return the graph with its state; refuse unknown dependencies and cycles."""
     chosen = choose(module, order)
     state = _set_up(module, order)
     state["results"] = {**_results_in(state, order), **order.seeds}
@@ -241,12 +244,13 @@ def build(module: ModuleType, order: Order, workers: int | None, *, skips: bool)
 
 
 def _results_in(state: dict[str, Any], order: Order) -> dict[Any, Any]:
-    """Return the results that the state file or ``setup_state`` has brought; what runs replaces its own."""
+    """Return the results of the state file and ``setup_state``; a run replaces its own."""
     results = state.get("results", {})
     if not isinstance(results, dict):
         where = f"{order.file}: state['results']"
         raise Problem(
-            f"{where} is {type(results).__name__}; expected a dict, from names of tasks to their results"
+            f"{where} is {type(results).__name__}; "
+            "expected a dict, from names of tasks to their results"
         )
     return results
 
@@ -394,14 +398,14 @@ def print_end(graph: TaskGraph, summary: Summary, *, shows_state: bool, shows_va
 
 
 def _type_of(value: object) -> str:
-    """Return the type of a value of the state, with its size, if it has one; never what is in it."""
+    """Return the type of a value of the state, and its size; never its content."""
     is_sized = type(value) in (dict, list, tuple, set, frozenset, str, bytes)
     size = f", {len(value)}" if is_sized else ""  # type: ignore[arg-type]
     return f"{type(value).__name__}{size}"
 
 
 def _sanitised(key: object, value: object, around: tuple[int, ...] = ()) -> str:
-    """Return a text for a value of the state, without what looks like a secret; *around*: in what it is.
+    """Return a text for a value of the state, without secrets; *around* holds the value.
 
     Of dicts and lists no code of a derived class is run, and a copy is shown: they may
     still be changed.
@@ -416,7 +420,8 @@ def _sanitised(key: object, value: object, around: tuple[int, ...] = ()) -> str:
     around = (*around, id(value))
     if hasattr(kind, "items"):
         items = [*kind.items(value)]
-        return f"{{{', '.join(f'{_key(one)}: {_sanitised(one, below, around)}' for one, below in items)}}}"
+        shown = (f"{_key(one)}: {_sanitised(one, below, around)}" for one, below in items)
+        return f"{{{', '.join(shown)}}}"
     return f"[{_cut(', '.join(_sanitised('', one, around) for one in [*kind.__iter__(value)]))}]"
 
 

@@ -50,7 +50,8 @@ Examples:
 @click.option(
     "--show-values",
     is_flag=True,
-    help="Print the values, too, but for those whose names sound like a secret: no guess finds all of them.",
+    help="Print the values, too, but for those whose names sound like a secret: "
+    "no guess finds all of them.",
 )
 @click.option(
     "--log",

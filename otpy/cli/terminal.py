@@ -1,4 +1,4 @@
-"""What the commands print: the only place in ``otpy.cli`` that writes to stdout or stderr.
+"""The output of the commands: only this file writes to stdout or stderr.
 
 Law: paths, names and errors come from children, files and command lines, and a terminal
 obeys none of them. Only rich writes escapes; its labels are made of ``in_one_line``.

@@ -1,4 +1,4 @@
-"""How a supervisor ends: it gives up, a significant child has ended, or it is asked to stop.
+"""How a supervisor ends: it gives up, a significant child ended, or it is asked to.
 
 Laws:
 1. Ending overtakes all: once ``phase`` is ENDING no child is started any more, none is
@@ -54,7 +54,7 @@ BOOTING, UP, ENDING, FINISHED = Phase
 OVER = frozenset({ENDING, FINISHED})
 
 STAYS = frozenset({RUNNING, ENDED, RESTARTING})
-"""The states in which a significant child keeps its supervisor up, whatever comes next."""
+"""The states in which a significant child keeps its supervisor up."""
 
 
 @running
@@ -100,7 +100,7 @@ class Endings(Roster):
         self._open_end: reports.AutoShutdownBegun | None = None
 
     def overtake(self, slot: Slot) -> None:
-        """A plan decides about the child now: it does not come back by itself any more."""
+        """Leave the child to a plan: it does not restart by itself any more."""
         self.call_off(slot)
         if slot.stopping is not None:
             slot.stopping.why = GROUP
@@ -123,7 +123,7 @@ class Endings(Roster):
             self.ending.ended.append((slot.id, was_interrupted))
 
     def release(self, slot: Slot, reason: ExitReason = ASKED_TO_STOP) -> None:
-        """Refuse the start of a child that is down, and drop its spec if that goes with it.
+        """Refuse the start of a child that is down, and drop its spec if it goes with it.
 
         The one place where specs are dropped: of temporary children, of dynamic ones,
         and of new ones whose start is refused. While the supervisor ends, none is.
@@ -144,7 +144,7 @@ class Endings(Roster):
         self.release(slot, reason)
 
     def give_up(self, child: str, incarnation: int, reason: ExitReason) -> None:
-        """Report that a child has failed once too often, and end (otp.md, "Limit breach")."""
+        """Report that a child failed once too often, and end (otp.md, "Limit breach")."""
         escalation = Escalation(
             path=self.path,
             child=child,
@@ -181,7 +181,7 @@ class Endings(Roster):
             self._open_end = None
 
     def _is_up_or_coming(self, slot: Slot) -> bool:
-        """Whether it runs, or will be started again: the one place where this is asked."""
+        """Whether a child runs, or will be started again."""
         if (slot.state in UP_OR_COMING or slot.state is ENDED) and not self.is_doomed(slot):
             return True
         on_its_way = slot.stopping or slot.held
@@ -190,7 +190,7 @@ class Endings(Roster):
         return self.is_coming(slot)
 
     def is_coming(self, slot: Slot) -> bool:
-        """Whether a plan that is under way, or a restart that waits, is going to start it."""
+        """Whether the current plan, or a restart that waits, will start the child."""
         if self.is_temporary(slot) and not slot.starters:
             return False
         if self._plan is not None and slot.id in self._plan.starts:
@@ -198,7 +198,7 @@ class Endings(Roster):
         return any(slot.id in self.group(one)[1] for one in self.slots.values() if one.holds_up)
 
     def end(self, outcome: ExitReason, *, detaches: bool = False) -> None:
-        """Stop all children in reverse start order, dynamic ones all at once; then End."""
+        """Stop all children in reverse start order, dynamic ones at once; then End."""
         if self.phase in OVER:
             return
         self.phase, self.ending, self._open_end = ENDING, Ending(outcome, self._now, detaches), None

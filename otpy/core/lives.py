@@ -1,4 +1,4 @@
-"""What becomes of a child: it dies and is restarted or not, it is stopped, its time is up.
+"""The life of a child: it dies, is restarted or not, is stopped, its time is up.
 
 From a death to a restart: ``receive``, ``_on_exited``, ``died``, ``_restart``.
 
@@ -144,7 +144,8 @@ class Lives(Endings):
 
     def _on_started(self, message: ChildStarted) -> None:
         slot = self._live.get(message.ref)
-        if slot is not None and slot.state is STARTING:  # it was not given up, no stop overtook it
+        # In another state the child was given up, or a stop overtook its start.
+        if slot is not None and slot.state is STARTING:
             self.came_up(slot, message)
 
     def _on_exited(self, message: ChildExited) -> None:
@@ -228,7 +229,7 @@ class Lives(Endings):
             self.release(slot)  # a plan that is to start it will find it down
 
     def _decline(self, slot: Slot) -> None:
-        """The child said Ignore: nothing runs, nothing counts, a temporary one is not kept."""
+        """The child raised Ignore: it does not run, and a temporary one is released."""
         slot.move(UNDEFINED)
         self.answer_start(slot)
         self.release(slot)
@@ -439,14 +440,14 @@ class Lives(Endings):
             getattr(self, DUES[slot.state])(slot, message)
 
     def _look_for_pause(self, message: Due, slot: Slot | None) -> None:
-        """Note a pause of the whole program if the timer is read so late (pauses.py)."""
+        """Note a pause of the parent process if the timer is read so late (pauses.py)."""
         beats = slot.heartbeat if slot is not None and slot.state is RUNNING else None
         least = PAUSE if beats is None else slack(beats)
         if message.at is not None and self._now - message.at >= least:
             self._pauses.note(self._before, self._now)
 
     def _begins_anew(self, ref: int, since: float, limit: float) -> bool:
-        """Set the timer of *ref* anew if a pause has hit its *limit*; False: its time is up."""
+        """Set the timer of *ref* anew if a pause hit its *limit*; False: its time is up."""
         pause = self._pauses.after(since)
         if pause is None or pause.end + limit <= self._now:
             return False
@@ -454,7 +455,7 @@ class Lives(Endings):
         return True
 
     def _has_not_ended(self, slot: Slot, message: Due) -> None:
-        """The child did not end on this rung of the ladder: bring it to the next one."""
+        """Bring a child that did not end on its rung of the ladder to the next rung."""
         stopping = slot.stopping
         assert stopping is not None, "it is STOPPING"
         limit = stopping.rung.limit(slot.spec, self.grace)
@@ -476,7 +477,7 @@ class Lives(Endings):
             self.stop(slot, LATE, ExitReason(ExitKind.KILLED, late))
 
     def _silent(self, slot: Slot, message: Due) -> None:
-        """The time by which the child had to check in is over, as of when that was set."""
+        """The time by which the child had to check in is over, as the timer was set."""
         until, heartbeat = message.silent_until, slot.heartbeat
         assert until is not None, "a child that is up has a timer for its heartbeat only"
         assert heartbeat is not None, "the same"
@@ -500,7 +501,7 @@ class Lives(Endings):
         self.stop(slot, SILENT, failure)
 
     def _stall_is_over(self, slot: Slot, reason: ExitReason) -> None:
-        """The silent child has ended, or was given up: now its failure counts as a crash."""
+        """The silent child ended, or was given up: its failure counts as a crash now."""
         # first: its failure may end the supervisor, and then no call must be left to be
         # served
         self.settled(slot)
@@ -512,7 +513,7 @@ class Lives(Endings):
             self.died(slot, reason)
 
     def limit_stop(self, ending: Ending, within: float, grace: float | None) -> None:
-        """Bound what is left of the stop; the grace for the interrupted is part of it."""
+        """Bound the rest of the stop, with the grace for interrupted children in it."""
         if grace is None:
             grace = within / 2 if within else self.grace
         self.grace = min(self.grace, grace)

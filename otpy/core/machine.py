@@ -176,7 +176,7 @@ class SupervisorMachine(Lives):
         super().__init__(spec, path, grace, rng, heartbeats=heartbeats)
 
     def receive(self, message: object, now: float) -> list[Action]:
-        """Handle *message* at the monotonic time *now*; return what is to be done, in order."""
+        """Handle *message* at the monotonic time *now*; return the actions in order."""
         self._before, self._now, self._out = self._now, now, []
         getattr(self, CLAUSES.get(type(message), "_on_stray"))(message)
         if self._plan is not None or self._waiting or self._open_end is not None:
@@ -343,7 +343,8 @@ class SupervisorMachine(Lives):
     def _cancel(self, slot: Slot) -> None:
         """Terminate a child that does not run: what was going to start it does not."""
         waiters = [self.slots[id] for id in self.group(slot)[1]] if slot.holds_up else []
-        if slot.due is not None:  # the rest of its group is down because of this child only
+        # A child that waits for a time: the rest of its group is down because of it only.
+        if slot.due is not None:
             self._plan = self.take_over(slot)
             del self._plan.starts[slot.id]
         self.call_off(slot)
@@ -356,7 +357,8 @@ class SupervisorMachine(Lives):
             for one in waiters
             if one.starters and one.state is UNDEFINED and not self.is_coming(one)
         ]
-        if called:  # the others stay down, but these were called for, whatever this child does
+        # The others stay down, but callers have asked for these.
+        if called:
             self._plan = Plan.of((), called)
 
     def _delete(self, call: DeleteChild, slot: Slot) -> None:

@@ -163,7 +163,7 @@ class Retry(Message):
 
 @message(kw_only=True)
 class Call(Message):
-    """The base of all calls. A call is equal to itself only: two callers may ask for the same.
+    """The base of all calls. A call is equal to itself only.
 
     Attributes:
         reply: The object that gets the answer; None: the caller has gone.
@@ -191,7 +191,7 @@ class StartChild(Call):
 
 @message(kw_only=True)
 class TerminateChild(Call):
-    """Stop a child. Its spec stays, unless it is temporary or the supervisor is dynamic.
+    """Stop a child. Only a temporary or a dynamic one loses its spec.
 
     Attributes:
         detach: Whether a supervisor lets its workers run on.
@@ -249,7 +249,7 @@ class TakeSnapshot(Call):
 
 @message
 class Start(Action):
-    """Start an incarnation. One ChildStarted may follow, one ChildExited must follow."""
+    """Start an incarnation. One ChildStarted may follow, one ChildExited must."""
 
     ref: int
     spec: ChildSpec
@@ -267,7 +267,7 @@ class Stop(Action):
 
 @message
 class Kill(Action):
-    """Interrupt a thread, or kill a process. After *grace* seconds the child is given up."""
+    """Interrupt a thread, or kill a process; give it up after *grace* seconds."""
 
     ref: int
     grace: float
@@ -283,7 +283,7 @@ class Abandon(Action):
 
 @message
 class Detach(Action):
-    """Let a worker run on without a supervisor; a supervisor does so with its own, and ends."""
+    """Let a worker run on; a supervisor does so with its own workers, and ends."""
 
     ref: int
 

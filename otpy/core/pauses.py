@@ -29,7 +29,7 @@ oldest of them is the first."""
 
 
 def slack(heartbeat: float) -> float:
-    """Return how late a heartbeat's deadline is read after a pause, at least, in seconds."""
+    """Return how late a deadline of a heartbeat is read after a pause, in seconds."""
     return min(PAUSE, heartbeat / 4)
 
 

@@ -1,4 +1,4 @@
-"""The one long operation of a supervisor: stop these one after another, then start those.
+"""The one long operation of a supervisor: stop some children, then start some.
 
 Booting is a plan (start all), a group restart is a plan (stop some, start some), ending
 is a plan (stop all). A supervisor has at most one plan. A group restart that begins
@@ -54,7 +54,7 @@ class Plan:
         width: float = 1,
         bystanders: Iterable[str] = (),
     ) -> Plan:
-        """Return a new plan; *stops* and *starts* in the order in which they are done."""
+        """Return a new plan; *stops* and *starts* are in the order of their turns."""
         return cls(
             OrderedDict.fromkeys(stops), tuple(bystanders), OrderedDict.fromkeys(starts), width
         )

@@ -1,8 +1,8 @@
-"""The restart table, the table of acceptable ends, and the two ledgers: intensity window and back-off.
+"""The restart table, the table of acceptable ends, the window and the back-off.
 
-Pure: time and chance arrive as arguments. The ledgers know nothing of each other: the
-window counts restarts by time and nothing else, the back-off grows with failures in a
-row and falls back after calm time.
+Pure: time and chance arrive as arguments. The window and the back-off know nothing of
+each other. The window counts restarts by time and nothing else. The back-off grows with
+failures in a row and falls back after calm time.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Verdict(Value):
 
     Attributes:
         fate: What becomes of the child.
-        report: Whether a ChildTerminated is told.
+        report: Whether a ChildTerminated is reported.
     """
 
     fate: Fate
@@ -49,7 +49,7 @@ VERDICTS = {
 
 
 class Final(Word):
-    """How a child that was told to stop ended, in OTP's words."""
+    """How a child ended that was asked to stop, in OTP's words."""
 
     SHUTDOWN = "shutdown"
     SHUTDOWN_REASON = "{shutdown, _}"
@@ -59,7 +59,8 @@ class Final(Word):
 
 
 ACCEPTABLE = {
-    # (final, brutal_kill): the restart types for which it needs no ShutdownError     otp.md, "Acceptable ends"
+    # (final, brutal_kill): the restart types that need no ShutdownError
+    # docs/explanation/otp.md, "Acceptable ends"
     (Final.SHUTDOWN, False): frozenset(Restart),
     (Final.SHUTDOWN, True): frozenset({Restart.TRANSIENT, Restart.TEMPORARY}),
     (Final.SHUTDOWN_REASON, False): frozenset({Restart.TRANSIENT, Restart.TEMPORARY}),
@@ -74,7 +75,7 @@ ACCEPTABLE = {
 
 
 def final(reason: ExitReason) -> Final:
-    """Translate an exit reason into OTP's words. A crash after a stop request is a crash all the same."""
+    """Translate an exit reason into OTP's words. A crash after a stop request is OTHER."""
     if reason.is_plain_shutdown:
         return Final.SHUTDOWN
     if reason.is_shutdown_with_reason:
@@ -85,12 +86,14 @@ def final(reason: ExitReason) -> Final:
 
 
 def is_acceptable(restart: Restart, brutal_kill: bool, reason: ExitReason) -> bool:
-    """Whether a child that was told to stop may end like this without a ShutdownError."""
+    """Whether a child that was asked to stop may end so without a ShutdownError."""
     return restart in ACCEPTABLE[final(reason), brutal_kill]
 
 
 class Window:
-    """The restarts of one supervisor within its period. One unit per restart, also per failed attempt.
+    """The restarts of one supervisor within its period.
+
+    Each restart is one unit, and so is each failed attempt.
 
     Laws (docs/explanation/otp.md, "The window"):
     1. *intensity* restarts within *period* are allowed, one more is refused, before any
@@ -130,7 +133,7 @@ class Window:
 
 
 class Delays:
-    """How long one child waits before its next restart. Without a ``Backoff`` it does not wait.
+    """The waits of one child before its restarts. Without a ``Backoff`` it does not wait.
 
     Laws:
     1. The first wait is *initial*, each further one *factor* times the one before, none
@@ -150,7 +153,7 @@ class Delays:
             self._last = None
 
     def next_wait(self) -> float | None:
-        """Return how long to wait, in seconds, now that the child has failed once more; None: not at all."""
+        """Return the wait after one more failure, in seconds; None: no wait."""
         if (backoff := self._backoff) is None:
             return None
         self._last = (

@@ -144,7 +144,7 @@ class Roster:
     # Waits for a restart
 
     def wait(self, slot: Slot, reason: ExitReason, seconds: float | None) -> None:
-        """Leave the child RESTARTING, for *seconds*, or until all mail has been read (None)."""
+        """Leave the child RESTARTING for *seconds*; None: until all mail has been read."""
         due = None if seconds is None else self._now + seconds
         slot.move(RESTARTING, waiting=Waiting(reason, due))
         self.number(slot)
@@ -193,13 +193,13 @@ class Roster:
             self.refuse(call, reports.start_error(slot.path, reason))
 
     def refuse_calls_from(self, slot: Slot) -> None:
-        """Release the child from its own waiting calls: in one of these it could not stop."""
+        """Release the child from its own waiting calls: it could not stop in one."""
         for call in list(self._callers.get(slot.id, ())):
             self._withdraw(call)
             self.refuse(call, WouldDeadlock(slot.path))
 
     def _withdraw(self, call: Any) -> None:
-        """Take the call out of where it waits; a start that it has caused goes on for no caller."""
+        """Withdraw a call that waits. A start that it caused goes on without a caller."""
         slot = self.slots.get(call.id)
         places: list[Any] = [self._waiting]
         if slot is not None:

@@ -122,7 +122,7 @@ INTERRUPT = Rung("_interrupt", lambda spec, grace: grace)
 ABANDON = Rung("_abandon", lambda spec, grace: Budget.INFINITY)
 
 LADDER = (ASK, INTERRUPT, ABANDON)
-"""The rungs in their order; a new one needs an entry here and its method in ``lives``."""
+"""The rungs in their order. A new one needs an entry here and a method in ``lives``."""
 
 
 def above(rung: Rung) -> Rung:
