@@ -159,6 +159,8 @@ class Config(Value):
 
 def matches(path: str, glob: str) -> bool:
     """Whether *path* or a parent of it matches *glob*; ``*`` stays within a directory."""
+    # Where in *path* the part of the glob that has been read may end. A regular expression
+    # would try each way on its own, which are too many.
     ends = {0}
     for part in re.split(r"(\*\*/|\*\*|\*|\?)", glob.rstrip("/")):
         ends = WILDCARDS[part](path, ends) if part in WILDCARDS else _after(path, ends, part)

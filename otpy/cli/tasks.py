@@ -69,10 +69,11 @@ def tasks(
 ) -> int:
     """Run the functions of FILE.py that @otpy.taskgraph.task marks, each after those that it depends on.
 
-    FILE.py::NAME runs one task alone. --KEY=VALUE goes to the file's setup_state, a function that returns the state:
-    setup_state(key, ...) takes each as a keyword, all of them str; setup_state(state) takes the dict that the state
-    begins with. --result-NAME=VALUE stands for the result of a task that is not run. What the state has in
-    state["results"] stays there; a task that is run replaces its own.
+    FILE.py::NAME runs one task alone. --KEY=VALUE goes to the file's setup_state, a
+    function that returns the state: setup_state(key, ...) takes each as a keyword, all
+    of them str; setup_state(state) takes the dict that the state begins with.
+    --result-NAME=VALUE stands for the result of a task that is not run. What the state
+    has in state["results"] stays there; a task that is run replaces its own.
 
     For each task it prints a letter: . passed, f failed, s skipped, c cancelled. Then
     it prints what has failed, and the summary.
