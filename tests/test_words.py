@@ -22,8 +22,8 @@ FILES = [
 
 RARE = {
     # words, in any case: how many of them there may be
-    r"nobody|somebody|whoever": 30,
-    r"patience": 3,
+    r"nobody|somebody|whoever": 0,
+    r"patience": 0,
     r"there are more": 0,
 }
 """Words that hide the subject of a sentence, or have two meanings. No limit may grow."""
