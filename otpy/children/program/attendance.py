@@ -84,6 +84,7 @@ class Attendance:
         if parts.pidfd is not None:
             watch.listen(parts.pidfd, self.leader_has_ended)
         self._parts = parts
+        # The end may have been noted before the parts were here, and was left for now.
         if run.leader.has_ended:
             self._consider_end(parts)
 
@@ -114,7 +115,8 @@ class Attendance:
         for stream in self._parts.streams:
             for scan in self._parts.scans:
                 stream.drop(scan)
-            self._listen_to(stream)  # the program may have waited for the search
+            # the program may have waited for the search
+            self._listen_to(stream)
 
     def _listen_to(self, stream: Stream) -> None:
         """Listen to *stream*, unless it has been closed, or a sink has no room."""
@@ -123,7 +125,8 @@ class Attendance:
 
     def _read(self, stream: Stream) -> None:
         got = stream.read()
-        if got == 0:  # the program has closed it
+        if got == 0:
+            # the program has closed it
             self.run.watch.ignore(stream.fd)
             stream.close()
         elif not stream.wants_more:
@@ -162,7 +165,8 @@ class Attendance:
             return
         try:
             is_gone = self._rest_is_gone(self._parts)
-        except Exception as error:  # or the supervisor would never hear of its end
+        except Exception as error:
+            # Without this the supervisor would never hear of the end.
             birth = self.run.birth
             birth.tree.telemetry.complain("watch_failed", error, path=birth.path)
             is_gone = True
@@ -214,6 +218,7 @@ class Attendance:
                 reason=LEFT,
                 stack=rest.stack(),
             )
+            # or the end of the tree would kill them: they have the mark
             self.run.watch.spared.update(one.pid for one in rest.living)
             birth.tree.telemetry.tell_late(report)
             birth.tree.left_behind(rest, report)
@@ -233,9 +238,11 @@ class Attendance:
             for stream in parts.streams:
                 watch.ignore(stream.fd)
                 stream.finish()
-            self.read_mail()  # it may have said that it is ready, and left
+            # It may have sent READY=1 just before its end; the two come in any order here.
+            self.read_mail()
             watch.reap_adopted()
         finally:
+            # whatever has failed above, the end is reported
             self._logs_until = time.monotonic() + LINGER
             self._bury()
 
@@ -247,7 +254,8 @@ class Attendance:
         is_late = time.monotonic() >= self._logs_until
         is_reaped = leader.reap()
         if not is_reaped or not (is_late or all(one.is_done for one in parts.logs + parts.scans)):
-            # a debugger sees the end of a process before its parent, so it may be too early
+            # Too early: a debugger sees the end of a process before its parent does. Or a lane
+            # still writes: it resumes this attendance when it has done, or is given up.
             run.watch.later(max(AGAIN, self._logs_until - time.monotonic()), self._bury)
             return
         run.watch.guard.drop(leader.pid)

@@ -134,12 +134,14 @@ class Program:
         run.vitals.deliver = deliver
         try:
             run.watch = watch = tree.shared(Watch)
-        except (OSError, RuntimeError, MemoryError) as error:  # no descriptor or thread is left
+        except (OSError, RuntimeError, MemoryError) as error:
+            # no descriptor or thread is left; the next start tries again
             report_no_start(run, error)
             return
         run.leader.siblings = watch.leaders
         let_go = partial(watch.let_go, self)
         self._attendance = Attendance(run, let_go)
+        # before the launch: the launcher may let it go before ``launch`` returns
         watch.admit(self)
         try:
             making = Making(run, self._attendance, let_go)
@@ -168,6 +170,7 @@ class Program:
     def abandon(self) -> None:
         """Give it up. Its launcher may hang; if it ends at last, that is reported."""
         leader = self._run.leader
+        # Not under the lock: no signal is sent here, and one write is one step.
         leader.is_asked = True
         if self._launcher is not None and leader.popen is None:
             threads.mark(self._launcher, ThreadState.UNSTOPPED)

@@ -120,7 +120,8 @@ class Guard:
         """Forget *program*: it has ended."""
         with self._lock:
             self._programs.discard(program)
-            if not hasattr(os, "pidfd_open"):  # with these the guard has noticed
+            # with a pidfd the guard notices the end itself
+            if not hasattr(os, "pidfd_open"):
                 self._say(b"-%d\n" % program)
 
     def add_litter(self, directory: str) -> None:
@@ -167,6 +168,8 @@ class Guard:
 
     def connect(self, line: Socket, pid: int) -> None:
         """Report all that is known to the guard that has been started, and all that comes."""
+        # The watch may close just now. It sets ``closed`` and kills under this lock: so either
+        # it sees the number of this guard, or its flag is seen here.
         with self._lock:
             self._line, self._pid = line, pid
             if self.closed.has_happened:
@@ -194,9 +197,11 @@ class Guard:
         if self._line is not None:
             try:
                 is_whole = self._line.send(data, NO_SIGNAL) == len(data)
-            except OSError:  # it has ended, or is suspended
+            except OSError:
+                # it has ended, or is suspended
                 is_whole = False
-            if not is_whole:  # a part of a line would change the next one
+            # a part of a line would change the meaning of the next one
+            if not is_whole:
                 self._kill()
 
     def _kill(self) -> None:
@@ -262,7 +267,8 @@ class Keeper:
                 await_end(popen.pid)
             finally:
                 guard.disconnect(popen)
-                if popen.returncode is None:  # this thread was interrupted
+                if popen.returncode is None:
+                    # this thread was interrupted while it waited
                     popen.kill()
                     popen.wait()
         return popen.returncode

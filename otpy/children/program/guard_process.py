@@ -103,7 +103,8 @@ class Programs:
         """Note what the parent process has written; drop the programs that have ended."""
         *lines, self._rest = (self._rest + data).split(b"\n")
         for line in lines:
-            with contextlib.suppress(OSError):  # the program has ended already
+            # OSError: the program has ended already
+            with contextlib.suppress(OSError):
                 NOTES[line[:1]](self, line[1:])
         held = {fd: pid for pid, fd in self.held.items() if fd >= 0}
         if held:
@@ -183,12 +184,14 @@ def waiter(parent: int) -> Callable[[], bool]:
 
     The function also returns when *parent* has ended, or just to have that looked for.
     """
-    system = vars(select)  # not every system has all of its names
+    # as a dict, because not every system has all of these names
+    system = vars(select)
     if "kqueue" in system:
         queue, event, add = system["kqueue"](), system["kevent"], system["KQ_EV_ADD"]
         reads = system["KQ_FILTER_READ"]
         queue.control([event(0, reads, add)], 0)
-        with contextlib.suppress(OSError):  # the parent process has ended
+        # OSError: the parent process has ended
+        with contextlib.suppress(OSError):
             queue.control([event(parent, system["KQ_FILTER_PROC"], add, system["KQ_NOTE_EXIT"])], 0)
         return lambda: any(one.filter == reads for one in queue.control(None, 2))
     poll, milliseconds = select.poll(), None

@@ -105,6 +105,8 @@ class Lane:
             self._calls.append((call, size + EACH))
             self._waiting += size + EACH
             self._is_open = self.file is not None
+            # Under the door the thread cannot end between this look and the notice: it
+            # gives up its place under the door as well, and only if it has no call.
             is_served = self._thread is not None or self._start()
             self._news.notify()
         if not is_served:
@@ -176,6 +178,7 @@ class Lane:
 
         At the interpreter's end it is better to wait here than to lose output.
         """
+        # Another thread may have begun to make them since the door was left.
         with _door:
             if self._thread is not None:
                 return
@@ -192,6 +195,7 @@ class Lane:
                 call()
             except BaseException as error:
                 log.complain("output_lost", error, name=self._name)
+            # the call has forked, and this is the fork: the lane is its parent's
             if threads.forks != forks:
                 return
             # a lane that waits must not keep a program alive
@@ -312,6 +316,7 @@ class Handout:
     def _finish(self) -> None:
         """Close the sink; on the thread of the lane."""
         self._sink.close()
+        # before it resumes the watch, which looks at this then
         self.is_done = True
         self._resume()
 

@@ -38,6 +38,7 @@ class Launchers:
         Raises:
             RuntimeError: The system has no more threads to give.
         """
+        # One step: another supervisor may want the same launcher just now.
         try:
             launcher = self._idle.pop()
         except IndexError:
@@ -47,6 +48,7 @@ class Launchers:
 
     def close(self) -> None:
         """End the idle ones; the others end when they have done their work."""
+        # in this order: see ``park``
         self._is_closed = True
         self._dismiss()
 

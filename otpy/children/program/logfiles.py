@@ -219,6 +219,8 @@ def reopen_logs() -> None:
 
     Never blocks; may be called on any thread, and by a signal handler.
     """
+    # Other threads open and close files meanwhile. To copy a set is one step; a file that is
+    # opened after that is new anyway.
     for file in tuple(_open):
         file.is_stale = True
 
@@ -234,7 +236,8 @@ def full(path: str) -> str:
         return f"/dev/fd/{_number(found)}"
     try:
         return str(Path(path) if path.startswith("/") else Path(Path.cwd(), path))
-    except OSError:  # the current directory has been removed
+    except OSError:
+        # the current directory has been removed
         return path
 
 

@@ -87,8 +87,11 @@ class Making:
         guard.wait()
         stderr, stdout = self._stderr(), self._stdout()
         environment = self._environment()
+        # A stop may also come after this look; then ``begin`` sends the stop signal.
         if run.leader.is_asked:
             raise _NotWanted
+        # Kept by the same statement: an exception that is raised in this thread from outside
+        # cannot come in between, and ``__call__`` would not know what to undo.
         run.leader.popen = posix.start_process(
             command.argv,
             cwd=command.cwd,
@@ -123,7 +126,8 @@ class Making:
         """Have the watch told of the end of the process."""
         try:
             self._parts.pidfd = posix.open_process(self.run.leader.pid)
-        except ProcessLookupError:  # it has ended already, and something else has reaped it
+        except ProcessLookupError:
+            # it has ended already, and other code of this process has reaped it
             self.run.watch.post(self.attendance.leader_has_ended)
             return
         if self._parts.pidfd is None:
@@ -269,7 +273,8 @@ def _report_output_lost(run: Run, file: str, error: OSError) -> None:
         reason=ExitReason(CRASHED, error),
         file=file,
     )
-    birth.tree.telemetry.tell_late(report)  # it may be detached
+    # late: the program may be detached, and its tree over
+    birth.tree.telemetry.tell_late(report)
 
 
 def _can_inherit(fd: int) -> bool:

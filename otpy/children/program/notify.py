@@ -88,7 +88,8 @@ def _make_directory() -> str:
     error: OSError | None = None
     for place in places:
         try:
-            full = str(Path(place).absolute())  # a program may run in another directory
+            # absolute: a program may run in another directory
+            full = str(Path(place).absolute())
             if len(os.fsencode(full)) + 32 > LONGEST:
                 continue
             made = tempfile.mkdtemp(prefix="otpy-", dir=full)
@@ -140,7 +141,8 @@ class Mailbox:
         for _ in range(LETTERS):
             try:
                 text, extra, _, _ = self._socket.recvmsg(4096, socket.CMSG_SPACE(WHO.size))
-            except OSError:  # that was all, or the socket is closed
+            except OSError:
+                # that was all, or the socket is closed
                 return
             if not self._knows_senders or _is_from(family, extra):
                 yield text

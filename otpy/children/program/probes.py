@@ -309,10 +309,12 @@ class _Search:
         except Exception as error:
             self.error = error
         finally:
+            # after the result: a thread that wakes up reads it
             self.end()
 
     def end(self) -> None:
         """Wake all that wait for it; a later attempt begins another search."""
+        # first: an attempt that comes now gets a search of its own, and no old result
         _searches.pop((self.host, self.port), None)
         self.done.happen()
 

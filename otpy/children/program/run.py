@@ -108,7 +108,8 @@ class Leader:
         """Send the stop signal; under the lock."""
         assert self._group is not None, "it has not been reaped"
         if self._stop_to == "leader":
-            with contextlib.suppress(OSError):  # it has changed its user
+            # OSError: it has changed its user
+            with contextlib.suppress(OSError):
                 os.kill(self._group, self._stop_signal)
         else:
             self._asked_at = descendants.ticks()
@@ -125,6 +126,7 @@ class Leader:
 
     def begin(self) -> None:
         """Say that ``popen`` runs, and send it what it was asked for before."""
+        # its launcher may start another program next, whose ``kill`` must spare this one
         self.siblings.add(self.pid)
         # The supervisor may ask or kill it just now. It sets its flag under this lock: so
         # either it sees the group here and sends the signal, or the flag is seen here.
@@ -140,7 +142,8 @@ class Leader:
         self.ended.happen()
         if self.popen is not None:
             self.kill_group()
-            self.popen.wait()  # it has been killed: not for long
+            # not for long: it has been killed
+            self.popen.wait()
             with self._lock:
                 self._forget_group(self.popen.returncode)
 
@@ -150,7 +153,9 @@ class Leader:
         """Wait until it has ended; for a thread of its own, where there are no pidfds."""
         ended = posix.await_exit(self.pid)
         if ended.is_reaped:
-            with self._lock:  # from here on the number may be another process's
+            # It is reaped already, and its number may be another process's. The moment before
+            # this lock cannot be closed: only pidfds help.
+            with self._lock:
                 self._forget_group(ended.code)
 
     def peek(self) -> None:
@@ -180,7 +185,8 @@ class Leader:
             return True
         try:
             os.killpg(self.pid, 0)
-        except OSError:  # the group is empty; or, on some systems, it has zombies only
+        except OSError:
+            # the group is empty; or, on some systems, it has zombies only
             return False
         return True
 
@@ -189,16 +195,17 @@ class Leader:
         assert self.popen is not None, "it was started"
         self.siblings.discard(self.popen.pid)
         self._group, self.code = None, code
-        self.popen.returncode = code or 0  # or subprocess would miss it
+        # or subprocess would look for it again when the object is deleted
+        self.popen.returncode = code or 0
 
 
 class Vitals:
     """Whether a program is up, well and alive, as its supervisor sees it.
 
     ``come_up`` is called by the launcher, the watch, or the thread of a probe or a search;
-    ``check_in`` by the watch, ``note_health`` by the thread that asks for the health. Each
-    of these writes one value in one step. ``end`` is called by the thread that has the
-    run at that moment: supervisor's, launcher or watch. The supervisor's thread reads.
+    ``check_in`` by the watch; ``note_health`` by the thread that asks for the health, which
+    alone counts misses. ``end`` is called by the thread that has the run at that moment:
+    the supervisor's, a launcher or the watch. The supervisor's thread reads.
 
     Attributes:
         deliver: How the supervisor gets the news; set by ``Program.start``.
@@ -232,7 +239,8 @@ class Vitals:
         """Note the answer of a probe."""
         if is_well:
             self._misses = 0
-            if self.heartbeat is None:  # or else it has to speak for itself, too
+            # with a heartbeat the program has to check in itself as well
+            if self.heartbeat is None:
                 self._beat = self._now()
         elif self._is_up:
             self._misses += 1
@@ -264,9 +272,8 @@ class Vitals:
 class Helpers:
     """The threads that work for one run. They are let go with it when it is detached.
 
-    The launcher adds them, the supervisor's thread lets them go. Each does its own step
-    first, and looks at that of the other one then: so no helper is missed. One that both
-    see is let go twice, which changes nothing.
+    The launcher adds them, the supervisor's thread lets them go. A helper that both see is
+    let go twice, which changes nothing.
     """
 
     def __init__(self) -> None:
@@ -288,6 +295,9 @@ class Helpers:
             let_go()
 
     def _add(self, let_go: Callable[[], object]) -> None:
+        # The supervisor may detach just now. It sets its flag first and goes through the list
+        # then; here the list comes first and the flag is looked at then. So one of the two
+        # lets this helper go; in the same order, both could miss it.
         self._let_go.append(let_go)
         if self._is_detached:
             let_go()

@@ -96,8 +96,12 @@ class Watch:
 
     def post(self, order: Callable[[], object]) -> None:
         """Have *order* called on the thread of the watch. Never blocks."""
+        # The watch may go to sleep just now. It silences the bell before it takes orders. So
+        # with the order first and the bell second it either takes the order before it
+        # sleeps, or the bell wakes it; the other way round the order could wait for ever.
         self._orders.append(order)
-        with contextlib.suppress(OSError):  # it has rung often enough, or has ended
+        # OSError: the bell has rung often enough, or the watch has ended
+        with contextlib.suppress(OSError):
             self._bell.send(b"!", NO_SIGNAL)
 
     def close(self) -> None:
@@ -117,8 +121,10 @@ class Watch:
     def admit(self, program: Watched) -> None:
         """Count *program* as running.
 
-        Its supervisor's thread calls this itself: an order could come after ``close``.
+        Called by its supervisor's thread.
         """
+        # Not as an order: ``close`` looks at the programs at once, and may be called before
+        # the watch takes an order.
         self._programs.add(program)
 
     def let_go(self, program: Watched) -> None:
@@ -173,6 +179,7 @@ class Watch:
                     self._call(key.data, key.fd)
                 while self._timers and self._timers[0][0] <= time.monotonic():
                     self._call(heapq.heappop(self._timers)[2], None)
+                # after the selector, by which the bell is silenced: see ``post``
                 while self._orders:
                     self._call(self._orders.popleft(), None)
         finally:
@@ -186,7 +193,8 @@ class Watch:
         try:
             callback()
         except Exception as error:
-            self.ignore(fd)  # or it would be called again at once, for ever
+            # or it would be called again at once, for ever
+            self.ignore(fd)
             self._tree.telemetry.complain("watch_failed", error, path=self._tree.root)
 
     def _silence(self) -> None:
