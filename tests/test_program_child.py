@@ -320,7 +320,7 @@ def test_many_may_crash_at_once(launch, recorder):
     assert marked(number) == set()
 
 
-def test_idle_programs_wake_nobody(launch):
+def test_idle_programs_wake_no_thread(launch):
     """No thread of ours runs while nothing happens."""
     launch(
         supervisor(
@@ -429,6 +429,30 @@ def test_what_breaks_off_leaves_nothing(launch, monkeypatch, call, before):
     app.start_child(process("sleep", "1000"))
 
 
+@pytest.mark.parametrize(("is_undone", "code"), [(False, -signal.SIGKILL), (True, -signal.SIGTERM)])
+def test_a_late_kill_spares_the_next_program_of_its_launcher(is_undone, code):
+    """After a failed start the launcher may start another program, which is not killed.
+
+    Before that, the child of its thread is the program itself, which may hang.
+    """
+    codes = []
+
+    def launch():
+        leader = run.Leader(sh("").start.command)
+        if is_undone:
+            leader.undo()
+        with subprocess.Popen(["sleep", "1000"]) as child:
+            leader.kill(threading.current_thread())
+            child.terminate()
+            codes.append(child.wait(HANG))
+
+    launcher = threading.Thread(target=launch)
+    launcher.start()
+    launcher.join(HANG)
+
+    assert codes == [code]
+
+
 # Others in the same process
 
 
@@ -448,7 +472,7 @@ def test_the_kernel_may_reap_it(launch, recorder):
     assert "something else in this program has reaped it" in str(reason)
 
 
-def test_somebody_else_may_wait_for_all(launch, recorder):
+def test_other_code_may_wait_for_all_children(launch, recorder):
     """A handler of SIGCHLD may reap every child, as in many processes: no end is
     missed.
     """

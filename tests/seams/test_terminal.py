@@ -132,7 +132,7 @@ def test_the_stack_of_a_program_that_stalls_is_clean(launch, recorder):
     assert SEEN in recorder.wait_for(Stalled).stack
 
 
-def test_a_crash_that_nobody_handles_prints_nothing_that_a_terminal_obeys():
+def test_a_crash_that_ends_run_prints_nothing_that_a_terminal_obeys():
     """If ``otpy.run`` raises, the interpreter itself prints the failure, its cause and
     its notes.
     """

@@ -145,9 +145,9 @@ class Making:
         self.run.leader.wait()
         self.run.watch.post(self.attendance.leader_has_ended)
 
-    def _ask(self, how: Callable[[], None]) -> None:
+    def _ask(self, asking: Callable[[], None]) -> None:
         birth = self.run.birth
-        self.run.helpers.add_thread(probes.ask(how, path=birth.path, owner=birth.tree))
+        self.run.helpers.add_thread(probes.ask(asking, path=birth.path, owner=birth.tree))
 
     def _environment(self) -> dict[bytes, bytes]:
         run, env = self.run, self.run.command.env

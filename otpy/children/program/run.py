@@ -95,11 +95,11 @@ class Leader:
             self.is_asked = self.is_killed = True
             if self._group is not None:
                 signal_group(self._group, signal.SIGKILL)
-            elif self.popen is None and launcher is not None and launcher.native_id is not None:
-                # The launcher takes this lock as soon as the program runs. So while it is
-                # held, the launcher has not gone on to the start of another program, and
-                # a child of its thread that leads no run yet is certainly this one.
-                for pid in descendants.children_of_thread(launcher.native_id):
+            elif self.popen is None and not self.ended.has_happened and launcher is not None:
+                # The launcher may go on to the start of another program, whose process this
+                # must not kill. But it takes this lock before that, in ``begin`` or ``undo``.
+                # So a child of its thread that leads no run yet is certainly this one.
+                for pid in descendants.children_of_thread(launcher.native_id or 0):
                     if pid not in self.siblings:
                         with contextlib.suppress(OSError):
                             os.kill(pid, signal.SIGKILL)
@@ -139,7 +139,8 @@ class Leader:
 
     def undo(self) -> None:
         """Kill and reap it: its start has failed half-way. Nothing, if it does not run."""
-        self.ended.happen()
+        with self._lock:  # see ``kill``
+            self.ended.happen()
         if self.popen is not None:
             self.kill_group()
             # not for long: it has been killed
