@@ -191,8 +191,8 @@ class Guard:
     def _say(self, data: bytes) -> None:
         """Report *data* to the guard, if one runs.
 
-        A guard that does not take it at once is stuck, and is killed: the next one is told
-        all.
+        A guard that does not take it at once is stuck, and is killed: the next one gets all
+        that is known.
         """
         if self._line is not None:
             try:

@@ -40,7 +40,7 @@ STANDARD = {1: "/dev/stdout", 2: "/dev/stderr"}
 """What "inherit" means: streams of this process, which have one writer, as files have."""
 
 LONGEST = 1e12
-"""The longest heartbeat that a program is told, in seconds; 64 bits hold its microseconds."""
+"""The longest heartbeat in WATCHDOG_USEC, in seconds; 64 bits hold its microseconds."""
 
 SYSTEMD = (b"NOTIFY_SOCKET", b"WATCHDOG_USEC", b"WATCHDOG_PID")
 """The variables that systemd sets for this process, and not for its children."""
@@ -123,7 +123,7 @@ class Making:
         birth.tree.telemetry.complain("signals_inherited", error, path=birth.path)
 
     def _wait_for_end(self) -> None:
-        """Have the watch told of the end of the process."""
+        """Have the end of the process reported to the watch."""
         try:
             self._parts.pidfd = posix.open_process(self.run.leader.pid)
         except ProcessLookupError:
