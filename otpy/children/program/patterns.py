@@ -15,7 +15,7 @@ Laws:
    refers back to a group, never gives back what was taken, or is too long.
 
 Nothing here starts a thread or knows a program. A ``Finder`` belongs to one thread, a
-``Machine`` may be shared.
+``Compiled`` may be shared.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ PLACES = {
 
 
 class Step(NamedTuple):
-    """One step of a machine.
+    """One step of a pattern.
 
     A step without *takes* and *place* goes on to any of *next*. A step without *next* has
     won.
@@ -108,7 +108,7 @@ class Step(NamedTuple):
     place: Any = None
 
 
-class Machine:
+class Compiled:
     """A pattern as steps.
 
     It is made from its end to its beginning, so that each step knows its next ones.
@@ -176,8 +176,8 @@ class Machine:
 
 
 @functools.lru_cache(maxsize=256)
-def machine_of(pattern: str) -> Machine:
-    """Return *pattern* as a machine.
+def compiled(pattern: str) -> Compiled:
+    """Return *pattern* as steps.
 
     Raises:
         re.error, OverflowError, RecursionError: It is no regular expression, or not one that
@@ -185,7 +185,7 @@ def machine_of(pattern: str) -> Machine:
         Unsuited: It cannot be looked for in linear time.
     """
     re.compile(pattern)
-    return Machine(pattern)
+    return Compiled(pattern)
 
 
 class _Place(dict[str, "_Place"]):
@@ -213,10 +213,10 @@ class Finder:
     """Looks for a pattern in lines."""
 
     def __init__(self, pattern: str) -> None:
-        self._machine = machine_of(pattern)
+        self._compiled = compiled(pattern)
         self._places: dict[tuple[frozenset[int], Around], _Place] = {}
         self._remembered = 0
-        self._first = _Place(self, frozenset({self._machine.start}), NOTHING)
+        self._first = _Place(self, frozenset({self._compiled.start}), NOTHING)
         self._won = _Won(self, frozenset({0}), NOTHING)
 
     def finds_it_in(self, line: str) -> bool:
@@ -239,8 +239,8 @@ class Finder:
             for next in step.next
         }
         # the pattern may begin anywhere
-        steps = frozenset(taken | {self._machine.start})
-        if not self._machine.looks_around:
+        steps = frozenset(taken | {self._compiled.start})
+        if not self._compiled.looks_around:
             after = after._replace(is_word=False, is_ascii_word=False)
         key = steps, after
         self._remembered += 1
@@ -257,7 +257,7 @@ class Finder:
         """Yield the steps that can be taken here, as far as the next character."""
         todo, seen = list(steps), set(steps)
         while todo:
-            step = self._machine.steps[todo.pop()]
+            step = self._compiled.steps[todo.pop()]
             if step.takes is not None or not step.next:
                 yield step
             elif step.place is None or step.place(before, after):

@@ -27,7 +27,7 @@ from typing import Any
 
 import attrs
 
-from otpy.children.program.patterns import Unsuited, machine_of
+from otpy.children.program.patterns import Unsuited, compiled
 from otpy.core.pauses import PAUSE
 from otpy.exceptions import SpecError
 from otpy.runtime import posix, threads
@@ -71,7 +71,7 @@ def _regex(probe: Any, field: Any, value: Any) -> None:
     if not isinstance(value, str):
         raise SpecError(_where(probe), field.name, value, "a regular expression, as a str")
     try:
-        machine_of(value)
+        compiled(value)
     except Unsuited as error:
         expected = f"a regular expression that can be looked for in linear time; {error}"
         raise SpecError(_where(probe), field.name, value, expected) from None
