@@ -1,4 +1,4 @@
-"""What the watch does for one run of a program, from its start to the report of its end.
+"""What the watch does for one run of a program, until the report of its end.
 
 Laws:
 1. All methods run on the thread of the watch (watch.py), and none of them waits. Other
@@ -37,8 +37,9 @@ from otpy.specs import Budget
 from otpy.values import running
 
 LINGER = 0.5
-"""Seconds that an exit waits at most: until what was killed is gone, then until its logs
-are written."""
+"""Seconds that an exit waits at most, until what was killed is gone.
+
+Then it waits as long, at most, until its logs are written."""
 
 HOLD = 0.2
 """Seconds for which an end of the stop signal, which we have not sent, is kept back."""
@@ -102,7 +103,7 @@ class Attendance:
                     vitals.come_up()
 
     def resume(self, stream: Stream) -> None:
-        """Go on: there is room again for what comes out of *stream*, or a sink has got all."""
+        """Go on: *stream* has room again, or one of its sinks has got all."""
         if self._is_winding_up:
             self._bury()
         else:
@@ -135,7 +136,7 @@ class Attendance:
     # The end of the leader
 
     def leader_has_ended(self) -> None:
-        """Note that the leader has ended, and see to its end when the run is attended."""
+        """Note that the leader has ended, and see to its end if the run is attended."""
         leader = self.run.leader
         leader.has_ended = True
         # Without parts it is too early: ``attend`` looks again. If the end has happened
@@ -144,11 +145,12 @@ class Attendance:
             self._consider_end(self._parts)
 
     def _consider_end(self, parts: Parts) -> None:
-        """See to the rest; but wait a moment if it looks as if all were being stopped."""
+        """See to the rest; but wait a moment if the tree may be stopped next."""
         leader, number = self.run.leader, self.run.command.stop_signal
-        # The supervisor may ask or kill just now. It sets its flag first, and then looks at
-        # ``ended``. Here ``ended`` comes first, and the flags are looked at after it. So
-        # the flag is seen here, or the supervisor posts ``see_to_rest`` itself.
+        # The supervisor may ask or kill just now. It sets its flag first, and then
+        # looks at ``ended``. Here ``ended`` comes first, and the flags are looked at
+        # after it. So the flag is seen here, or the supervisor posts ``see_to_rest``
+        # itself.
         leader.ended.happen()
         self.run.watch.ignore(parts.pidfd)
         leader.peek()
@@ -174,7 +176,7 @@ class Attendance:
             self._wind_up()
 
     def _rest_is_gone(self, parts: Parts) -> bool:
-        """Send the rest what is due; return whether it is gone, or is not waited for."""
+        """Signal the rest; return whether it is gone, or is not waited for."""
         run, leader = self.run, self.run.leader
         is_forced = leader.is_killed or (not leader.is_asked and run.birth.spec.interrupt)
         if is_forced:
@@ -206,7 +208,7 @@ class Attendance:
         return shutdown
 
     def _give_rest_up(self) -> None:
-        """Report what still runs. The leader had ended by itself, so no supervisor does it."""
+        """Report the rest as unstopped: the supervisor has asked for no stop."""
         rest, birth = self.rest, self.run.birth
         if self.run.leader.is_asked or self._is_winding_up or rest is None:
             return
@@ -238,7 +240,8 @@ class Attendance:
             for stream in parts.streams:
                 watch.ignore(stream.fd)
                 stream.finish()
-            # It may have sent READY=1 just before its end; the two come in any order here.
+            # It may have sent READY=1 just before its end; the two come in any order
+            # here.
             self.read_mail()
             watch.reap_adopted()
         finally:
@@ -247,15 +250,16 @@ class Attendance:
             self._bury()
 
     def _bury(self) -> None:
-        """Reap the leader, and report its end when its logs are written, or are too slow."""
+        """Reap the leader; report its end when its logs are written, or too slow."""
         run, parts, leader = self.run, self._parts, self.run.leader
         if run.vitals.exit is not None or parts is None:
             return
         is_late = time.monotonic() >= self._logs_until
         is_reaped = leader.reap()
         if not is_reaped or not (is_late or all(one.is_done for one in parts.logs + parts.scans)):
-            # Too early: a debugger sees the end of a process before its parent does. Or a lane
-            # still writes: it resumes this attendance when it has done, or is given up.
+            # Too early: a debugger sees the end of a process before its parent does. Or
+            # a lane still writes: it resumes this attendance when it has done, or is
+            # given up.
             run.watch.later(max(AGAIN, self._logs_until - time.monotonic()), self._bury)
             return
         run.watch.guard.drop(leader.pid)

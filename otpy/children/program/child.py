@@ -183,7 +183,7 @@ class Program:
         return self._run.vitals.pulse()
 
     def stack(self) -> str:
-        """Return what the system says of it, and what it wrote last: it has no stack here."""
+        """Return its state in the system, and what it wrote last."""
         run, launcher = self._run, self._launcher
         popen, words = run.leader.popen, " ".join(run.command.argv)
         if run.vitals.exit is not None:

@@ -30,7 +30,7 @@ class ProgramExit(Value):
 
     @property
     def signal(self) -> str | None:
-        """The name of the signal that has killed it, such as "SIGSEGV"; None: none has."""
+        """The signal that has killed it, such as "SIGSEGV"; None: none has."""
         return signal_name(self.returncode)
 
     def __str__(self) -> str:

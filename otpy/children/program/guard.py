@@ -138,7 +138,8 @@ class Guard:
         with self._lock:
             self.closed.happen()
             self._kill()
-        # The guard has the mark as well. Unless the system is stuck, that is milliseconds.
+        # The guard has the mark as well. Unless the system is stuck, that is
+        # milliseconds.
         self.ended.wait(LAST_WAIT)
         mark, self.mark = self.mark, -1
         if mark >= 0:
@@ -158,7 +159,7 @@ class Guard:
             return True
 
     def forget_mark(self) -> None:
-        """Close the mark. In a fork: it is no program of the process that it comes from."""
+        """Close the mark. A fork is no program of the process that it comes from."""
         for fd in (self.mark, self._inside):
             if fd >= 0:
                 posix.close(fd)
@@ -167,9 +168,9 @@ class Guard:
     # Called by the keeper
 
     def connect(self, line: Socket, pid: int) -> None:
-        """Report all that is known to the guard that has been started, and all that comes."""
-        # The watch may close just now. It sets ``closed`` and kills under this lock: so either
-        # it sees the number of this guard, or its flag is seen here.
+        """Report all that is known, and all that comes, to a new guard."""
+        # The watch may close just now. It sets ``closed`` and kills under this lock: so
+        # either it sees the number of this guard, or its flag is seen here.
         with self._lock:
             self._line, self._pid = line, pid
             if self.closed.has_happened:
@@ -180,8 +181,8 @@ class Guard:
 
     def disconnect(self, popen: subprocess.Popen[bytes]) -> None:
         """Report no more to the guard *popen*, and reap it."""
-        # Another thread that holds the lock may send a signal to the number just now. So it
-        # is reaped under the lock, after it is forgotten here.
+        # Another thread that holds the lock may send a signal to the number just now.
+        # So it is reaped under the lock, after it is forgotten here.
         with self._lock:
             self._line = self._pid = None
             popen.poll()

@@ -1,4 +1,4 @@
-"""The process of the guard: it kills the programs of a tree when the parent process is gone.
+"""The process of the guard: it kills programs when their parent process is gone.
 
 The parent process is the one that runs the tree. It runs this file as ``python -I -S
 guard_process.py PARENT MARK TOKEN``, and the file imports nothing of otpy. The parent
@@ -47,10 +47,10 @@ The parent of a daemon may have ended before it was seen. On a busy machine the 
 never be over."""
 
 DEAF_TO = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGTSTP", "SIGUSR1", "SIGUSR2", "SIGALRM")
-"""Signals that may be sent to all processes at once; they must not end the guard first."""
+"""Signals that may be sent to all processes at once: they must not end the guard."""
 
 AGAIN = 1.0
-"""Seconds between looks for the end of the parent process, where it cannot be waited for."""
+"""Seconds between looks for the parent process, where none can wait for its end."""
 
 
 def main(parent: int, mark: int, token: bytes) -> None:
@@ -100,7 +100,7 @@ class Programs:
         self._rest = b""
 
     def note(self, data: bytes) -> None:
-        """Note what the parent process has written; drop the programs that have ended."""
+        """Note lines of the parent process; drop the programs that have ended."""
         *lines, self._rest = (self._rest + data).split(b"\n")
         for line in lines:
             # OSError: the program has ended already
@@ -115,7 +115,7 @@ class Programs:
                 self._forget(held[fd])
 
     def _hold(self, word: bytes) -> None:
-        """Hold a program; not if a stranger has its number by now: a program leads a session."""
+        """Hold a program. It leads a session, or a stranger has its number by now."""
         pid, fd = int(word), -1
         if hasattr(os, "pidfd_open"):
             fd = os.pidfd_open(pid)
@@ -236,7 +236,7 @@ def numbers() -> list[int]:
 
 
 def newest_number() -> int:
-    """Return the number that was given to a process last; -1, if the system keeps it secret."""
+    """Return the number that was given to a process last; -1 if that is not known."""
     try:
         with open("/proc/loadavg", "rb") as file:
             return int(file.read().split()[-1])

@@ -1,4 +1,4 @@
-"""Lanes: threads that hand output on, so that the watch waits for no file and no callable.
+"""Lanes: threads that hand output on, so that the watch waits for none of it.
 
 Laws:
 1. A log file, a stream of this process, a callable of the user's and a search for a
@@ -195,7 +195,7 @@ class Lane:
                 call()
             except BaseException as error:
                 log.complain("output_lost", error, name=self._name)
-            # the call has forked, and this is the fork: the lane is its parent\'s
+            # the call has forked, and this is the fork: the lane is its parent's
             if threads.forks != forks:
                 return
             # a lane that waits must not keep a program alive
@@ -204,7 +204,7 @@ class Lane:
                 resume()
 
     def _next(self, idle: float) -> Call | None:
-        """Return the next call; None: the thread ends, and the lane has none any more."""
+        """Return the next call; None: the thread ends."""
         with _door:
             while not self._calls and self._users:
                 if not self._news.wait(None if self._stays else idle):
@@ -212,8 +212,8 @@ class Lane:
             if self._calls:
                 return self._calls.popleft()
             if not self._users and self.file is not None and self._is_open:
-                # To close it may take its time, so it is a call like others. Until it is
-                # made, another thread can find the lane and use it again.
+                # To close it may take its time, so it is a call like others. Until it
+                # is made, another thread can find the lane and use it again.
                 self._is_open = False
                 return self.file.close, 0
             if not self._users and _lanes.get(self.key) is self:
@@ -326,7 +326,7 @@ def _nothing(*_: object) -> None:
 
 
 def _after_fork() -> None:
-    """Begin anew in a fork: none of the threads exists there, and one may hold the door."""
+    """Begin anew in a fork: it has none of the threads, and one may hold the door."""
     global _door  # noqa: PLW0603
     _door = threading.Lock()
     _lanes.clear()

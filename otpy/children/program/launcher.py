@@ -21,7 +21,7 @@ from otpy.runtime import threads
 from otpy.runtime.threads import Role, ThreadState
 
 Job = Callable[[], Callable[[], object]]
-"""Starts a program, and returns a function that reports the outcome and must not block."""
+"""Starts a program; returns a function that reports the outcome without blocking."""
 
 
 class Launchers:
@@ -58,9 +58,10 @@ class Launchers:
             launcher.jobs.put(None)
             return
         self._idle.append(launcher)
-        # ``close`` may run just now, and would not see what is appended after its look. It
-        # sets its flag first, and looks then; here the order is the other way round. So at
-        # least one of the two finds this launcher, and the one that takes it out ends it.
+        # ``close`` may run just now, and would not see what is appended after its look.
+        # It sets its flag first, and looks then; here the order is the other way round.
+        # So at least one of the two finds this launcher, and the one that takes it out
+        # ends it.
         if self._is_closed:
             self._dismiss()
 

@@ -1,4 +1,4 @@
-"""Files that this process appends to: the logs of programs, and the reports of ``otpy run``.
+"""Files that this process appends to: logs of programs, reports of ``otpy run``.
 
 Laws:
 1. Only the user of this process may read a file that is made here (mode 0600).
@@ -32,7 +32,7 @@ from pathlib import Path
 from otpy.runtime import posix
 
 LOOK_AGAIN = 1.0
-"""Seconds after which a file is looked for under its name again, before the next write."""
+"""Seconds between looks for a file under its name, each before a write."""
 
 # Windows lacks some of these names
 FLAGS = os.O_WRONLY | os.O_APPEND | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)
@@ -211,7 +211,7 @@ class LogFile:
 
 
 def reopen_logs() -> None:
-    """Have every log file of this process opened anew by its name before the next write.
+    """Have every log file of this process opened anew before its next write.
 
     Call it after you have moved log files, for example when logrotate runs its
     ``postrotate``. Without this call, output may still go into a file that was moved for up
@@ -219,8 +219,8 @@ def reopen_logs() -> None:
 
     Never blocks; may be called on any thread, and by a signal handler.
     """
-    # Other threads open and close files meanwhile. To copy a set is one step; a file that is
-    # opened after that is new anyway.
+    # Other threads open and close files meanwhile. To copy a set is one step; a file
+    # that is opened after that is new anyway.
     for file in tuple(_open):
         file.is_stale = True
 

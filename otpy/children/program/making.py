@@ -37,7 +37,7 @@ from otpy.runtime.threads import Role
 from otpy.values import running
 
 STANDARD = {1: "/dev/stdout", 2: "/dev/stderr"}
-"""What "inherit" means: streams of this process, which have one writer, as files have."""
+"""The files that "inherit" means: streams of this process, with one writer each."""
 
 LONGEST = 1e12
 """The longest heartbeat in WATCHDOG_USEC, in seconds; 64 bits hold its microseconds."""
@@ -73,7 +73,8 @@ class Making:
         """Make it; return a function that reports the outcome."""
         try:
             self._make()
-        # the system refuses a step, or an exception was raised in this thread from outside
+        # the system refuses a step, or an exception was raised in this thread from
+        # outside
         except BaseException as error:
             self._close_theirs()
             self.run.leader.undo()
@@ -90,8 +91,8 @@ class Making:
         # A stop may also come after this look; then ``begin`` sends the stop signal.
         if run.leader.is_asked:
             raise _NotWanted
-        # Kept by the same statement: an exception that is raised in this thread from outside
-        # cannot come in between, and ``__call__`` would not know what to undo.
+        # Kept by the same statement: an exception that is raised in this thread from
+        # outside cannot come in between, and ``__call__`` would not know what to undo.
         run.leader.popen = posix.start_process(
             command.argv,
             cwd=command.cwd,
@@ -156,8 +157,8 @@ class Making:
                 os.fsencode(name): os.fsencode(value) for name, value in env
             }
         else:
-            # Other threads may change the environment meanwhile, and dict() would then meet
-            # a name that is gone. To copy the dict below it is one step.
+            # Other threads may change the environment meanwhile, and dict() would then
+            # meet a name that is gone. To copy the dict below it is one step.
             made = vars(os.environb)["_data"].copy()
             for name in SYSTEMD:
                 made.pop(name, None)
@@ -278,7 +279,7 @@ def _report_output_lost(run: Run, file: str, error: OSError) -> None:
 
 
 def _can_inherit(fd: int) -> bool:
-    """Whether a program inherits *fd*: it is open, and this process has not made it for itself."""
+    """Whether *fd* is open, and this process has not made it for itself."""
     try:
         return os.get_inheritable(fd)
     except OSError:

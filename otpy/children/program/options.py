@@ -56,7 +56,7 @@ def _names_only(env: tuple[tuple[str, str], ...] | None) -> str:
 
 @value(kw_only=True)
 class Command(Value):
-    """A program as it was described: its arguments, and all options of its own, checked.
+    """A program as it was described: its arguments and options, checked.
 
     Attributes:
         argv: The program and its arguments.
@@ -109,7 +109,7 @@ def text_of(path: str, field: str, value: Any, expected: str = "a str or a path"
 
 
 def is_sayable(text: str) -> bool:
-    """Whether *text* can be given to the system: it ends at NUL, and knows bytes only."""
+    """Whether the system takes *text*: it takes bytes, and ends them at NUL."""
     try:
         return b"\0" not in os.fsencode(text)
     except UnicodeEncodeError:
@@ -159,7 +159,7 @@ def output_of(path: str, field: str, value: Any, cwd: str | None) -> Output:
 
 
 def err_dir_of(path: str, id: str, value: Any, cwd: str | None) -> str | None:
-    """Return the directory of the log of stderr; *id* becomes a part of a file's name."""
+    """Return the directory of the log of stderr; *id* is a part of its name."""
     if value is None:
         return None
     text_of(path, "id", id, "a part of a file name")

@@ -1,5 +1,4 @@
-"""What programs write: the last of it for the exit reason, log files, lines for callables
-and for searches.
+"""What programs write: its end for the exit reason, log files, and lines.
 
 Laws:
 1. What is kept or queued is bounded, however much a program writes.
@@ -53,8 +52,8 @@ class Lines:
     def __init__(self, handler: Callable[[str], object]) -> None:
         self._handler = handler
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        # The parts of the line that has no end yet. They are put together once: to append
-        # to a str would copy all of it each time.
+        # The parts of the line that has no end yet. They are put together once: to
+        # append to a str would copy all of it each time.
         self._rest: list[str] = []
         self._length = 0
 
@@ -112,7 +111,7 @@ class Scan(Lines):
 
 @running(frozen=True)
 class Called:
-    """Calls a handler of the user's. If it raises, that is logged, and the next line comes."""
+    """Calls a handler of the user's with each line. If it raises, that is logged."""
 
     handler: Callable[[str], object]
     path: str
@@ -164,7 +163,7 @@ class Journal:
             self._lost += min(len(left), len(data))
 
     def close(self) -> None:
-        """Note what is still missing. The file stays open for others; its lane closes it."""
+        """Note what is still missing. The lane of the file closes it."""
         if self._lost:
             self.add(b"")
 

@@ -14,7 +14,7 @@ from otpy.values import running
 
 @running
 class Parts:
-    """The parts of a run. A launcher makes them, and owns them until the watch takes over.
+    """The parts of a run: a launcher owns them until the watch takes over.
 
     Attributes:
         family: By which its descendants are known.

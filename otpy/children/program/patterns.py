@@ -1,4 +1,4 @@
-r"""Finds a regular expression in a line, in time that grows with the length of the line only.
+r"""Finds a regular expression in a line in linear time, whatever the expression is.
 
 The engine of ``re`` tries one way through a pattern after the other, and holds the
 interpreter's lock meanwhile: ``^(\w+)+$`` takes it 2**28 steps for a line of 28 characters.
@@ -33,7 +33,7 @@ LONGEST = 1000
 """How many steps a pattern may have, where its repeats are written out."""
 
 REMEMBERED = 50_000
-"""How many steps are remembered before all of them are forgotten; about 10 MB at most."""
+"""How many steps are remembered before all are forgotten; 10 MB at most."""
 
 KINDS_OF_TEXT = int(re.ASCII | re.LOCALE | re.UNICODE)
 """The flags that exclude each other."""
@@ -50,7 +50,7 @@ REFUSED = {
 
 
 class Unsuited(ValueError):
-    """Raised when a pattern is right, but needs more than linear time; the message says why."""
+    """Raised when a pattern is right, but cannot be found in linear time."""
 
 
 class Around(NamedTuple):
@@ -155,7 +155,8 @@ class Compiled:
         if kind is parser.AT:
             self.looks_around |= value in (parser.AT_BOUNDARY, parser.AT_NON_BOUNDARY)
             return self._add(Step((next,), place=PLACES[value][bool(flags & re.ASCII)]))
-        # a pattern for the one character that it takes: re itself knows best which these are
+        # a pattern for the one character that it takes: re itself knows best which
+        # these are
         items = parser.SubPattern(parser.State(), [item])
         return self._add(Step((next,), takes=compiler.compile(items, flags & ~re.DEBUG)))
 
@@ -189,7 +190,7 @@ def compiled(pattern: str) -> Compiled:
 
 
 class _Place(dict[str, "_Place"]):
-    """A place of a line: the next place, by character, which is made when it is needed."""
+    """A place of a line: the next place by character, made when it is needed."""
 
     __slots__ = ("_finder", "before", "has_won", "steps")
 
@@ -203,7 +204,7 @@ class _Place(dict[str, "_Place"]):
 
 
 class _Won(_Place):
-    """The place where the pattern has been found: the rest of the line does not matter."""
+    """The place where the pattern has been found, whatever follows."""
 
     def __missing__(self, char: str) -> _Place:
         return self

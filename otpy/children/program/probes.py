@@ -40,7 +40,7 @@ AGAIN = 0.05
 """Seconds from one look whether a program is ready to the next."""
 
 GLANCE = 0.2
-"""Seconds after which a thread that waits for an answer looks whether the program runs."""
+"""Seconds between looks of a thread that waits for an answer for its program."""
 
 
 def _where(probe: Any) -> str:
@@ -332,7 +332,8 @@ def addresses(host: str, port: int, slices: Iterator[float]) -> list[Any]:
     with contextlib.suppress(socket.gaierror):
         return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
     own = _Search(host, port)
-    # one step: of several threads that come here at the same time, one begins its search
+    # one step: of several threads that come here at the same time, one begins its
+    # search
     search = _searches.setdefault((host, port), own)
     if search is own:
         try:
@@ -417,7 +418,7 @@ def while_alive(health: Health, over: Once, answer: Callable[[bool], object]) ->
     while not over.wait(health.interval):
         began = time.monotonic()
         is_well = health.probe.check(over)
-        # an attempt that took longer than it may was hit by a pause of this process, and
-        # that it has failed says nothing about the program
+        # an attempt that took longer than it may was hit by a pause of this process,
+        # and that it has failed says nothing about the program
         if is_well or time.monotonic() - began < health.probe.timeout + PAUSE:
             answer(is_well)

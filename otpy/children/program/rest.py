@@ -32,7 +32,7 @@ WATCHED = 64
 When one of them has ended, all are looked for again."""
 
 AGAIN = 0.02
-"""Seconds until the end of a process is looked for, where the system does not announce it."""
+"""Seconds between looks for an end, where the system does not announce it."""
 
 
 @running
@@ -60,8 +60,8 @@ class Rest:
         if not descendants.is_possible():
             return self.group_lives()
         living = tuple(self.family.living())
-        # Those that have ended since the last look may be our zombies. They were remembered,
-        # because a zombie shows less of itself than it did in its life.
+        # Those that have ended since the last look may be our zombies. They were
+        # remembered, because a zombie shows less of itself than it did in its life.
         for before in self.living:
             now = descendants.look(before.pid)
             if (

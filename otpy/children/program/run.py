@@ -96,9 +96,10 @@ class Leader:
             if self._group is not None:
                 signal_group(self._group, signal.SIGKILL)
             elif self.popen is None and not self.ended.has_happened and launcher is not None:
-                # The launcher may go on to the start of another program, whose process this
-                # must not kill. But it takes this lock before that, in ``begin`` or ``undo``.
-                # So a child of its thread that leads no run yet is certainly this one.
+                # The launcher may go on to the start of another program, whose process
+                # this must not kill. But it takes this lock before that, in ``begin``
+                # or ``undo``. So a child of its thread that leads no run yet is
+                # certainly this one.
                 for pid in descendants.children_of_thread(launcher.native_id or 0):
                     if pid not in self.siblings:
                         with contextlib.suppress(OSError):
@@ -126,10 +127,12 @@ class Leader:
 
     def begin(self) -> None:
         """Say that ``popen`` runs, and send it what it was asked for before."""
-        # its launcher may start another program next, whose ``kill`` must spare this one
+        # its launcher may start another program next, whose ``kill`` must spare this
+        # one
         self.siblings.add(self.pid)
-        # The supervisor may ask or kill it just now. It sets its flag under this lock: so
-        # either it sees the group here and sends the signal, or the flag is seen here.
+        # The supervisor may ask or kill it just now. It sets its flag under this lock:
+        # so either it sees the group here and sends the signal, or the flag is seen
+        # here.
         with self._lock:
             self._group = self.pid
             if self.is_killed:
@@ -138,7 +141,7 @@ class Leader:
                 self._send_stop()
 
     def undo(self) -> None:
-        """Kill and reap it: its start has failed half-way. Nothing, if it does not run."""
+        """Kill and reap it, if it runs: its start has failed half-way."""
         with self._lock:  # see ``kill``
             self.ended.happen()
         if self.popen is not None:
@@ -151,11 +154,11 @@ class Leader:
     # Its end
 
     def wait(self) -> None:
-        """Wait until it has ended; for a thread of its own, where there are no pidfds."""
+        """Wait until it has ended; on a thread of its own, without pidfds."""
         ended = posix.await_exit(self.pid)
         if ended.is_reaped:
-            # It is reaped already, and its number may be another process's. The moment before
-            # this lock cannot be closed: only pidfds help.
+            # It is reaped already, and its number may be another process's. The moment
+            # before this lock cannot be closed: only pidfds help.
             with self._lock:
                 self._forget_group(ended.code)
 
@@ -181,7 +184,7 @@ class Leader:
             return self._group is None
 
     def group_lives(self) -> bool:
-        """Whether a process is left in its group. It is reaped here: else it would count."""
+        """Whether its group has a process. It is reaped first: else it would count."""
         if not self.reap():
             return True
         try:
@@ -225,8 +228,9 @@ class Vitals:
 
     def come_up(self) -> None:
         """Report that it is up; nothing, if that was reported, or it has ended."""
-        # The watch may report its end just now, and ChildStarted must not come after that.
-        # Both take this lock: so the other thread reports before, or does not report.
+        # The watch may report its end just now, and ChildStarted must not come after
+        # that. Both take this lock: so the other thread reports before, or does not
+        # report.
         with self._lock:
             if not self._is_up and self.exit is None:
                 self._is_up, self._beat, self._misses = True, self._now(), 0
@@ -296,9 +300,9 @@ class Helpers:
             let_go()
 
     def _add(self, let_go: Callable[[], object]) -> None:
-        # The supervisor may detach just now. It sets its flag first and goes through the list
-        # then; here the list comes first and the flag is looked at then. So one of the two
-        # lets this helper go; in the same order, both could miss it.
+        # The supervisor may detach just now. It sets its flag first and goes through
+        # the list then; here the list comes first and the flag is looked at then. So
+        # one of the two lets this helper go; in the same order, both could miss it.
         self._let_go.append(let_go)
         if self._is_detached:
             let_go()

@@ -96,9 +96,10 @@ class Watch:
 
     def post(self, order: Callable[[], object]) -> None:
         """Have *order* called on the thread of the watch. Never blocks."""
-        # The watch may go to sleep just now. It silences the bell before it takes orders. So
-        # with the order first and the bell second it either takes the order before it
-        # sleeps, or the bell wakes it; the other way round the order could wait for ever.
+        # The watch may go to sleep just now. It silences the bell before it takes
+        # orders. So with the order first and the bell second it either takes the order
+        # before it sleeps, or the bell wakes it; the other way round the order could
+        # wait for ever.
         self._orders.append(order)
         # OSError: the bell has rung often enough, or the watch has ended
         with contextlib.suppress(OSError):
@@ -123,14 +124,15 @@ class Watch:
 
         Called by its supervisor's thread.
         """
-        # Not as an order: ``close`` looks at the programs at once, and may be called before
-        # the watch takes an order.
+        # Not as an order: ``close`` looks at the programs at once, and may be called
+        # before the watch takes an order.
         self._programs.add(program)
 
     def let_go(self, program: Watched) -> None:
         """Count *program* no longer."""
         self._programs.discard(program)
-        # It may have been the last one, and the watch may be closing: an order wakes it.
+        # It may have been the last one, and the watch may be closing: an order wakes
+        # it.
         if threading.current_thread() is not self._thread:
             self.post(lambda: None)
 
