@@ -33,6 +33,7 @@ import attrs
 
 from otpy.children.moments import is_good
 from otpy.exceptions import Killed
+from otpy.runtime import stacks
 from otpy.runtime.posix import has_real_threads
 from otpy.values import running
 
@@ -202,7 +203,7 @@ class Interrupts:
 
     def _look(self) -> None:
         self._will_look = False
-        worked, send = time.thread_time(), functools.partial(_interrupt, sys._current_frames())
+        worked, send = time.thread_time(), functools.partial(_interrupt, stacks.frames())
         now = time.monotonic()
         due = [gate for gate, wait in self._waiting.items() if wait.at <= now]
         for gate in Gate.interrupt(due, send):
@@ -255,7 +256,7 @@ def _raise_at(seen: list[tuple[int, FrameType, int]]) -> set[int]:
         return set()
     # Between two instructions of Python this thread may have to give the GIL away, and
     # the other threads would go on to places that were not looked at. So all of it
-    # happens in one call of C code, the last ``list`` below; everything before that
+    # happens in one call of C code, ``list`` below; everything before that
     # only builds iterators. It looks once, at all threads: thousands of looks at
     # thousands of threads would take long.
     idents, frames, places = zip(*seen, strict=True)
@@ -267,7 +268,8 @@ def _raise_at(seen: list[tuple[int, FrameType, int]]) -> set[int]:
     chosen, noted = itertools.tee(map(operator.and_, is_there, is_at))
     orders = [(ctypes.c_ulong(one), ctypes.py_object(Killed)) for one in idents]
     raise_there = ctypes.pythonapi.PyThreadState_SetAsyncExc
-    hits = list(itertools.starmap(raise_there, itertools.compress(orders, chosen)))
+    ordered = itertools.starmap(raise_there, itertools.compress(orders, chosen))
+    hits: list[int] = stacks.uncollected(functools.partial(list, ordered))
     return {
         one for one, count in zip(itertools.compress(idents, noted), hits, strict=True) if count > 0
     }

@@ -19,6 +19,8 @@ import threading
 from types import FrameType
 from typing import Any
 
+from otpy.runtime import stacks
+
 
 def is_attached() -> bool:
     """Whether a debugger is attached. Never raises."""
@@ -58,7 +60,7 @@ def _is_traced() -> bool:
         for trace in (sys.gettrace(), threading.gettrace())
     ):
         return True
-    return any(_is_in(bdb, frame) for frame in sys._current_frames().values())
+    return any(_is_in(bdb, frame) for frame in stacks.frames().values())
 
 
 def _is_in(bdb: Any, frame: FrameType | None) -> bool:

@@ -14,12 +14,14 @@ Any thread may call ``stack_of``. Two may make a look at once; the later one is 
 
 from __future__ import annotations
 
+import gc
 import linecache
 import sys
 import time
 import traceback
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 if sys.version_info < (3, 14) and not getattr(sys, "_is_gil_enabled", lambda: True)():
     raise ImportError(
@@ -78,12 +80,32 @@ class Look:
             frame = frame.f_back
 
 
+T = TypeVar("T")
+
+
+def uncollected(look: Callable[[], T]) -> T:
+    """Return what *look* returns; no garbage collection runs amid it.
+
+    CPython 3.11 collects garbage wherever an object is made, also inside
+    ``sys._current_frames``. A finalizer of the program may then run, another thread goes
+    on and leaves its frames, and the look goes on with frames that are freed: the
+    interpreter crashes. From 3.12 on, garbage is collected between two instructions only.
+    """
+    if sys.version_info >= (3, 12) or not gc.isenabled():
+        return look()
+    gc.disable()
+    try:
+        return look()
+    finally:
+        gc.enable()
+
+
 def frames() -> dict[int, types.FrameType]:
     """Return the innermost frame of each thread by its number.
 
     {} where Python has none.
     """
-    return getattr(sys, "_current_frames", dict)()
+    return uncollected(getattr(sys, "_current_frames", dict))
 
 
 _last_look: Look | None = None

@@ -2,10 +2,12 @@
 
 import contextlib
 import functools
+import gc
 import importlib
 import logging
 import multiprocessing
 import operator
+import pathlib
 import queue
 import sys
 import threading
@@ -13,9 +15,11 @@ import time
 
 import pytest
 
+import otpy
 from otpy import Killed, supervisor, thread
 from otpy.children import interrupt, moments
 from otpy.reports import Unstopped
+from otpy.runtime import stacks
 from tests.helpers import HANG, wait_until
 from tests.seams.kit import python
 
@@ -506,3 +510,29 @@ def test_what_others_use_works_on_after_hundreds_of_kills(what):
     if what == "import" and "xxsubtype" not in sys.builtin_module_names:
         pytest.skip("there is no small built-in module to import")
     assert python(KILLED_AGAIN_AND_AGAIN, what, 300, hang=500).out == "fine\n"
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="garbage is collected elsewhere there")
+def test_no_garbage_is_collected_amid_a_look_at_all_threads():
+    """CPython 3.11 crashes if a finalizer of the program lets another thread go on then."""
+    was_on = []
+    stacks.uncollected(lambda: was_on.append(gc.isenabled()))
+    on_after = gc.isenabled()
+    gc.disable()
+    try:
+        stacks.uncollected(lambda: was_on.append(gc.isenabled()))
+        is_left = not gc.isenabled()
+    finally:
+        gc.enable()
+
+    assert (was_on, on_after, is_left) == ([False, False], True, True)
+
+
+def test_all_looks_at_threads_go_through_one_function():
+    """No other code asks for the frames of all threads: but ``_raise_at``, and that is held off as well."""
+    root = pathlib.Path(otpy.__file__).parent
+    texts = {path.name: path.read_text() for path in root.rglob("*.py")}
+    asks = {name for name, text in texts.items() if "sys._current_frames" in text}
+
+    assert asks == {"interrupt.py", "stacks.py"}
+    assert texts["interrupt.py"].count("sys._current_frames") == 1
