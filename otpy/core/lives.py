@@ -166,7 +166,7 @@ class Lives(Endings):
 
     def died(self, slot: Slot, reason: ExitReason) -> None:
         """Judge the end of a child that was not asked to stop (OTP: do_restart/3)."""
-        if self._plan is not None and self.is_doomed(slot):
+        if self.is_doomed(slot):
             self.absorb(slot, reason)
             return
         is_normal = reason.kind in NORMAL_CLASS
@@ -239,12 +239,10 @@ class Lives(Endings):
 
     def _restart(self, slot: Slot, reason: ExitReason) -> None:
         """Spend one unit, then restart the group around *slot*, or give up."""
-        if not self.window.spend(self._now):
-            self.give_up(slot.path, slot.incarnation, reason)
-        elif self.spec.strategy is Strategy.ONE_FOR_ONE:
-            self.start(slot, Cause.CALL if slot.starters else Cause.RESTART)
+        if self.window.spend(self._now):
+            self.begin_group(slot)
         else:
-            self._plan = self.take_over(slot)
+            self.give_up(slot.path, slot.incarnation, reason)
 
     def begin_group(self, slot: Slot) -> None:
         """Restart the group around *slot*, and spend nothing."""

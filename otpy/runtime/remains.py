@@ -25,10 +25,11 @@ RELEASE_AFTER = 0.1
 """Seconds that things are kept at least, before a helper thread is started for them."""
 
 FULL = 1024
-"""With more things than this, a helper thread is started at once."""
+"""With more things or lists than this, a helper thread is started at once."""
 
 HANDED = 16
-"""With more lists than this at later children, those that are empty are forgotten."""
+"""With more lists than this at later children, those that are empty are forgotten; and
+again when twice as many as were left have been handed over."""
 
 AGAIN = 1.0
 """Seconds after which a release is tried again for which the system had no thread."""
@@ -41,12 +42,13 @@ class Remains:
         at: The monotonic time from which it may be released; infinity: nothing is kept.
     """
 
-    __slots__ = ("_handed", "_owner", "_path", "_things", "at")
+    __slots__ = ("_handed", "_most", "_owner", "_path", "_things", "at")
 
     def __init__(self, path: str, owner: object) -> None:
         self._path, self._owner, self.at = path, owner, math.inf
         self._things: list[object] = []
         self._handed: list[list[object]] = []
+        self._most = HANDED
 
     def keep(self, *things: object, after: float = RELEASE_AFTER) -> None:
         """Keep *things*, which the supervisor is about to forget.
@@ -67,14 +69,18 @@ class Remains:
         """
         handed, self._things = self._things, []
         self._handed.append(handed)
-        if len(self._handed) > HANDED:
+        if len(self._handed) > self._most:
+            # Thousands of children may be replaced at once, and none of them ends soon.
             self._handed = [one for one in self._handed if one]
+            self._most = max(HANDED, 2 * len(self._handed))
+            if len(self._handed) > FULL:
+                self.release()
         return handed
 
     def release(self) -> None:
         """Have all that is kept dropped by a helper thread."""
         kept, self.at = [one for one in (*self._handed, self._things) if one], math.inf
-        self._handed, self._things = [], []
+        self._handed, self._things, self._most = [], [], HANDED
         if not kept:
             return
 

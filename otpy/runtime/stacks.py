@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import gc
 import linecache
+import operator
 import sys
 import time
 import traceback
@@ -84,20 +85,24 @@ T = TypeVar("T")
 
 
 def uncollected(look: Callable[[], T]) -> T:
-    """Return what *look* returns; no garbage collection runs amid it.
+    """Return what *look* returns, which is a function of C; no garbage collection runs amid it.
 
     CPython 3.11 collects garbage wherever an object is made, also inside
     ``sys._current_frames``. A finalizer of the program may then run, another thread goes
     on and leaves its frames, and the look goes on with frames that are freed: the
     interpreter crashes. From 3.12 on, garbage is collected between two instructions only.
     """
-    if sys.version_info >= (3, 12) or not gc.isenabled():
+    if sys.version_info >= (3, 12):
         return look()
-    gc.disable()
+    was_on = gc.isenabled()
     try:
-        return look()
+        # Another thread may do the same, and turn the collector on again as soon as this
+        # thread gives the GIL away. So both happen in one call of C code.
+        _, found = map(operator.call, (gc.disable, look))
     finally:
-        gc.enable()
+        if was_on:
+            gc.enable()
+    return found  # type: ignore[return-value]
 
 
 def frames() -> dict[int, types.FrameType]:

@@ -515,17 +515,39 @@ def test_what_others_use_works_on_after_hundreds_of_kills(what):
 @pytest.mark.skipif(sys.version_info >= (3, 12), reason="garbage is collected elsewhere there")
 def test_no_garbage_is_collected_amid_a_look_at_all_threads():
     """CPython 3.11 crashes if a finalizer of the program lets another thread go on then."""
-    was_on = []
-    stacks.uncollected(lambda: was_on.append(gc.isenabled()))
-    on_after = gc.isenabled()
+    is_on, is_on_after = stacks.uncollected(gc.isenabled), gc.isenabled()
     gc.disable()
     try:
-        stacks.uncollected(lambda: was_on.append(gc.isenabled()))
+        was_off = not stacks.uncollected(gc.isenabled)
         is_left = not gc.isenabled()
     finally:
         gc.enable()
 
-    assert (was_on, on_after, is_left) == ([False, False], True, True)
+    assert (is_on, is_on_after, was_off, is_left) == (False, True, True, True)
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="garbage is collected elsewhere there")
+def test_no_other_thread_turns_the_collector_on_amid_a_look():
+    """Another supervisor may have looked as well, and put back what was before."""
+    over = threading.Event()
+
+    def turn_on():
+        while not over.is_set():
+            gc.enable()
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    other = threading.Thread(target=turn_on)
+    other.start()
+    try:
+        seen = {stacks.uncollected(gc.isenabled) for _ in range(20_000)}
+    finally:
+        sys.setswitchinterval(before)
+        over.set()
+        other.join()
+        gc.enable()
+
+    assert seen == {False}
 
 
 def test_all_looks_at_threads_go_through_one_function():
