@@ -43,10 +43,9 @@ MEETS_THE_TRACER = [
 ]
 
 PURE = [
-    f"otpy/{name}.py"
-    for name in (
-        "exceptions specs messages reports restarts strategy machine abc mailbox telemetry threads".split()  # noqa: SIM905
-    )
+    *(f"otpy/{name}.py" for name in ("exceptions", "specs", "reports", "abc")),
+    "otpy/core/*.py",
+    *(f"otpy/runtime/{name}.py" for name in ("mailbox", "telemetry", "threads")),
 ]
 
 

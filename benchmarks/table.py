@@ -329,7 +329,7 @@ ALL = (
     ),
     Benchmark(
         name="import",
-        what="import of all of otpy",
+        what="import of otpy, without coroutines and processes",
         floor="import attrs, structlog, threading, queue",
         sides=(
             Side(OTPY, inside.import_of("otpy.api")),

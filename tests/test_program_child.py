@@ -21,7 +21,7 @@ from otpy import (
     process,
     supervisor,
 )
-from otpy.children.program import probes, run
+from otpy.children.program import guard_process, probes, run
 from otpy.core.messages import ChildExited, ChildStarted
 from otpy.reports import ChildTerminated, Progress, ShutdownError, StartFailed
 from otpy.runtime import descendants, posix, threads
@@ -451,6 +451,37 @@ def test_a_late_kill_spares_the_next_program_of_its_launcher(is_undone, code):
     launcher.join(HANG)
 
     assert codes == [code]
+
+
+def test_a_start_that_fails_just_after_the_fork_is_undone():
+    """The leader does not know its group yet; its process is killed all the same."""
+    leader = run.Leader(sh("").start.command)
+    leader.popen = subprocess.Popen(["sleep", "1000"], start_new_session=True)
+    undoer = threading.Thread(target=leader.undo, daemon=True)
+    undoer.start()
+    undoer.join(HANG)
+    is_undone = not undoer.is_alive()
+    if not is_undone:
+        leader.popen.kill()
+
+    assert (is_undone, leader.code) == (True, -signal.SIGKILL)
+
+
+def test_one_descriptor_that_is_closed_meanwhile_hides_no_other(monkeypatch):
+    """The mark may be the next one."""
+    readlink, closed = os.readlink, []
+
+    def close_first(path, *args, **options):
+        if not closed:
+            closed.append(path)
+            raise FileNotFoundError(path)
+        return readlink(path, *args, **options)
+
+    monkeypatch.setattr(os, "readlink", close_first)
+    seen = list(guard_process.descriptors(str(os.getpid())))
+
+    assert closed
+    assert len(seen) >= 3
 
 
 # Others in the same process

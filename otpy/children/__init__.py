@@ -1,1 +1,1 @@
-"""The kinds of children, one file each. A new kind is one new file and no edit of another."""
+"""The kinds of children: a file or a folder for each."""

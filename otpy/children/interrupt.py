@@ -270,6 +270,8 @@ def _raise_at(seen: list[tuple[int, FrameType, int]]) -> set[int]:
     raise_there = ctypes.pythonapi.PyThreadState_SetAsyncExc
     ordered = itertools.starmap(raise_there, itertools.compress(orders, chosen))
     hits: list[int] = stacks.uncollected(functools.partial(list, ordered))
-    return {
-        one for one, count in zip(itertools.compress(idents, noted), hits, strict=True) if count > 0
-    }
+    counts = zip(itertools.compress(idents, noted), hits, strict=True)
+    hit = {one for one, count in counts if count > 0}
+    # The look has the frame of this function in it: together they would be a cycle.
+    del looks, is_there, is_at, chosen, noted, ordered, counts
+    return hit

@@ -110,6 +110,7 @@ class ThreadChild:
             )
         except (RuntimeError, MemoryError) as error:  # can't start new thread
             spares.reserve.spend(error)
+            birth.last_exit = None  # or each failed start would keep the one before alive
             deliver(ChildExited(birth.ref, ExitReason(CRASHED, error)))
         else:
             if not spec.ready:

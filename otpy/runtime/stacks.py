@@ -92,17 +92,19 @@ def uncollected(look: Callable[[], T]) -> T:
     on and leaves its frames, and the look goes on with frames that are freed: the
     interpreter crashes. From 3.12 on, garbage is collected between two instructions only.
     """
-    if sys.version_info >= (3, 12):
-        return look()
-    was_on = gc.isenabled()
+    was_on = sys.version_info < (3, 12) and gc.isenabled()
     try:
+        if sys.version_info >= (3, 12):
+            return look()
         # Another thread may do the same, and turn the collector on again as soon as this
         # thread gives the GIL away. So both happen in one call of C code.
-        _, found = map(operator.call, (gc.disable, look))
+        # What is found has the frame of this very function in it. So no name here may
+        # hold it, nor the function that does: it would be a cycle.
+        return list(map(operator.call, (gc.disable, look)))[1]  # type: ignore[return-value]
     finally:
+        del look
         if was_on:
             gc.enable()
-    return found  # type: ignore[return-value]
 
 
 def frames() -> dict[int, types.FrameType]:

@@ -488,3 +488,18 @@ def test_every_line_reaches_a_slow_reader_of_a_pipe_that_does_not_block(number):
         os.close(ours)
 
     assert got.splitlines() == [b"line %06d of the output" % n for n in range(8000)]
+
+
+def test_a_call_that_its_own_thread_makes_for_want_of_another_does_not_stay():
+    """It would wait for the one thread that could end the wait: itself."""
+    lane = lanes.Lane(None, None)
+    lane._users, lane._stays = 1, True
+    caller = threading.Thread(target=lane._run, args=(0.0,), daemon=True)
+    caller.start()
+    caller.join(HANG / 4)
+    has_ended = not caller.is_alive()
+    with lanes._door:
+        lane._users = 0
+        lane._news.notify_all()
+
+    assert has_ended

@@ -12,6 +12,7 @@ import queue
 import sys
 import threading
 import time
+import weakref
 
 import pytest
 
@@ -558,3 +559,37 @@ def test_all_looks_at_threads_go_through_one_function():
 
     assert asks == {"interrupt.py", "stacks.py"}
     assert texts["interrupt.py"].count("sys._current_frames") == 1
+
+
+class Local:
+    """What a function of another thread holds."""
+
+
+@pytest.mark.parametrize("look", ["frames", "raise_at"])
+def test_a_look_keeps_no_local_of_another_thread(look):
+    """Its finalizer would run on a thread that is not its own, when garbage is collected."""
+    go, gone = threading.Event(), []
+
+    def hold():
+        local = Local()
+        gone.append(weakref.ref(local))
+        here.set()
+        go.wait(HANG)
+
+    here = threading.Event()
+    other = threading.Thread(target=hold)
+    gc.disable()
+    try:
+        other.start()
+        here.wait(HANG)
+        if look == "frames":
+            stacks.frames()
+        else:
+            interrupt._raise_at([(other.ident, sys._getframe(), -1)])
+        go.set()
+        other.join(HANG)
+        is_gone = gone[0]() is None
+    finally:
+        gc.enable()
+
+    assert is_gone

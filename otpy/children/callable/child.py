@@ -27,7 +27,7 @@ from otpy.children.callable.protocol import ASK, FENCE, LEAST
 from otpy.children.endings import reason_of
 from otpy.children.names import name_of, path_of
 from otpy.core.messages import ChildExited
-from otpy.exceptions import SpecError, show
+from otpy.exceptions import SpecError
 from otpy.reports import CRASHED, ExitReason
 from otpy.runtime import spares, threads
 from otpy.runtime.threads import Role, ThreadState
@@ -107,6 +107,7 @@ class CalleeChild:
             )
         except (RuntimeError, MemoryError) as error:  # the system has no more threads
             spares.reserve.spend(error)
+            birth.last_exit = None  # or each failed start would keep the one before alive
             deliver(ChildExited(birth.ref, ExitReason(CRASHED, error)))
 
     def stop(self) -> None:
@@ -150,8 +151,7 @@ class CalleeChild:
             if line.process is None or line.process.pid is None or line.wires is None:
                 return ""
             line.stacks = line.wires.last_stacks() or line.stacks
-            function = show(self.job.function)
-            return f"process {line.process.pid}, which runs {function}\n{line.stacks}"
+            return f"process {line.process.pid}, which runs {self.birth.spec.id}\n{line.stacks}"
 
     @property
     def alive(self) -> bool:

@@ -595,7 +595,8 @@ def _report_end(wire: Wire, dump: int, error: BaseException | None) -> None:
                 # The parent process looks into the pipe for stacks when it has got no
                 # EXIT.
                 story = "" if error is None else traceback_of(error)
-                os.write(dump, story.encode(errors="replace")[-DUMPED:])
+                with contextlib.suppress(OSError):  # stacks that were not read fill the pipe
+                    os.write(dump, story.encode(errors="replace")[-DUMPED:])
             return
 
 

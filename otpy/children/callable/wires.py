@@ -5,7 +5,8 @@ Laws:
    other code. A process ends when its near ends are closed, so a fork that kept them
    would keep it alive after the parent process has died.
 2. The supervisor's thread never waits for a fork: hooks of the user run before a fork,
-   and may take long. Only a keeper's thread takes ``fork_lock``.
+   and may take long. Only a keeper's thread takes ``fork_lock``; the supervisor's does
+   so only if the keeper's thread was lost and the system has no other thread to give.
 3. An order never blocks. One that comes before the wires are laid is kept; later ones
    wait in the socket until the process reads them.
 

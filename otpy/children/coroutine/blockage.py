@@ -15,7 +15,8 @@ wake-ups in BLOCKED_AFTER, and an idle loop costs none.
 A uvloop has no selector that could note this. It is asked for an answer every
 BLOCKED_AFTER seconds, also when it is idle.
 
-``Selector`` runs on the loop's thread, ``Blockage`` on the supervisor's.
+``Selector`` runs on the loop's thread, and calls ``Blockage.watch`` there; so does
+``_has_answered``. All else of ``Blockage`` runs on the supervisor's thread.
 """
 
 from __future__ import annotations

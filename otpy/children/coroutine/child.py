@@ -192,6 +192,7 @@ class CoroutineChild:
             self._home = self.recipe.home_of(self)
         except (RuntimeError, MemoryError, OSError) as error:
             spares.reserve.spend(error)
+            birth.last_exit = None  # or each failed start would keep the one before alive
             self.end(ExitReason(CRASHED, error))
             return
         self._home.order(self._begin)

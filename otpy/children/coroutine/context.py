@@ -131,8 +131,9 @@ class AsyncContext(Context):
             # at when_idle. One of both sees the other.
             if self.works is not None:
                 self.works.pop(work, None)
-            if not self.works and self.when_idle is not None:
-                self.when_idle()
+            when_idle = self.when_idle  # once: the loop's thread may set it to None
+            if not self.works and when_idle is not None:
+                when_idle()
 
         work.future.add_done_callback(note_end)
 

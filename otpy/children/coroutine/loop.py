@@ -7,8 +7,10 @@ Laws:
    own callbacks were lost.
 3. There is no lock between the loop's thread and the supervisor's (members.py).
 
-All methods of ``LoopThread`` run on the loop's thread. The supervisor's thread writes
-``orders``, ``is_rung`` and ``is_closing`` (orders.py).
+All methods of ``LoopThread`` run on the loop's thread, except ``take_no_step``: that
+runs on the thread that forks. The supervisor's thread adds to ``orders``, and sets
+``is_rung`` and ``is_closing`` (orders.py); ``obey`` takes from ``orders`` and clears
+``is_rung``.
 """
 
 from __future__ import annotations

@@ -62,12 +62,14 @@ class Work:
         return not self.future.done()
 
     def stack(self) -> str:
-        return stacks.stack_of(self.thread.ident) if self.alive and self.thread is not None else ""
+        thread = self.thread  # once: its thread sets it to None when the call is made
+        return stacks.stack_of(thread.ident) if self.alive and thread is not None else ""
 
     def leave(self) -> None:
         """Mark its thread as given up; on the thread that gives it up."""
-        if self.alive and self.thread is not None:
-            threads.mark(self.thread, ThreadState.UNSTOPPED)
+        thread = self.thread  # see ``stack``
+        if self.alive and thread is not None:
+            threads.mark(thread, ThreadState.UNSTOPPED)
 
     def do(self) -> None:
         """Make the call; on its thread."""

@@ -72,6 +72,10 @@ class Attendance:
         """Take over what was made; the program runs."""
         run, watch = self.run, self.run.watch
         watch.guard.add(run.leader.pid)
+        # first: if the system refuses one of the others, the end is noticed all the same
+        self._parts = parts
+        if parts.pidfd is not None:
+            watch.listen(parts.pidfd, self.leader_has_ended)
         watch.reap_adopted()
         if parts.errors is not None:
             at = time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(run.birth.tree.clock.wall()))
@@ -82,9 +86,6 @@ class Attendance:
             self._listen_to(stream)
         if parts.mailbox is not None:
             watch.listen(parts.mailbox.fileno(), self.read_mail)
-        if parts.pidfd is not None:
-            watch.listen(parts.pidfd, self.leader_has_ended)
-        self._parts = parts
         # The end may have been noted before the parts were here, and was left for now.
         if run.leader.has_ended:
             self._consider_end(parts)

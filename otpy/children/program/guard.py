@@ -32,6 +32,7 @@ import weakref
 from collections.abc import Callable
 from pathlib import Path
 
+from otpy.children.program import guard_process
 from otpy.runtime import descendants, posix, threads
 from otpy.runtime.posix import NO_SIGNAL, NoPython, Socket
 from otpy.runtime.threads import Role
@@ -314,11 +315,10 @@ def kill_carriers(name: str, spared: set[int]) -> None:
     me, session = os.getpid(), os.getsid(0)
     for pid in descendants.pids():
         seen = None if pid in spared or pid == me else descendants.look(pid)
-        if seen is not None and (seen.parent != me or seen.session not in (session, pid)):
-            with contextlib.suppress(OSError):
-                descriptors = Path(f"/proc/{pid}/fd").iterdir()
-                if any(str(entry.readlink()) == name for entry in descriptors):
-                    descendants.send(seen, signal.SIGKILL)
+        if seen is None or (seen.parent == me and seen.session in (session, pid)):
+            continue
+        if name in guard_process.descriptors(str(pid)):
+            descendants.send(seen, signal.SIGKILL)
 
 
 _guards: weakref.WeakSet[Guard] = weakref.WeakSet()

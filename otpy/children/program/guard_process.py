@@ -279,8 +279,12 @@ def session(pid: str) -> int:
 
 def descriptors(pid: str) -> Iterator[str]:
     """Yield the targets of a process's descriptors; nothing, if we may not read them."""
-    with contextlib.suppress(OSError):
-        for name in os.listdir(f"/proc/{pid}/fd"):
+    try:
+        names = os.listdir(f"/proc/{pid}/fd")
+    except OSError:
+        return
+    for name in names:
+        with contextlib.suppress(OSError):  # it was closed meanwhile; the others count
             yield os.readlink(f"/proc/{pid}/fd/{name}")
 
 

@@ -10,6 +10,9 @@ Laws:
    nothing.
 3. What waits in a lane is bounded.
 
+Not proud of: where the system has no thread to give, the thread that puts a call makes
+it, and waits for it. That may be the watch.
+
 Threads: calls run on the thread of their lane. The watch calls ``put``, ``has_room``
 and ``leave``; a launcher makes and uses new lanes; a supervisor's thread detaches them. One
 lock, the door, guards all lanes. It is held for a few steps and for the start of a thread,
@@ -207,7 +210,8 @@ class Lane:
         """Return the next call; None: the thread ends."""
         with _door:
             while not self._calls and self._users:
-                if not self._news.wait(None if self._stays else idle):
+                # A thread that makes a call for want of another one has no time to stay.
+                if not self._news.wait(None if self._stays and idle else idle):
                     break
             if self._calls:
                 return self._calls.popleft()

@@ -90,9 +90,11 @@ class Launcher:
     def _run(self) -> None:
         while (job := self.jobs.get()) is not None:
             report = job()
-            # it may have been given up while it hung
-            threads.mark(self.thread, ThreadState.RUNNING)
-            self._launchers.park(self)
-            report()
+            try:
+                # it may have been given up while it hung
+                threads.mark(self.thread, ThreadState.RUNNING)
+                self._launchers.park(self)
+            finally:
+                report()  # whatever is raised here: the program runs by now, or has failed
             # an idle launcher must not keep the last program alive
             del job, report

@@ -144,17 +144,19 @@ class Leader:
         """Kill and reap it, if it runs: its start has failed half-way."""
         with self._lock:  # see ``kill``
             self.ended.happen()
+            if self.popen is not None and self.popen.returncode is None:
+                # The failure may have come before ``begin``.
+                self._group = self.pid
         if self.popen is not None:
             self.kill_group()
             # not for long: it has been killed
-            self.popen.wait()
-            with self._lock:
-                self._forget_group(self.popen.returncode)
+            self.wait()
+            self.reap()
 
     # Its end
 
     def wait(self) -> None:
-        """Wait until it has ended; on a thread of its own, without pidfds."""
+        """Wait until it has ended; on a thread of its own, without pidfds, or in ``undo``."""
         ended = posix.await_exit(self.pid)
         if ended.is_reaped:
             # It is reaped already, and its number may be another process's. The moment
