@@ -15,6 +15,9 @@ Laws:
 
 The thread of the child runs ``Gate.open`` and ``close``. The thread of its supervisor
 runs everything else.
+
+Not proud of: while the supervisor's thread looks, it holds the frames of all threads. A
+function that returns meanwhile leaves its locals to that thread.
 """
 
 from __future__ import annotations
